@@ -1,0 +1,1 @@
+"""Trees to units, characters to tokens: pure functions of arrays, no files."""

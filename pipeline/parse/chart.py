@@ -1,0 +1,104 @@
+"""Charts of span scores, ragged and triangular, and the search for the best tree in them.
+
+A sentence of n words has n(n+1)/2 spans [i, j), 0 <= i < j <= n. They are stored row by row: all spans that
+start at 0, then all that start at 1, and so on, so span (i, j) stands at i*n - i(i-1)/2 + (j - i - 1).
+Sentences of a batch lie one after the other without padding.
+
+The best label of a span does not depend on the tree around it, so the maximum over labels is taken before the
+search, and the search (CKY: Kasami 1965, Younger 1967; for span scores: Stern, Andreas & Klein 2017) needs one
+number a span. It is cubic in the sentence and compiled: 10 µs for 40 words.
+"""
+
+from functools import lru_cache
+
+import numba
+import numpy as np
+from jaxtyping import Float32, Int, Int32, Int64
+
+
+@lru_cache(maxsize=512)
+def triangle(words: int) -> tuple[Int64[np.ndarray, "spans"], Int64[np.ndarray, "spans"]]:
+    """Left and right fenceposts of every span of a sentence of `words` words, in storage order."""
+    left, right = np.triu_indices(words + 1, k=1)
+    left.setflags(write=False)
+    right.setflags(write=False)
+    return left, right
+
+
+def span_count(words: int) -> int:
+    """Number of spans of a sentence of `words` words."""
+    return words * (words + 1) // 2
+
+
+def span_index(left: Int[np.ndarray, "k"], right: Int[np.ndarray, "k"], words: int) -> Int[np.ndarray, "k"]:
+    """Place of spans [left, right) in the storage order of a sentence of `words` words."""
+    return left * words - left * (left - 1) // 2 + (right - left - 1)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _decode(scores, lengths, spans_out, nodes_out):  # type: ignore[no-untyped-def]
+    offset = 0
+    written = 0
+    longest = 0
+    for n in lengths:
+        longest = max(longest, n)
+    # best[i, l]: score of the best tree over [i, i+l), and, mirrored, by its end; both are read with stride 1
+    by_start = np.zeros((longest + 1, longest + 1), dtype=np.float32)
+    by_end = np.zeros((longest + 1, longest + 1), dtype=np.float32)
+    split = np.zeros((longest + 1, longest + 1), dtype=np.int32)
+    stack = np.zeros((longest + 1, 2), dtype=np.int32)
+    for s in range(len(lengths)):
+        n = lengths[s]
+        for length in range(1, n + 1):
+            for i in range(n - length + 1):
+                j = i + length
+                own = scores[offset + i * n - i * (i - 1) // 2 + length - 1]
+                if length > 1:
+                    best = np.float32(-np.inf)
+                    where = 1
+                    for k in range(1, length):
+                        total = by_start[i, k] + by_end[j, length - k]
+                        if total > best:
+                            best = total
+                            where = k
+                    split[i, length] = where
+                    own += best
+                by_start[i, length] = own
+                by_end[j, length] = own
+        # pre-order walk of the binary tree
+        top = 0
+        if n > 0:
+            stack[0, 0] = 0
+            stack[0, 1] = n
+            top = 1
+        first = written
+        while top > 0:
+            top -= 1
+            i = stack[top, 0]
+            j = stack[top, 1]
+            spans_out[written] = offset + i * n - i * (i - 1) // 2 + (j - i - 1)
+            written += 1
+            if j - i > 1:
+                m = i + split[i, j - i]
+                stack[top, 0] = m
+                stack[top, 1] = j
+                stack[top + 1, 0] = i
+                stack[top + 1, 1] = m
+                top += 2
+        nodes_out[s] = written - first
+        offset += n * (n + 1) // 2
+
+
+def best_trees(
+    scores: Float32[np.ndarray, "spans"], lengths: Int32[np.ndarray, "sentences"]
+) -> Int64[np.ndarray, "nodes"]:
+    """Binary tree of greatest total score for each sentence of a ragged batch.
+
+    `scores`: for each span the score of its best label (0 for "no constituent" by benepar's convention),
+    sentences concatenated. Returns the places in `scores` of each tree's 2n-1 nodes, sentence after sentence, in
+    pre-order. Of equal scores the shortest left child wins.
+    """
+    nodes = np.zeros(max(0, int((2 * lengths.astype(np.int64) - 1).clip(min=0).sum())), dtype=np.int64)
+    counts = np.zeros(len(lengths), dtype=np.int64)
+    _decode(scores, lengths, nodes, counts)
+    return nodes

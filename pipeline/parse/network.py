@@ -1,0 +1,161 @@
+"""benepar's `ChartParser` under today's transformers: words to fenceposts, fenceposts to span scores.
+
+The weights and modules are benepar's own; three things are done differently, all of them exact.
+Words are mapped to subwords for a whole batch at once. The label head's first layer is linear in the difference of two
+fenceposts, so it is applied once a fencepost (n times) and not once a span (n² times). Only spans that can exist
+(i < j <= n) are scored, without padding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from benepar.parse_chart import ChartParser
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.parse.base import Words
+from pipeline.parse.chart import triangle
+
+#: Forms benepar's spaCy component feeds in place of typographic ones: its models were trained on the plain forms.
+PLAIN_FORMS = {"`": "'", "«": '"', "»": '"', "‘": "'", "’": "'", "“": '"', "”": '"', "„": '"', "‹": "'", "›": "'", "—": "--"}
+
+
+def with_special_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """`ids` between the special tokens that this tokenizer puts around one sequence."""
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    special = [bool(flag) for flag in probe["special_tokens_mask"]]
+    body = [index for index, flag in enumerate(special) if not flag]
+    before, after = probe["input_ids"][: body[0]], probe["input_ids"][body[-1] + 1 :]
+    return list(before) + ids + list(after)
+
+
+def supply_what_transformers_dropped() -> None:
+    """Give fast tokenizers back the one method of transformers 4 that benepar 0.2 calls when it loads a model."""
+    if not hasattr(PreTrainedTokenizerBase, "build_inputs_with_special_tokens"):
+        PreTrainedTokenizerBase.build_inputs_with_special_tokens = with_special_tokens
+
+
+supply_what_transformers_dropped()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sentence as the encoder reads it."""
+
+    input_ids: Int64[np.ndarray, "subwords"]
+    words_from_tokens: Int64[np.ndarray, "words_and_two"]  # start, the last subword of each word, stop
+
+    @property
+    def words(self) -> int:
+        return len(self.words_from_tokens) - 2
+
+
+def encode(parser: ChartParser, sentences: Sequence[Words]) -> list[Encoded]:
+    """Subwords of each sentence, and for each word the last subword that overlaps it (as benepar's Retokenizer).
+
+    Where that fails for a word without subwords (a control character, say) the neighbouring subword stands in, where
+    benepar raises.
+    """
+    retokenizer = parser.retokenizer
+    tokenizer = retokenizer.tokenizer
+    texts, starts, ends = [], [], []
+    for sentence in sentences:
+        words = [PLAIN_FORMS.get(word, word) for word in sentence.words]
+        lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+        gaps = np.asarray(sentence.space_after, dtype=np.int64)
+        end = np.cumsum(lengths + gaps) - gaps
+        texts.append("".join(word + " " * space for word, space in zip(words, sentence.space_after, strict=True)))
+        starts.append(end - lengths)
+        ends.append(end)
+    encoded = []
+    shift = 1 if retokenizer.is_t5 else 0  # T5's decoder input is shifted right by one
+    for item, start, end in zip(tokenizer._tokenizer.encode_batch(texts), starts, ends, strict=True):
+        offsets = np.asarray(item.offsets, dtype=np.int64).reshape(-1, 2)
+        real = np.flatnonzero(offsets[:, 0] != offsets[:, 1])
+        ids = np.asarray(item.ids, dtype=np.int64)
+        if retokenizer.is_gpt2:
+            ids = np.append(ids, tokenizer.eos_token_id)
+        total = len(ids) + shift
+        token_end = offsets[real, 1]
+        before = np.searchsorted(token_end, end, side="right")
+        inside = (before > 0) & (token_end[np.maximum(before - 1, 0)] > start) if len(real) else np.zeros(len(end), bool)
+        pick = np.clip(np.where(inside, before - 1, before), 0, max(len(real) - 1, 0))
+        place = real[pick] + shift if len(real) else np.zeros(len(end), dtype=np.int64)
+        first, last = retokenizer.start_token_idx, retokenizer.stop_token_idx
+        frame = [first if first >= 0 else total + first], [last if last >= 0 else total + last]
+        encoded.append(Encoded(ids, np.concatenate([frame[0], place, frame[1]]).astype(np.int64)))
+    return encoded
+
+
+def fenceposts(parser: ChartParser, batch: Sequence[Encoded]) -> tuple[Float[Tensor, "posts d_model"], Tensor | None]:
+    """Fencepost vectors of all sentences, concatenated (n+1 for n words), and tag scores [words, tags] if the model tags."""
+    device = parser.output_device
+    pad = parser.retokenizer.tokenizer.pad_token_id or 0
+    width = max(len(item.input_ids) for item in batch)
+    depth = max(item.words for item in batch) + 2
+    ids = np.full((len(batch), width), pad, dtype=np.int64)
+    mask = np.zeros((len(batch), width), dtype=np.int64)
+    places = np.zeros((len(batch), depth), dtype=np.int64)
+    valid = np.zeros((len(batch), depth), dtype=bool)
+    for row, item in enumerate(batch):
+        ids[row, : len(item.input_ids)] = item.input_ids
+        mask[row, : len(item.input_ids)] = 1
+        places[row, : item.words + 2] = item.words_from_tokens
+        valid[row, : item.words + 2] = True
+    input_ids, attention_mask = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    extra: dict[str, Any] = {}
+    if parser.retokenizer.is_t5:
+        extra["decoder_input_ids"] = torch.cat([torch.full_like(input_ids[:, :1], pad), input_ids], 1)
+        extra["decoder_attention_mask"] = torch.cat([torch.ones_like(attention_mask[:, :1]), attention_mask], 1)
+    hidden = parser.pretrained_model(input_ids, attention_mask=attention_mask, **extra).last_hidden_state
+    word_places = torch.from_numpy(places).to(device)
+    valid_words = torch.from_numpy(valid).to(device)
+    features = hidden.gather(1, word_places[:, :, None].expand(-1, -1, hidden.shape[-1]))
+    features = features * valid_words[:, :, None]
+    annotations = parser.project_pretrained(features)
+    if parser.encoder is not None:
+        annotations = parser.encoder(parser.add_timing(parser.morpho_emb_dropout(annotations)), valid_words)
+        annotations = torch.cat([annotations[..., 0::2], annotations[..., 1::2]], -1)
+    half = parser.d_model // 2
+    posts = torch.cat([annotations[:, :-1, :half], annotations[:, 1:, half:]], -1)
+    tags = None
+    if parser.f_tag is not None:
+        inner = valid_words[:, 2:]  # drops start and stop: n of n+2 places remain
+        tags = parser.f_tag(annotations[:, 1:-1][inner])
+    return posts[valid_words[:, 1:]], tags
+
+
+def span_ends(lengths: Sequence[int]) -> tuple[Int64[Tensor, "spans"], Int64[Tensor, "spans"]]:
+    """Rows of `fenceposts` at which every span of every sentence begins and ends, in chart order."""
+    offset, left, right = 0, [], []
+    for words in lengths:
+        a, b = triangle(words)
+        left.append(a + offset)
+        right.append(b + offset)
+        offset += words + 1
+    return torch.from_numpy(np.concatenate(left)), torch.from_numpy(np.concatenate(right))
+
+
+def first_layer(parser: ChartParser, posts: Float[Tensor, "posts d_model"]) -> Float[Tensor, "posts d_label"]:
+    """The label head's linear first layer, without bias, once a fencepost."""
+    return F.linear(posts, parser.f_label[0].weight)
+
+
+def label_scores(
+    parser: ChartParser,
+    projected: Float[Tensor, "posts d_label"],
+    left: Int64[Tensor, "spans"],
+    right: Int64[Tensor, "spans"],
+) -> Float[Tensor, "spans labels_but_empty"]:
+    """Scores of the labels 1, 2, … of the given spans; the empty label 0 scores 0 by definition.
+
+    benepar subtracts "fencepost at the start" from "fencepost at the end".
+    """
+    hidden = projected[right] - projected[left] + parser.f_label[0].bias
+    scores: Tensor = parser.f_label[3](parser.f_label[2](parser.f_label[1](hidden)))
+    return scores

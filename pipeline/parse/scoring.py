@@ -1,0 +1,85 @@
+"""Labelled bracket F1 as EVALB computes it with its COLLINS.prm.
+
+The root is not scored; words tagged as punctuation are removed from both trees before spans are compared, and brackets
+that held nothing else vanish; ADVP and PRT count as the same label; brackets are a multiset, so a repeated one must be
+found as often as it occurs. Scores are over all sentences together (micro-averaged).
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from nltk.tree import Tree
+
+#: Tags EVALB deletes (COLLINS.prm).
+PUNCTUATION_TAGS = frozenset({",", ":", "``", "''", "."})
+
+Bracket = tuple[int, int, str]
+
+
+def brackets(tree: Tree) -> list[Bracket]:
+    """(start, end, label) of every phrase of `tree`, the tree's own root included, words as units."""
+    found: list[Bracket] = []
+
+    def walk(node: Tree, start: int) -> int:
+        if len(node) == 1 and isinstance(node[0], str):
+            return start + 1
+        place = len(found)
+        found.append((start, start, node.label()))
+        end = start
+        for child in node:
+            end = walk(child, end)
+        found[place] = (start, end, node.label())
+        return end
+
+    walk(tree, 0)
+    return found
+
+
+def scored(found: Iterable[Bracket], tags: list[str]) -> Counter[Bracket]:
+    """Brackets with punctuation taken out and PRT read as ADVP."""
+    kept = np.cumsum([0] + [tag not in PUNCTUATION_TAGS for tag in tags])
+    return Counter(
+        (int(kept[start]), int(kept[end]), "ADVP" if label == "PRT" else label)
+        for start, end, label in found
+        if kept[start] < kept[end]
+    )
+
+
+@dataclass
+class Scores:
+    """Running counts per label; `f1(label)` in percent, `f1()` over all labels."""
+
+    matched: Counter[str] = field(default_factory=Counter)
+    gold: Counter[str] = field(default_factory=Counter)
+    predicted: Counter[str] = field(default_factory=Counter)
+    sentences: int = 0
+    exact: int = 0
+
+    def add(self, gold: Counter[Bracket], predicted: Counter[Bracket]) -> None:
+        """Count one sentence."""
+        both = gold & predicted
+        for counts, spans in ((self.matched, both), (self.gold, gold), (self.predicted, predicted)):
+            for (_, _, label), times in spans.items():
+                counts[label] += times
+        self.sentences += 1
+        self.exact += gold == predicted
+
+    def f1(self, label: str | None = None) -> float:
+        """Labelled F1 in percent, 0 where there is nothing to find."""
+        if label is None:
+            matched, gold, predicted = self.matched.total(), self.gold.total(), self.predicted.total()
+        else:
+            matched, gold, predicted = self.matched[label], self.gold[label], self.predicted[label]
+        return 200.0 * matched / (gold + predicted) if gold + predicted else 0.0
+
+    def as_dict(self) -> dict[str, float | int]:
+        """F1 of all labels, NP and VP, and how many sentences are wholly right."""
+        return {
+            "f1": round(self.f1(), 2),
+            "np_f1": round(self.f1("NP"), 2),
+            "vp_f1": round(self.f1("VP"), 2),
+            "exact": round(100.0 * self.exact / self.sentences, 2) if self.sentences else 0.0,
+            "sentences": self.sentences,
+        }

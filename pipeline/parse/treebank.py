@@ -1,0 +1,89 @@
+"""Bracketed trees, one a line or spread over lines: read, freed of traces and function tags, as benepar expects.
+
+Normalisation, in order: traces (`-NONE-`) and what they leave empty are dropped; function tags and indices go
+(`NP-SBJ-1` -> `NP`); labels outside the Penn Treebank's inventory (`NML`, and the `HEADING`, `CAPTION`, … of CRAFT) are
+spliced out, their children moving up; `X -> X` chains become one node; a root of several children becomes `FRAG`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nltk.tree import Tree
+
+from schemas.errors import UserError
+
+#: Phrase labels of the Penn Treebank II bracketing guidelines (Bies et al. 1995).
+PHRASES = frozenset(
+    "ADJP ADVP CONJP FRAG INTJ LST NAC NP NX PP PRN PRT QP RRC S SBAR SBARQ SINV SQ UCP VP WHADJP WHADVP WHNP WHPP X".split()
+)
+ROOTS = frozenset({"", "ROOT", "TOP", "S1", "VROOT"})
+
+
+@dataclass(frozen=True)
+class GoldTree:
+    """A gold tree (its root wrapper removed) with its place in the file."""
+
+    tree: Tree
+    place: str
+
+
+def plain_label(label: str) -> str:
+    """`NP-SBJ-1`, `NP=2`, `ADVP|PRT` -> `NP`, `NP`, `ADVP`; tags such as `-LRB-` stay."""
+    if label.startswith("-"):
+        return label
+    for mark in "-=|":
+        head = label.split(mark, 1)[0]
+        label = head or label
+    return label
+
+
+def normalise(node: Tree, splice: bool = True) -> list[Tree]:
+    """The subtree without traces, function tags and (if `splice`) foreign labels: no tree, one, or several."""
+    if len(node) == 1 and isinstance(node[0], str):
+        return [] if node.label() == "-NONE-" else [Tree(node.label(), [node[0]])]
+    children = [kept for child in node if isinstance(child, Tree) for kept in normalise(child, splice)]
+    if not children:
+        return []
+    label = plain_label(node.label())
+    if (splice and label not in PHRASES) or label in ROOTS:
+        return children
+    if len(children) == 1 and children[0].label() == label and isinstance(children[0][0], Tree):
+        return children
+    return [Tree(label, children)]
+
+
+def _bracketings(path: Path) -> Iterator[tuple[int, str]]:
+    """Top-level bracketings with the line on which each begins."""
+    depth, start, parts = 0, 0, []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            if depth == 0:
+                start, parts = number, []
+            depth += line.count("(") - line.count(")")
+            parts.append(line)
+            if depth < 0:
+                raise UserError(f"{path}, line {number}: a closing bracket too many. One tree a line is the safest form.")
+            if depth == 0:
+                yield start, "".join(parts)
+    if depth:
+        raise UserError(f"{path}, line {start}: the tree that begins here is never closed.")
+
+
+def read_trees(path: Path, splice: bool = True) -> Iterator[GoldTree]:
+    """Normalised trees of one bracketed file; trees that hold only traces are left out.
+
+    Raises `UserError` with file and line for brackets that do not match.
+    """
+    for number, text in _bracketings(path):
+        try:
+            tree = Tree.fromstring(text)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not a bracketed tree ({str(error).splitlines()[0]}).") from error
+        tops = normalise(tree, splice)
+        if not tops:
+            continue
+        whole = tops[0] if len(tops) == 1 and isinstance(tops[0][0], Tree) else Tree("FRAG", tops)
+        yield GoldTree(whole, f"{path.name}:{number}")

@@ -1,0 +1,1 @@
+"""Shards on disk: the plan, atomic publication, resume, verification, the dataset card."""

@@ -1,0 +1,70 @@
+"""The prepared dataset's Arrow schema: one row per document, one line of meaning per column.
+
+Character offsets count Unicode code points into `text`. Spans are half-open [start, end) pairs of int32; [-1, -1) stands
+for "no faithful span on this side" (units) and for special tokens (offsets).
+"""
+
+from typing import Final, Literal
+
+import pyarrow as pa
+
+Side = Literal["teacher", "student"]
+Granularity = Literal["words", "chunks", "phrases"]
+
+SIDES: Final[tuple[Side, ...]] = ("teacher", "student")
+#: Units, from the smallest to the largest. Aligned to both tokenizers, and what a layer is assigned to.
+GRANULARITIES: Final[tuple[Granularity, ...]] = ("words", "chunks", "phrases")
+LABELLED: Final[tuple[Granularity, ...]] = ("chunks", "phrases")
+#: Marks a missing span and a special token's offsets.
+MISSING: Final = -1
+
+SPAN: Final = pa.list_(pa.int32(), 2)
+SPANS: Final = pa.list_(SPAN)
+LABELS: Final = pa.list_(pa.string())
+
+#: Columns that no tokenizer has a say in.
+DOCUMENT_COLUMNS: Final[dict[str, tuple[pa.DataType, str]]] = {
+    "id": (pa.string(), "the row's own id, or one derived from its content"),
+    "text": (pa.large_string(), "rendered prompt + response"),
+    "response_start": (pa.int32(), "character at which the response begins; 0 for plain text"),
+    "sentences": (SPANS, "sentence spans, characters"),
+    "words": (SPANS, "word spans, characters, in order; no punctuation, no space"),
+    "chunks": (SPANS, "flat base phrases, characters: NPs that hold no NP, and verb groups"),
+    "chunk_labels": (LABELS, "NP or VP, one for one with chunks"),
+    "phrases": (SPANS, "every NP and VP constituent, nested ones included, characters"),
+    "phrase_labels": (LABELS, "NP or VP, one for one with phrases"),
+}
+
+#: Columns of one tokenizer; `{side}_` stands before each name.
+SIDE_COLUMNS: Final[dict[str, tuple[pa.DataType, str]]] = {
+    "input_ids": (pa.list_(pa.int32()), "token ids, special tokens included as the manifest records"),
+    "offsets": (SPANS, "audited character range of each token, leading space excluded"),
+    "response_start": (pa.int32(), "index of the first response token"),
+    "words": (SPANS, "token span of each word"),
+    "chunks": (SPANS, "token span of each chunk"),
+    "phrases": (SPANS, "token span of each phrase"),
+}
+
+#: Written with `--keep-trees`.
+TREES: Final = ("trees", LABELS, "bracketed parse of each sentence, empty where it was not parsed")
+
+
+def side_column(side: Side, name: str) -> str:
+    """`teacher`, `input_ids` -> `teacher_input_ids`."""
+    return f"{side}_{name}"
+
+
+def meanings(trees: bool) -> dict[str, tuple[pa.DataType, str]]:
+    """Every column in file order with its type and meaning."""
+    columns = dict(DOCUMENT_COLUMNS)
+    for side in SIDES:
+        for name, (kind, meaning) in SIDE_COLUMNS.items():
+            columns[side_column(side, name)] = (kind, f"{side}: {meaning}")
+    if trees:
+        columns[TREES[0]] = TREES[1:]
+    return columns
+
+
+def arrow_schema(trees: bool) -> pa.Schema:
+    """The exact schema of every shard; `trees` adds the optional column."""
+    return pa.schema([pa.field(name, kind) for name, (kind, _) in meanings(trees).items()])

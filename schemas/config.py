@@ -1,0 +1,117 @@
+"""Typed configs: YAML in, frozen objects, resolved YAML out. Unknown keys are refused and the nearest known one named."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import UsageError
+
+
+class Strict(BaseModel):
+    """Frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], where: str) -> Self:
+        """Validate; raises `UsageError` with the first problem, its place and what would be right."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UsageError(f"{where}: {_first_problem(cls, error)}") from None
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> dict[str, Any]:
+        """The raw mapping in a YAML file, for flags to override before `parse`."""
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"No config file at {path}.") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
+        if values is None:
+            return {}
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: a config is a mapping of keys to values, this is a {type(values).__name__}.")
+        return values
+
+    def to_yaml(self) -> str:
+        """YAML that gives this object back."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return text
+
+
+def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "the config"
+    if problem["type"] != "extra_forbidden":
+        return f"`{place}`: {problem['msg'].lower()}, got {problem.get('input')!r}."
+    known: type[BaseModel] = model
+    for part in problem["loc"][:-1]:
+        inner = known.model_fields[str(part)].annotation
+        candidates = [inner, *get_args(inner)]
+        known = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    near = difflib.get_close_matches(str(problem["loc"][-1]), known.model_fields, n=1, cutoff=0.4)
+    hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known.model_fields)}."
+    return f"unknown key `{place}`; {hint}"
+
+
+class FieldsConfig(Strict):
+    """Which field of a row plays which part. All unset: detected from the first rows (see `pipeline.read.template`)."""
+
+    id: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    instruction: str | None = None
+    input: str | None = None
+    output: str | None = None
+    messages: str | None = None
+    text: str | None = None
+
+
+class SideConfig(Strict):
+    """One tokenizer and its limits."""
+
+    tokenizer: str
+    revision: str | None = None
+    max_length: int | None = Field(default=None, ge=2)
+    max_prompt_length: int | None = Field(default=None, ge=1)
+
+
+class ParserConfig(Strict):
+    """How constituents are found."""
+
+    kind: Literal["benepar", "spacy"] = "benepar"
+    #: benepar: `embedded`, a folder, or a published name; spacy: an installed pipeline's name or folder
+    model: str = "embedded"
+    device: str = "cpu"
+    token_budget: int = Field(default=2048, ge=64)  # padded subwords in one batch; may move last bits, so it is recorded
+    max_words: int = Field(default=100, ge=2)  # longer sentences are split at the best boundary
+    keep_trees: bool = False
+
+
+class SegmentConfig(Strict):
+    """How text becomes sentences and words."""
+
+    #: `rules`, or `senter:NAME` for the `senter` of an installed spaCy pipeline
+    sentences: str = "rules"
+
+
+class ParseConfig(Strict):
+    """Everything that decides the content of a prepared dataset."""
+
+    inputs: tuple[str, ...] = Field(min_length=1)
+    split: str | None = None  # of a hub dataset
+    input_revision: str | None = None  # of a hub dataset
+    limit: int | None = Field(default=None, ge=1)
+    fields: FieldsConfig = FieldsConfig()
+    template: str = "auto"  # auto | alpaca | plain | chat | a Jinja file
+    teacher: SideConfig
+    student: SideConfig
+    overflow: Literal["truncate", "drop"] = "truncate"
+    segment: SegmentConfig = SegmentConfig()
+    parser: ParserConfig = ParserConfig()
+    shard_rows: int | None = Field(default=None, ge=1)  # None: chosen from the number of rows

@@ -1,0 +1,39 @@
+"""Errors meant for the person at the terminal, and the exit codes they end with."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every command (documented in the README)."""
+
+    OK = 0
+    FAILED = 1  # an internal error: a bug
+    USAGE = 2  # the command line or a config
+    INPUT = 3  # the input cannot be read or does not fit
+    STATE = 4  # the output folder is in use, of another config, or damaged
+    RESOURCE = 5  # disk full, read-only, out of memory, no network
+    INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do next, in one or two sentences; shown without a traceback."""
+
+    exit_code: Exit = Exit.INPUT
+
+
+class UsageError(UserError):
+    """The command line or a config asks for something that does not exist or does not fit."""
+
+    exit_code = Exit.USAGE
+
+
+class StateError(UserError):
+    """A folder is in use, unfinished, damaged, or was made by another config."""
+
+    exit_code = Exit.STATE
+
+
+class ResourceError(UserError):
+    """The machine cannot: disk full, folder read-only, no network."""
+
+    exit_code = Exit.RESOURCE
