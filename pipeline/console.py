@@ -1,0 +1,140 @@
+"""The terminal: progress on stderr, tables and JSON on stdout, errors in one or two sentences."""
+
+import errno
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from schemas.errors import Exit, ResourceError, UserError
+
+#: Seconds between progress lines where there is no terminal.
+LOG_EVERY_S = 10.0
+
+stdout = Console(highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} rows/s" if speed else "- rows/s", style="cyan")
+
+
+@dataclass
+class RowProgress:
+    """Rows done; `advance` may be called from one thread only."""
+
+    total: int
+    _bar: Progress | None = None
+    _began: float = field(default_factory=time.monotonic)
+    _said: float = field(default_factory=time.monotonic)
+    _done: int = 0
+
+    def advance(self, rows: int) -> None:
+        """Count `rows` more and show it."""
+        self._done += rows
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0], rows)
+            return
+        now = time.monotonic()
+        if now - self._said >= LOG_EVERY_S or self._done >= self.total:
+            self._said = now
+            rate = self._done / max(now - self._began, 1e-9)
+            left = (self.total - self._done) / rate if rate else 0.0
+            stderr.print(f"{self._done}/{self.total} rows, {rate:.1f} rows/s, {duration(left)} left")
+
+
+@contextmanager
+def row_progress(what: str, total: int, quiet: bool) -> Iterator[RowProgress]:
+    """A bar on a terminal, plain lines in a log, nothing if `quiet`."""
+    if quiet:
+        yield _Silent(total)
+        return
+    if not stderr.is_terminal:
+        yield RowProgress(total)
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()]
+    with Progress(*columns, console=stderr, speed_estimate_period=120) as bar:
+        bar.add_task(what, total=total)
+        yield RowProgress(total, bar)
+
+
+class _Silent(RowProgress):
+    def advance(self, rows: int) -> None:
+        self._done += rows
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1 min 15 s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def emit_json(value: Any) -> None:
+    """One JSON object on one line of stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on stdout; all columns but the first are right-aligned."""
+    view = Table(title=title, title_justify="left", title_style="bold")
+    for index, name in enumerate(columns):
+        view.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        view.add_row(*(Text(cell) for cell in row))
+    stdout.print(view)
+
+
+def explain(error: BaseException, debug: bool) -> Exit:
+    """Say what went wrong on stderr and return the exit code for it."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, UserError):
+        stderr.print(Text(f"Error: {error}", style="red"))
+        return error.exit_code
+    if isinstance(error, OSError) and (told := os_problem(error)) is not None:
+        return explain(told, debug=False)
+    stderr.print(
+        Text(f"Internal error: {type(error).__name__}: {error}. This is a bug in mta-prep; --debug shows where.", "red")
+    )
+    return Exit.FAILED
+
+
+def os_problem(error: OSError) -> ResourceError | None:
+    """What an operating system error means to a person, or None if it is none of theirs."""
+    place = error.filename or "the output folder"
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return ResourceError(
+            f"No room left on the disk (writing {place}). Finished shards are kept: "
+            "make room and run the same command again."
+        )
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return ResourceError(
+            f"No permission for {place}: the folder is read-only or belongs to somebody else. Choose another --out."
+        )
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return ResourceError("Too many open files. Raise the limit (ulimit -n) or use fewer --workers.")
+    return None

@@ -1,0 +1,32 @@
+"""The defaults that come with the package, by name: `embedded:sample` and two small tokenizers."""
+
+from pathlib import Path
+from typing import Final
+
+from pipeline import DATA
+from schemas.config import SideConfig
+from schemas.errors import UsageError
+
+PREFIX: Final = "embedded:"
+NAMES: Final = {
+    "sample": DATA / "sample" / "instructions.jsonl",
+    "bytelevel-bpe": DATA / "tokenizers" / "bytelevel-bpe",
+    "sentencepiece-bpe": DATA / "tokenizers" / "sentencepiece-bpe",
+}
+
+
+def resolve(name: str) -> str:
+    """The path behind an embedded name; any other name as it is."""
+    if not name.startswith(PREFIX):
+        return name
+    path: Path | None = NAMES.get(name.removeprefix(PREFIX))
+    if path is None:
+        raise UsageError(
+            f"{name!r} is not among the embedded defaults: {', '.join(PREFIX + known for known in NAMES)}."
+        )
+    return str(path)
+
+
+def side(config: SideConfig) -> SideConfig:
+    """The same side with its tokenizer's name resolved."""
+    return config.model_copy(update={"tokenizer": resolve(config.tokenizer)})

@@ -1,0 +1,194 @@
+"""Parser models on disk: ours (safetensors, int8 rows), benepar's release folders, benepar's single-file checkpoints.
+
+Our format is a Hugging Face folder: `config.json` (the encoder's, with benepar's own settings under `benepar`),
+`tokenizer.json`, and `parser.safetensors`. A matrix `W` is stored as int8 with one scale a row, `W ≈ W.int8 · W.scale`;
+all else in half precision. No pickle is read anywhere: benepar's files load with `weights_only=True`.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from benepar.integrations import downloader
+from benepar.nkutil import HParams
+from benepar.parse_chart import ChartParser
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline import DATA
+from pipeline.parse import network
+from schemas.errors import ResourceError, UserError
+
+EMBEDDED = DATA / "parser"
+WEIGHTS = "parser.safetensors"
+#: benepar builds the encoder with BERT's pooler, which no parser reads; our files leave it out.
+UNREAD = re.compile(r"^pretrained_model\.pooler\.")
+
+
+@dataclass(frozen=True)
+class LoadedParser:
+    """A parser ready to run, and what names it in a manifest."""
+
+    network: ChartParser
+    name: str
+    sha256: str
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 rows and their float32 scales, symmetric: the largest absolute value of a row becomes 127."""
+    rows = weight.reshape(weight.shape[0], -1).float()
+    scale = rows.abs().amax(1).clamp(min=1e-12) / 127
+    return (rows / scale[:, None]).round().to(torch.int8).reshape(weight.shape), scale
+
+
+def rows_of(name: str, weight: Tensor) -> Tensor:
+    """View in which a row has values of like size: benepar's attention weights mix heads, inputs and q/k/v."""
+    if ".w_qkv_" in name:  # [head, input, 3, feature] -> one row per head, of q, k and v, and feature
+        return weight.permute(0, 2, 3, 1)
+    if ".w_o_" in name:  # [head, feature, output] -> one row per head and output
+        return weight.permute(0, 2, 1)
+    return weight
+
+
+def rows_back(name: str, weight: Tensor) -> Tensor:
+    """Inverse of `rows_of`."""
+    if ".w_qkv_" in name:
+        return weight.permute(0, 3, 1, 2).contiguous()
+    if ".w_o_" in name:
+        return weight.permute(0, 2, 1).contiguous()
+    return weight
+
+
+def pack(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in the stored form."""
+    packed: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        if UNREAD.match(name) or not weight.is_floating_point():
+            continue
+        if weight.dim() < 2:
+            packed[name] = weight.half().contiguous()
+            continue
+        rows = rows_of(name, weight)
+        values, scale = quantise(rows.reshape(-1, rows.shape[-1]))
+        packed[f"{name}.int8"] = values.reshape(rows.shape).contiguous()
+        packed[f"{name}.scale"] = scale
+    return packed
+
+
+def unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of `pack`, in float32."""
+    state: dict[str, Tensor] = {}
+    for name, value in packed.items():
+        if name.endswith(".scale"):
+            continue
+        if name.endswith(".int8"):
+            name = name.removesuffix(".int8")
+            rows = value.float().reshape(-1, value.shape[-1]) * packed[f"{name}.scale"][:, None]
+            state[name] = rows_back(name, rows.reshape(value.shape))
+        else:
+            state[name] = value.float()
+    return state
+
+
+def save(parser: ChartParser, encoder: Path, folder: Path) -> None:
+    """Write `parser` in our format; `encoder` is the folder its tokenizer and encoder config came from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    settings = {key: parser.config[key] for key in ("label_vocab", "tag_vocab", "char_vocab")}
+    hparams = {**parser.config["hparams"], "pretrained_model": "."}
+    config["benepar"] = {**settings, "hparams": hparams}
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(encoder / name, folder / name)
+    save_file(pack(parser.state_dict()), folder / WEIGHTS)
+
+
+def export_for_benepar(folder: Path, target: Path) -> None:
+    """Write a model of ours as stock benepar's release folder: `benepar.Parser(str(target))` opens it."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, target / name)
+    torch.save(_from_folder(folder).state_dict(), target / "benepar_model.bin")
+
+
+def _build(settings: dict[str, Any], folder: Path | None, state: dict[str, Tensor]) -> ChartParser:
+    hparams = {"force_root_constituent": True, **settings["hparams"]}
+    vocabularies = {key: settings[key] for key in ("label_vocab", "tag_vocab", "char_vocab")}
+    where = str(folder) if folder is not None else None
+    parser = ChartParser(**vocabularies, hparams=HParams(**hparams), pretrained_model_path=where)
+    blank = {name: torch.zeros_like(value) for name, value in parser.state_dict().items() if UNREAD.match(name)}
+    # transformers 4 stored position ids as a buffer; today's encoders compute them
+    known = {name: value for name, value in state.items() if not name.endswith(".position_ids")}
+    parser.load_state_dict(blank | known)
+    parser.eval()
+    return parser
+
+
+def _from_folder(folder: Path) -> ChartParser:
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("benepar")
+    if settings is None:
+        raise UserError(f"{folder}: config.json has no `benepar` entry, so this is no exported parser.")
+    if (folder / WEIGHTS).exists():
+        return _build(settings, folder, unpack(load_file(folder / WEIGHTS)))
+    released = folder / "benepar_model.bin"
+    if not released.exists():
+        raise UserError(f"{folder}: neither {WEIGHTS} nor benepar_model.bin is in it.")
+    return _build(settings, folder, torch.load(released, map_location="cpu", weights_only=True))
+
+
+def _from_file(path: Path) -> ChartParser:
+    data = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(data, dict) or not {"config", "state_dict"} <= data.keys():
+        raise UserError(f"{path}: not a benepar checkpoint (no `config` and `state_dict` in it).")
+    return _build(data["config"], None, data["state_dict"])
+
+
+def locate(model: str) -> Path:
+    """Folder or file of `model`: `embedded`, a path, or a published name, fetched by benepar's own downloader."""
+    if model == "embedded":
+        return EMBEDDED
+    path = Path(model)
+    if path.exists():
+        return path
+    if not re.fullmatch(r"benepar_[a-z0-9_]+", model):
+        raise UserError(f"Parser model {model!r}: no such path, and not a published benepar name such as benepar_en3.")
+    try:
+        return Path(downloader.locate_model(model))
+    except LookupError:
+        if not downloader.download(model, quiet=True):
+            raise ResourceError(
+                f"Parser model {model!r} is not installed and could not be downloaded. Fetch it where there is a network "
+                f"(python -c \"import benepar; benepar.download('{model}')\"), or leave --parser-model out."
+            ) from None
+        return Path(downloader.locate_model(model))
+
+
+def digest(path: Path) -> str:
+    """sha256 over the names and bytes of all that decides a model's output."""
+    total = hashlib.sha256()
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in {".json", ".safetensors", ".bin"})
+    )
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(file.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def load(model: str) -> LoadedParser:
+    """Load `model` (see `locate`) in float32 on the CPU; raises `UserError` where it is missing or not a parser."""
+    path = locate(model)
+    parser = _from_folder(path) if path.is_dir() else _from_file(path)
+    if parser.pretrained_model is None:
+        raise UserError(f"Parser model {model!r} has no pretrained encoder; character-LSTM models are not supported.")
+    name = model if model == "embedded" or not Path(model).exists() else path.name
+    return LoadedParser(parser, name, digest(path))
+
+
+network.supply_what_transformers_dropped()

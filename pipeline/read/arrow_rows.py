@@ -1,0 +1,82 @@
+"""Rows out of columns: Parquet, Arrow's file and stream forms, and `datasets.Dataset`, a few hundred rows at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.read.records import Problem
+
+#: Rows turned into Python objects at a time.
+BATCH: Final = 256
+#: Bytes of a column that are read at a time; without it pyarrow holds a row group's whole column.
+_READ_AHEAD: Final = 1 << 20
+
+
+def parquet_rows(path: Path) -> int:
+    """Rows of a Parquet file, from its footer."""
+    with pq.ParquetFile(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def parquet_tables(path: Path, start: int) -> Iterator[pa.Table]:
+    """All rows from `start` on; row groups before it are not read."""
+    with pq.ParquetFile(path, buffer_size=_READ_AHEAD) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        first = 0
+        while first < len(sizes) and start >= sizes[first]:
+            start -= sizes[first]
+            first += 1
+        groups = list(range(first, len(sizes)))
+        for batch in file.iter_batches(BATCH, row_groups=groups) if groups else ():
+            if start < batch.num_rows:
+                yield pa.Table.from_batches([batch.slice(start)])
+            start = max(0, start - batch.num_rows)
+
+
+def arrow_rows(path: Path) -> int:
+    """Rows of an Arrow file."""
+    return sum(batch.num_rows for batch in _record_batches(path))
+
+
+def arrow_tables(path: Path, start: int) -> Iterator[pa.Table]:
+    """All rows from `start` on, out of a memory map."""
+    for batch in _record_batches(path):
+        for first in range(start, batch.num_rows, BATCH):
+            yield pa.Table.from_batches([batch.slice(first, BATCH)])
+        start = max(0, start - batch.num_rows)
+
+
+def _record_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The record batches of an Arrow file in either form; `datasets` writes streams."""
+    with pa.memory_map(str(path)) as file:
+        if file.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(file)
+            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+        else:
+            file.seek(0)
+            yield from pa.ipc.open_stream(file)
+
+
+def table_rows(table: pa.Table) -> list[dict[str, Any] | Problem]:
+    """The rows as objects; a row with a string that is not UTF-8 becomes a `Problem`."""
+    try:
+        rows: list[dict[str, Any] | Problem] = table.to_pylist()
+    except UnicodeDecodeError:
+        rows = [_row(table.slice(index, 1)) for index in range(table.num_rows)]
+    return rows
+
+
+def _row(table: pa.Table) -> dict[str, Any] | Problem:
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            column.to_pylist()
+        except UnicodeDecodeError as error:
+            reason = (
+                f"field {name!r} is not UTF-8: byte {error.start} of the string is 0x{error.object[error.start]:02x}"
+            )
+            return Problem.of(reason, error.object)
+    row: dict[str, Any] = table.to_pylist()[0]
+    return row

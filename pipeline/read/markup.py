@@ -1,0 +1,130 @@
+"""The lines of a text, freed of Markdown marks: what a sentence splitter and a parser should see, and what not.
+
+A text is cut into blocks at every line break (as `str.splitlines` knows them), at the response's start, and between the
+cells of a table row (pipes, or tabs inside a line). A block holds prose, or a line of fenced code. List markers,
+checkboxes, heading and quote marks, pipes and fences stand outside its text but inside its span, so that the spans of
+all blocks together hold every non-space character of the text exactly once.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+#: Quote marks, heading marks, bullets, checkboxes and enumerators at the beginning of a line, white space after.
+_MARKER = re.compile(
+    r"""(?: >+\s*+
+        | \#{1,6}\s++ | \#{2,6}(?=\w)
+        | [-*+•‣⁃◦▪▫●○■□➢➤✓✔✗✘–—·]\s++
+        | [☐☑☒]\s*+ | \[[ xX]\]\s++
+        | \(?(?:\d{1,3}(?:\.\d{1,3}){0,4}|[A-Za-z]|[ivx]{2,5}|[IVX]{2,5})\)\s++
+        | (?:\d{1,3}(?:\.\d{1,3}){0,4}|[A-Za-z]|[ivx]{2,5}|[IVX]{2,5})\.\s++
+        )++(?=\S)""",
+    re.VERBOSE,
+)
+_FENCE = re.compile(r"(?:>\s*+)*+(`{3,}+|~{3,}+)\s*+")
+_PIPE = re.compile(r"(?<!\\)\|")
+_SEPARATOR_ROW = re.compile(r"\|?\s*+:?-++:?\s*+(?:\|\s*+:?-++:?\s*+)*+\|?")
+_CELL_GAP = re.compile(r"\s*\t\s*")
+
+
+class Block(NamedTuple):
+    """Text between hard boundaries, without white space at its edges. All are character offsets.
+
+    `span_start <= start <= end <= span_end`; the markup lies outside [start, end), which is empty where there is
+    nothing but markup (a table's separator row).
+    """
+
+    span_start: int
+    start: int
+    end: int
+    span_end: int
+    code: bool
+
+
+class Line(NamedTuple):
+    """A line without its break and without white space at its edges; `start` is a character offset into the text."""
+
+    start: int
+    body: str
+
+
+def blocks(text: str, response_start: int) -> list[Block]:
+    """Blocks of `text` in order. An open fence or table ends where the response begins."""
+    return [*_region_blocks(text[:response_start], 0), *_region_blocks(text[response_start:], response_start)]
+
+
+def _lines(region: str, offset: int) -> Iterator[Line]:
+    for line in region.splitlines(keepends=True):
+        bare = line.lstrip()
+        yield Line(offset + len(line) - len(bare), bare.rstrip())
+        offset += len(line)
+
+
+def _region_blocks(region: str, offset: int) -> Iterator[Block]:
+    fence = ""
+    in_table = False
+    lines = list(_lines(region, offset))
+    for line, after in itertools.zip_longest(lines, lines[1:]):
+        if not line.body:
+            in_table = False
+            continue
+        mark = _FENCE.match(line.body)
+        if fence:
+            closes = mark is not None and mark[1].startswith(fence) and mark.end() == len(line.body)
+            yield _code_block(line, mark if closes else None)
+            fence = "" if closes else fence
+            continue
+        if mark is not None and not (mark[1][0] == "`" and "`" in line.body[mark.end() :]):
+            fence = mark[1]
+            in_table = False
+            yield _code_block(line, mark)
+            continue
+        separates = _is_separator_row(line.body)
+        in_table = "|" in line.body and (in_table or separates or (after is not None and _is_separator_row(after.body)))
+        yield from _prose_blocks(line, in_table, separates)
+
+
+def _code_block(line: Line, fence: re.Match[str] | None) -> Block:
+    end = line.start + len(line.body)
+    return Block(line.start, line.start + (fence.end() if fence else 0), end, end, code=True)
+
+
+def _is_separator_row(body: str) -> bool:
+    return "|" in body and _SEPARATOR_ROW.fullmatch(body) is not None
+
+
+def _prose_blocks(line: Line, in_table: bool, separates: bool) -> Iterator[Block]:
+    start, body = line
+    end = start + len(body)
+    if separates:
+        yield Block(start, end, end, end, code=False)
+        return
+    marker = _MARKER.match(body)
+    first = marker.end() if marker else 0
+    if in_table or (body.startswith("|", first) and body.count("|") > 1):
+        yield from _cells(start, body, first, _PIPE)
+    elif "\t" in body[first:]:
+        yield from _cells(start, body, first, _CELL_GAP)
+    else:
+        yield Block(start, start + first, end, end, code=False)
+
+
+def _cells(offset: int, body: str, first: int, gap: re.Pattern[str]) -> Iterator[Block]:
+    """Blocks of a row's non-empty cells; a pipe belongs to the cell after it, the last pipes to the last cell."""
+    gaps = [*((m.start(), m.end()) for m in gap.finditer(body, first)), (len(body), len(body))]
+    cells: list[list[int]] = []  # span_start, start, end, span_end
+    begin, span_start = first, 0
+    for gap_start, gap_end in gaps:
+        cell = body[begin:gap_start]
+        if cell and not cell.isspace():
+            start, end = begin + len(cell) - len(cell.lstrip()), begin + len(cell.rstrip())
+            cells.append([start if gap is _CELL_GAP and cells else span_start, start, end, end])
+            span_start = gap_start
+        begin = gap_end
+    if cells:
+        cells[-1][3] = len(body)
+    else:
+        cells.append([0, len(body), len(body), len(body)])
+    for first_char, start, end, last_char in cells:
+        yield Block(offset + first_char, offset + start, offset + end, offset + last_char, code=False)

@@ -1,0 +1,199 @@
+"""Where tokens stand in a text: byte and character arithmetic, and the check that its results must pass.
+
+A token's range is the smallest range of code points that holds its bytes, leading white space excluded; a token of
+white space alone keeps its own range. Tokens inside one multi-byte character therefore share that character's range.
+What a tokenizer library reports as offsets plays no part here: ranges follow from what the tokens spell.
+
+`text` is the row's own text, `written` the same text as the tokenizer sees it (spaces marked, normalised), and
+`spelled` what its tokens spell. Several pieces of text are worked on at once, laid end to end.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt8, UInt32
+
+_LAST_SPACE: Final = 0x3000  # no code point beyond it is white space
+_SPACE: Final[Bool[np.ndarray, " points"]] = np.array([chr(point).isspace() for point in range(_LAST_SPACE + 2)])
+
+
+@dataclass(frozen=True)
+class TokenRanges:
+    """Character ranges [starts, ends) of consecutive tokens; `reach` is `starts` with leading white space included."""
+
+    reach: Int64[np.ndarray, " tokens"]
+    starts: Int64[np.ndarray, " tokens"]
+    ends: Int64[np.ndarray, " tokens"]
+
+    def separable(self) -> Bool[np.ndarray, " gaps"]:
+        """True at i where the text may be cut before token i; also at both ends. False inside a character."""
+        gaps = np.ones(len(self.reach) + 1, dtype=bool)
+        gaps[1:-1] = self.reach[1:] >= self.ends[:-1]
+        return gaps
+
+    def piece(self, first: int, last: int, origin: int) -> "TokenRanges":
+        """Tokens [first, last), counted in characters from `origin`."""
+        return TokenRanges(
+            self.reach[first:last] - origin, self.starts[first:last] - origin, self.ends[first:last] - origin
+        )
+
+
+def code_points(text: str) -> UInt32[np.ndarray, " characters"]:
+    """The text as an array; raises `UnicodeEncodeError` for unpaired surrogates."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+
+
+def is_space(points: UInt32[np.ndarray, " characters"]) -> Bool[np.ndarray, " characters"]:
+    """`str.isspace` of every code point."""
+    blank: Bool[np.ndarray, " characters"] = _SPACE[np.minimum(points, _LAST_SPACE + 1)]
+    return blank
+
+
+def utf8_widths(points: UInt32[np.ndarray, " characters"]) -> Int64[np.ndarray, " characters"]:
+    """Bytes of every code point in UTF-8."""
+    return 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
+
+
+def next_visible(space: Bool[np.ndarray, " characters"]) -> Int64[np.ndarray, " positions"]:
+    """At every position, the end included, the first character from there on that is no white space."""
+    own = np.append(np.where(space, len(space), np.arange(len(space))), len(space)).astype(np.int64)
+    return np.minimum.accumulate(own[::-1])[::-1]
+
+
+def without_leading_space(
+    starts: Int64[np.ndarray, " tokens"], ends: Int64[np.ndarray, " tokens"], visible: Int64[np.ndarray, " positions"]
+) -> Int64[np.ndarray, " tokens"]:
+    """Starts moved past white space, save where a token holds nothing else. `visible` is `next_visible`'s."""
+    return np.where(visible[starts] < ends, visible[starts], starts)
+
+
+def character_ranges(
+    widths: Int64[np.ndarray, " characters"], token_bytes: Int64[np.ndarray, " tokens"]
+) -> tuple[Int64[np.ndarray, " tokens"], Int64[np.ndarray, " tokens"]]:
+    """Characters touched by each of the consecutive tokens that together hold exactly these characters.
+
+    `widths` are bytes a character, `token_bytes` bytes a token. A token without bytes gets an empty range at its place.
+    """
+    character = np.append(np.repeat(np.arange(len(widths)), widths), len(widths))
+    last = np.cumsum(token_bytes)
+    starts = character[last - token_bytes]
+    ends = np.where(token_bytes > 0, character[last - 1] + 1, starts)
+    return starts, ends
+
+
+def locate(
+    space: Bool[np.ndarray, " characters"],
+    widths: Int64[np.ndarray, " characters"],
+    token_bytes: Int64[np.ndarray, " tokens"],
+) -> TokenRanges:
+    """Ranges of tokens that spell the text byte for byte."""
+    reach, ends = character_ranges(widths, token_bytes)
+    return TokenRanges(reach, without_leading_space(reach, ends, next_visible(space)), ends)
+
+
+def match_visible(
+    spelled_space: Bool[np.ndarray, " spelled"],
+    written_space: Bool[np.ndarray, " written"],
+    origins: Int64[np.ndarray, "written 2"],
+    text_length: int,
+) -> Int64[np.ndarray, "spelled 2"]:
+    """Text range of every spelled character, given that both sides show the same characters but for white space.
+
+    White space is matched backwards from the character it stands before. Where the tokens spell more of it than was
+    written (a dummy prefix), the surplus gets an empty range. `origins` holds the text range of each written character.
+    """
+    shown = np.append(np.flatnonzero(~written_space), len(written_space))
+    before = np.cumsum(~spelled_space)  # visible characters up to and including this one
+    stop = np.append(np.flatnonzero(~spelled_space), len(spelled_space))  # where each run of white space ends
+    gap = before - ~spelled_space
+    place = shown[gap] - (stop[gap] - np.arange(len(spelled_space)))
+    first = np.append(0, shown + 1)[gap]  # of the run of written white space
+    bounds = np.vstack([origins, [[text_length, text_length]]])
+    return np.where((place >= first)[:, None], bounds[np.maximum(place, 0)], bounds[first, :1])
+
+
+def cover(ranges: TokenRanges, space: Bool[np.ndarray, " characters"]) -> TokenRanges:
+    """Give characters that no token spells, because normalisation drops them, to the token they adjoin.
+
+    The token before has precedence (as with a stripped accent), unless only the one after adjoins.
+    """
+    orphan = ~_covered(ranges, len(space)) & ~space
+    wide = np.flatnonzero(ranges.ends > ranges.starts)
+    if not orphan.any() or not len(wide):
+        return ranges
+    starts, ends = ranges.starts.copy(), ranges.ends.copy()
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], orphan, [False]]).astype(np.int8)))
+    for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        after = int(np.searchsorted(ranges.ends[wide], first, side="right"))
+        adjoins_before = first > 0 and not space[first - 1]
+        adjoins_after = last < len(space) and not space[last]
+        if after > 0 and (adjoins_before or not adjoins_after or after == len(wide)):
+            ends[wide[after - 1]] = last  # runs come in order
+        else:
+            starts[wide[after]] = min(first, starts[wide[after]])
+    starts = np.minimum.accumulate(starts[::-1])[::-1]
+    ends = np.maximum.accumulate(ends)
+    reach = np.minimum(ranges.reach, starts)
+    return TokenRanges(reach, without_leading_space(starts, ends, next_visible(space)), ends)
+
+
+def _covered(ranges: TokenRanges, length: int) -> Bool[np.ndarray, " characters"]:
+    opened = np.bincount(ranges.starts, minlength=length + 1) - np.bincount(ranges.ends, minlength=length + 1)
+    covered: Bool[np.ndarray, " characters"] = np.cumsum(opened)[:length] > 0
+    return covered
+
+
+def misplaced(
+    ranges: TokenRanges,
+    space: Bool[np.ndarray, " characters"],
+    pieces: Int64[np.ndarray, " bounds"],
+    piece_tokens: Int64[np.ndarray, " bounds"],
+) -> Bool[np.ndarray, " pieces"]:
+    """Pieces whose ranges leave the piece, step back, run backwards, or leave a visible character uncovered.
+
+    `pieces` and `piece_tokens` bound the pieces in characters and in tokens: piece i is [bounds[i], bounds[i + 1]).
+    """
+    count = len(pieces) - 1
+    owner = np.repeat(np.arange(count), np.diff(piece_tokens))
+    bad = (ranges.starts < pieces[owner]) | (ranges.ends > pieces[owner + 1]) | (ranges.ends < ranges.starts)
+    stepped = (owner[1:] == owner[:-1]) & ((np.diff(ranges.starts) < 0) | (np.diff(ranges.ends) < 0))
+    bad[1:] |= stepped
+    faults = np.bincount(owner[bad], minlength=count)
+    clipped = TokenRanges(ranges.reach, *(np.clip(ends, 0, len(space)) for ends in (ranges.starts, ranges.ends)))
+    uncovered = np.flatnonzero(~_covered(clipped, len(space)) & ~space)
+    faults += np.bincount(np.searchsorted(pieces, uncovered, side="right") - 1, minlength=count)[:count]
+    return faults > 0
+
+
+def misspelled(
+    ranges: TokenRanges,
+    widths: Int64[np.ndarray, " characters"],
+    written: UInt8[np.ndarray, " written_bytes"],
+    spelled: UInt8[np.ndarray, " spelled_bytes"],
+    token_bytes: Int64[np.ndarray, " tokens"],
+    piece_tokens: Int64[np.ndarray, " bounds"],
+) -> Bool[np.ndarray, " pieces"]:
+    """Pieces where the bytes in some range are not the bytes that its tokens spell, leading white space aside.
+
+    Tokens that share a character are compared together.
+    """
+    count = len(piece_tokens) - 1
+    owner = np.repeat(np.arange(count), np.diff(piece_tokens))
+    if not len(owner):
+        return np.zeros(count, dtype=bool)
+    opens = np.append(True, (ranges.reach[1:] >= ranges.ends[:-1]) | (owner[1:] != owner[:-1]))
+    heads = np.flatnonzero(opens)
+    tails = np.append(heads[1:], len(owner)) - 1
+    byte_at = np.append(0, np.cumsum(widths))
+    first = byte_at[ranges.starts[heads]]
+    length = byte_at[ranges.ends[tails]] - first
+    spelled_last = np.cumsum(token_bytes)[tails]
+    short = length > np.add.reduceat(token_bytes, heads)
+    length = np.where(short, 0, length)
+    within = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
+    differs = written[np.repeat(first, length) + within] != spelled[np.repeat(spelled_last - length, length) + within]
+    group = np.repeat(np.arange(len(heads)), length)
+    faults: Int64[np.ndarray, " pieces"] = np.bincount(owner[heads[short]], minlength=count)
+    faults += np.bincount(owner[heads[group[differs]]], minlength=count)
+    return faults > 0

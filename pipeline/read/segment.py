@@ -1,0 +1,284 @@
+"""Text to sentences and words, with character offsets into the original text.
+
+Blocks between hard boundaries (`pipeline.read.markup`) are cut into sentences by rules (`pipeline.read.sentence_rules`)
+or by the `senter` of an installed spaCy pipeline, and into tokens by spaCy's English tokenizer. For every document:
+
+- sentence spans are ordered, disjoint, free of white space at the edges, and hold every non-space character once;
+- tokens lie inside their sentence and, with its markup, hold every non-space character of its span once;
+- word spans are ordered and disjoint, each inside one sentence, and hold every letter and digit of the text once.
+"""
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import spacy
+from jaxtyping import Bool, Int32, Int64
+from spacy.about import __version__ as spacy_version
+from spacy.language import Language
+from spacy.tokens import Doc
+
+from pipeline.parse.base import Document, Sentence, Words
+from pipeline.read.markup import Block, blocks
+from pipeline.read.sentence_rules import sentence_ends, unambiguous_ends
+from pipeline.read.spacy_models import HOW_TO_INSTALL, bounded_memory, load_pipeline, pipeline_identity
+from schemas.config import SegmentConfig
+from schemas.errors import UsageError
+
+#: Enters the manifest; to be raised with every change of rules, marks or tokenization that can move a span.
+SEGMENTATION_VERSION = 1
+_URL = re.compile(
+    r"""(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9+.-]{1,20}://|www\.)[^\s<>"`{}|\\^。！？、，」』）]++
+      | (?<![\w.+-])[\w.+-]{1,64}+@[\w-]++(?:\.[\w-]++)++""",
+    re.VERBOSE,
+)
+_AFTER_URL = ".,;:!?'\"’”)]*_~"
+#: Stands between chunks in what the tokenizer is given. Not a line feed: that is one of spaCy's special cases, and
+#: after the first of those in a document spaCy caches nothing more.
+_BETWEEN = "\f"
+#: spaCy's tokenizer takes quadratic time in the length of a run without white space.
+_LONGEST_RUN = 100
+_RUN = re.compile(rf"\S{{{_LONGEST_RUN}}}(?=\S)")
+
+
+class _Tokens(NamedTuple):
+    """A document's tokens other than white space, in order, markup included."""
+
+    starts: Int32[np.ndarray, " tokens"]
+    ends: Int32[np.ndarray, " tokens"]
+    punctuation: Bool[np.ndarray, " tokens"]
+    urls: Bool[np.ndarray, " tokens"]  # URLs and addresses, which no letter around them joins
+
+
+class Segmenter:
+    """Cuts texts into sentences and words as a `SegmentConfig` says.
+
+    Raises `UsageError` for an unknown method, a pipeline that is not installed, or one without a `senter`.
+    """
+
+    def __init__(self, config: SegmentConfig) -> None:
+        method, _, name = config.sentences.partition(":")
+        self._identity: dict[str, Any] = {
+            "sentences": config.sentences,
+            "version": SEGMENTATION_VERSION,
+            "tokenizer": "spacy blank en",
+            "spacy": spacy_version,
+        }
+        self._senter = method == "senter"
+        if config.sentences == "rules":
+            self._pipeline: Language = spacy.blank("en")
+        elif self._senter and name:
+            self._pipeline = load_pipeline(name, {"senter"})
+            if not self._pipeline.has_pipe("senter"):
+                raise UsageError(f"The spaCy pipeline `{name}` has no `senter`. {HOW_TO_INSTALL}")
+            self._identity |= pipeline_identity(name, self._pipeline)
+            # The words must not depend on how sentences are found.
+            self._pipeline.tokenizer = spacy.blank("en", vocab=self._pipeline.vocab).tokenizer
+        else:
+            raise UsageError(f"Sentences are found by `rules` or by `senter:NAME`, not by `{config.sentences}`.")
+        tokenizer: Any = self._pipeline.tokenizer  # typed by spaCy as any callable
+        tokenizer.token_match = _URL.fullmatch
+        self._tokenizer = tokenizer
+
+    def identity(self) -> dict[str, Any]:
+        """Method and versions; for a `senter` also its pipeline's name, version and hash."""
+        return dict(self._identity)
+
+    def segment(self, texts: Sequence[str], response_starts: Sequence[int]) -> list[Document]:
+        """One `Document` a text; no sentence and no word reaches over its response's start.
+
+        Texts must be free of unpaired surrogates (spaCy stores UTF-8).
+        """
+        cut = [
+            [sentence for block in blocks(text, start) for sentence in self._sentences(text, block)]
+            for text, start in zip(texts, response_starts, strict=True)
+        ]
+        chunked = [_chunks(text, sentences) for text, sentences in zip(texts, cut, strict=True)]
+        spaced = (_BETWEEN.join([text[a:b] for a, b in c.spans]) for text, c in zip(texts, chunked, strict=True))
+        with bounded_memory(self._pipeline):
+            # Through the tokenizer itself: `Language.pipe` refuses texts of a million characters.
+            docs = self._tokenizer.pipe(spaced)
+            tokens = [_tokens(doc, chunks) for doc, chunks in zip(docs, chunked, strict=True)]
+            if self._senter:
+                cut = self._cut_by_senter(texts, cut, tokens)
+        return [_document(*parts) for parts in zip(texts, cut, tokens, strict=True)]
+
+    def _sentences(self, text: str, block: Block) -> list[Block]:
+        """Sentences of a block as far as text alone can tell them; a `senter` needs tokens and comes later."""
+        if block.code:
+            return [block]
+        body = text[block.start : block.end]
+        ends = unambiguous_ends(body) if self._senter else sentence_ends(body)
+        if not ends:
+            return [block]
+        parts = [body[a:b].rstrip() for a, b in itertools.pairwise([0, *ends])]
+        last = [block.start + a + len(part) for a, part in zip([0, *ends], parts, strict=False)]
+        return _cut_block(block, [block.start + end for end in ends], last)
+
+    def _cut_by_senter(
+        self, texts: Sequence[str], cut: Sequence[list[Block]], tokens: Sequence[_Tokens]
+    ) -> list[list[Block]]:
+        vocab = self._pipeline.vocab
+        docs = (
+            Doc(vocab, [text[a:b] for a, b in zip(t.starts, t.ends, strict=True)], _space_after(text, t).tolist())
+            for text, t in zip(texts, tokens, strict=True)
+        )
+        starts = (doc.to_array(["SENT_START"]).reshape(-1) == 1 for doc in self._pipeline.pipe(docs))
+        return [_cut_at(*parts) for parts in zip(cut, tokens, starts, strict=True)]
+
+
+def _cut_block(block: Block, starts: list[int], ends: list[int]) -> list[Block]:
+    """A block cut before each of `starts`; `ends[i]` is where the text before `starts[i]` ends."""
+    firsts = [block.span_start, *starts]
+    begins = [block.start, *starts]
+    lasts = [*ends, block.end]
+    return [
+        Block(first, begin, end, block.span_end if i == len(starts) else end, code=False)
+        for i, (first, begin, end) in enumerate(zip(firsts, begins, lasts, strict=True))
+    ]
+
+
+class _Chunks(NamedTuple):
+    """Stretches of a text that are tokenized apart, and which of them are URLs or addresses."""
+
+    spans: list[tuple[int, int]]
+    urls: list[bool]
+
+
+def _chunks(text: str, sentences: Sequence[Block]) -> _Chunks:
+    """Markup and text of every sentence, the text cut around URLs and inside runs too long for spaCy's tokenizer."""
+    chunks = _Chunks([], [])
+    for sentence in sentences:
+        for span in _around_urls(text, sentence):
+            chunks.spans.append(span[:2])
+            chunks.urls.append(span[2])
+    return chunks
+
+
+def _around_urls(text: str, sentence: Block) -> Iterator[tuple[int, int, bool]]:
+    span_start, start, end, span_end, _ = sentence
+    if start > span_start:
+        yield from _short_runs(text, span_start, start)
+    body = text[start:end]
+    if "://" in body or "www." in body or "@" in body:
+        for match in _URL.finditer(body):
+            url_end = match.start() + len(_without_closers(match[0]))
+            if start < sentence.start + match.start():
+                yield from _short_runs(text, start, sentence.start + match.start())
+            yield sentence.start + match.start(), sentence.start + url_end, True
+            start = sentence.start + url_end
+    if end > start:
+        yield from _short_runs(text, start, end)
+    if span_end > end:
+        yield from _short_runs(text, end, span_end)
+
+
+def _short_runs(text: str, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    if end - start > _LONGEST_RUN:
+        for match in _RUN.finditer(text, start, end):
+            yield start, match.end(), False
+            start = match.end()
+    yield start, end, False
+
+
+def _without_closers(url: str) -> str:
+    """Drops what ends the sentence or the bracket around a URL, not the brackets that are its own."""
+    end = len(url)
+    unopened = url.count(")") - url.count("(")
+    while url[end - 1] in _AFTER_URL:
+        if url[end - 1] == ")":
+            if unopened <= 0:
+                break
+            unopened -= 1
+        end -= 1
+    return url[:end]
+
+
+def _tokens(doc: Doc, chunks: _Chunks) -> _Tokens:
+    table = doc.to_array(["IDX", "LENGTH", "IS_PUNCT", "IS_SPACE"]).astype(np.int64)
+    table = table[table[:, 3] == 0]
+    spans = np.array(chunks.spans, dtype=np.int64).reshape(-1, 2)
+    # Where each chunk begins in the text that spaCy saw: chunks in order, one character between two.
+    lengths = spans[:, 1] - spans[:, 0]
+    seen = np.cumsum(lengths + 1) - lengths - 1
+    chunk = np.searchsorted(seen, table[:, 0], side="right") - 1
+    starts = table[:, 0] + (spans[:, 0] - seen)[chunk]
+    return _Tokens(
+        starts.astype(np.int32),
+        (starts + table[:, 1]).astype(np.int32),
+        table[:, 2] == 1,
+        np.array(chunks.urls, dtype=bool)[chunk],
+    )
+
+
+def _space_after(text: str, tokens: _Tokens) -> Bool[np.ndarray, " tokens"]:
+    # Tokens hold all that is not white space, so a gap, or more text, is white space.
+    return np.append(tokens.starts[1:], np.int32(len(text))) > tokens.ends
+
+
+def _cut_at(sentences: list[Block], tokens: _Tokens, begins: Bool[np.ndarray, " tokens"]) -> list[Block]:
+    """Blocks cut where a `senter` has a sentence begin inside one."""
+    span_starts = np.array([s.span_start for s in sentences])
+    cuts = np.flatnonzero(begins)
+    cuts = cuts[cuts > 0]
+    owners = np.searchsorted(span_starts, tokens.starts[cuts], side="right") - 1
+    starts: list[list[int]] = [[] for _ in sentences]
+    ends: list[list[int]] = [[] for _ in sentences]
+    for owner, start, end in zip(
+        owners.tolist(), tokens.starts[cuts].tolist(), tokens.ends[cuts - 1].tolist(), strict=True
+    ):
+        if sentences[owner].start < start < sentences[owner].end and not sentences[owner].code:
+            starts[owner].append(start)
+            ends[owner].append(end)
+    return [
+        part for s, a, b in zip(sentences, starts, ends, strict=True) for part in (_cut_block(s, a, b) if a else [s])
+    ]
+
+
+def _document(text: str, sentences: Sequence[Block], tokens: _Tokens) -> Document:
+    table = np.array([sentence[:4] for sentence in sentences], dtype=np.int32).reshape(-1, 4)
+    owner = np.searchsorted(table[:, 0], tokens.starts, side="right") - 1
+    markup = (tokens.starts < table[owner, 1]) | (tokens.starts >= table[owner, 2])
+    spans = np.stack([tokens.starts, tokens.ends], axis=1)
+    parsed = ~markup
+    spans_parsed = spans[parsed]
+    strings = [text[start:end] for start, end in spans_parsed.tolist()]
+    spaces = _space_after(text, tokens)[parsed].tolist()
+    bounds = np.searchsorted(owner[parsed], np.arange(len(sentences) + 1)).tolist()
+    return Document(
+        text=text,
+        sentences=tuple(
+            Sentence(
+                Words(tuple(strings[a:b]), tuple(spaces[a:b])),
+                spans_parsed[a:b],
+                parse=b > a and not sentence.code,
+            )
+            for sentence, (a, b) in zip(sentences, itertools.pairwise(bounds), strict=True)
+        ),
+        sentence_spans=np.ascontiguousarray(table[:, [0, 3]]),
+        word_spans=_words(text, tokens, spans, owner, markup),
+    )
+
+
+def _words(
+    text: str,
+    tokens: _Tokens,
+    spans: Int32[np.ndarray, "tokens 2"],
+    owner: Int64[np.ndarray, " tokens"],
+    markup: Bool[np.ndarray, " tokens"],
+) -> Int32[np.ndarray, "words 2"]:
+    """Tokens but for punctuation; of markup only what has letters or digits; pieces of a run of letters joined."""
+    keep = ~tokens.punctuation
+    for i in np.flatnonzero(keep & markup).tolist():
+        keep[i] = any(map(str.isalnum, text[spans[i, 0] : spans[i, 1]]))
+    words, owner, url = spans[keep], owner[keep], tokens.urls[keep]
+    touches = np.zeros(len(words), dtype=bool)
+    touches[1:] = (words[1:, 0] == words[:-1, 1]) & (owner[1:] == owner[:-1]) & ~url[1:] & ~url[:-1]
+    for i in np.flatnonzero(touches).tolist():
+        touches[i] = all(unicodedata.category(c)[0] in "LM" for c in text[words[i, 0] - 1 : words[i, 0] + 1])
+    first = np.flatnonzero(~touches)
+    last = np.append(first[1:], len(words))[: len(first)] - 1
+    return np.stack([words[first, 0], words[last, 1]], axis=1)

@@ -1,0 +1,393 @@
+"""Tokenizers whose offsets tell the truth: a row's token ids on one side, and the characters each token spells.
+
+A row is encoded as prompt and response apart, so that a token boundary falls exactly where the response begins; the
+response is encoded as text that goes on (no dummy prefix). Ranges come from what tokens spell: where the spelling
+equals the text byte for byte they follow by counting, otherwise by matching the normalised text (see `normalization`).
+Each result then passes a check of its own, or the row is refused.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+from tokenizers import Encoding as BackendEncoding
+from tokenizers import Tokenizer
+
+from pipeline.read.loading import load_fast_tokenizer
+from pipeline.read.normalization import NormalizationMap
+from pipeline.read.offsets import (
+    TokenRanges,
+    character_ranges,
+    code_points,
+    cover,
+    is_space,
+    locate,
+    match_visible,
+    misplaced,
+    misspelled,
+    next_visible,
+    utf8_widths,
+    without_leading_space,
+)
+from pipeline.read.spelling import continuation, read_spelling, settle, text_normalizer
+from schemas.columns import MISSING, Side
+from schemas.config import SideConfig
+from schemas.errors import UserError
+
+#: A tokenizer that defeats verification on more than this share of an audit's rows is refused.
+MAX_REFUSED: Final = 0.01
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One row on one side."""
+
+    input_ids: Int32[np.ndarray, " tokens"]
+    offsets: Int32[np.ndarray, "tokens 2"]  # characters of the row's text; [-1, -1) for special tokens added by policy
+    response_start: int  # index of the first response token
+    truncated: bool  # something of the row was left out, be it the closing special tokens alone
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A prompt or a response: its token ids and where they stand in it."""
+
+    ids: Int32[np.ndarray, " tokens"]
+    ranges: TokenRanges
+    separable: Bool[np.ndarray, " gaps"]  # where it may be cut
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class OffsetTokenizer:
+    """One side's tokenizer, special-token policy and limits.
+
+    Rows are `prefix + prompt + response + suffix`, where prefix and suffix are what the tokenizer's post-processor adds
+    ([CLS], BOS, [SEP]), and the suffix is eos if it adds none. A response that was cut, or that ends in the suffix
+    already, gets none. What is encoded for a row depends on that row alone.
+    """
+
+    def __init__(self, side: Side, config: SideConfig, overflow: Literal["truncate", "drop"]) -> None:
+        """Load and probe. Raises `UserError` (unusable tokenizer) or `ResourceError` (not reachable, not cached)."""
+        self.side = side
+        self.config = config
+        self.overflow = overflow
+        #: Running counts over everything encoded; see `audit` for the keys.
+        self.offset_counts: Counter[str] = Counter()
+        loaded = load_fast_tokenizer(side, config)
+        self._opening: Tokenizer = loaded.backend_tokenizer
+        try:
+            definition = settle(self._opening)
+        except Exception as error:  # what the library raises for parts written in Python
+            raise UserError(
+                f"The {side} tokenizer {config.tokenizer!r} has parts that cannot be written down ({error}). Choose "
+                "one that its tokenizer.json describes wholly."
+            ) from error
+        self._digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode("utf-8")).hexdigest()
+        continued = continuation(definition)
+        self._continuing = self._opening if continued == definition else Tokenizer.from_str(json.dumps(continued))
+        self._spelling = read_spelling(definition, self._opening)
+        self._normalization = NormalizationMap(text_normalizer(definition), self._spelling.marker)
+        self._prefix, self._suffix, self._suffix_source = self._special_tokens(loaded.eos_token_id)
+
+    def _special_tokens(self, eos: int | None) -> tuple[list[int], list[int], str | None]:
+        """What the post-processor puts around a text, and where the suffix comes from."""
+        probe = self._opening.encode("a")
+        added = np.array(probe.special_tokens_mask, dtype=bool)
+        own = np.flatnonzero(~added)
+        first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (len(added), len(added))
+        if last < len(added):
+            return probe.ids[:first], probe.ids[last:], "post-processor"
+        if eos is not None:
+            return probe.ids[:first], [eos], "eos"
+        return probe.ids[:first], [], None
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the encodings, as JSON values; no absolute path."""
+        path = Path(self.config.tokenizer).expanduser()
+        local = path.resolve().parent if path.is_file() else path.resolve()
+        return {
+            "name": local.name if path.exists() else self.config.tokenizer,
+            "revision": self.config.revision,
+            "sha256": self._digest,
+            "vocabulary": len(self._spelling.spelled),
+            "prefix": [self._opening.id_to_token(index) for index in self._prefix],
+            "suffix": [self._opening.id_to_token(index) for index in self._suffix],
+            "suffix_source": self._suffix_source,
+            "suffix_rule": "after a whole response that does not end in it",
+            "response_without_dummy_prefix": self._continuing is not self._opening,
+            "max_length": self.config.max_length,
+            "max_prompt_length": self.config.max_prompt_length,
+            "overflow": self.overflow,
+        }
+
+    def audit(self, texts: Sequence[str], response_starts: Sequence[int]) -> dict[str, int]:
+        """Verify every token of these rows, without limits.
+
+        Counts: `rows`, `rows_refused`, `tokens`, `exact` (the library's own offset was right, leading space aside),
+        `repaired` (it was not), `shared_character` (tokens that hold part of a character). Raises `UserError` naming
+        the tokenizer if more than `MAX_REFUSED` of the rows cannot be verified.
+        """
+        counts: Counter[str] = Counter()
+        rows = self._encode_rows(texts, response_starts, counts)
+        refused = [i for i, row in enumerate(rows) if isinstance(row, str)]
+        if len(refused) > MAX_REFUSED * len(rows):
+            raise UserError(
+                f"The {self.side} tokenizer {self.config.tokenizer!r} is refused: in {len(refused)} of {len(rows)} "
+                f"audited rows its tokens could not be traced to the text (first: row {refused[0]}). Choose "
+                "another tokenizer."
+            )
+        return dict(counts)
+
+    def encode(self, texts: Sequence[str], response_starts: Sequence[int]) -> list[Encoding | str]:
+        """Each row's encoding, or the reason to drop it. A response starts at 0 in plain text."""
+        rows = self._encode_rows(texts, response_starts, self.offset_counts)
+        return [
+            row if isinstance(row, str) else self._assemble(*row, start)
+            for row, start in zip(rows, response_starts, strict=True)
+        ]
+
+    def _encode_rows(
+        self, texts: Sequence[str], response_starts: Sequence[int], counts: Counter[str]
+    ) -> list[tuple[_Piece, _Piece] | str]:
+        """Prompt and response of each row, or why the row is refused."""
+        whole = [_encodable(text) for text in texts]
+        safe = [text if good else "" for text, good in zip(texts, whole, strict=True)]
+        cut = list(zip(safe, response_starts, strict=True))
+        opening = self._pieces(self._opening, [text[:start] if start else text for text, start in cut], counts)
+        continuing = self._pieces(self._continuing, [text[start:] if start else "" for text, start in cut], counts)
+        rows: list[tuple[_Piece, _Piece] | str] = []
+        for good, start, first, second in zip(whole, response_starts, opening, continuing, strict=True):
+            if not good:
+                rows.append(f"{self.side}: text holds an unpaired surrogate")
+            elif first is None or second is None:
+                rows.append(f"{self.side}: offsets could not be verified")
+            else:
+                rows.append((first, second) if start else (second, first))
+        counts["rows"] += len(rows)
+        counts["rows_refused"] += sum(isinstance(row, str) for row in rows)
+        return rows
+
+    def _pieces(self, backend: Tokenizer, texts: list[str], counts: Counter[str]) -> list[_Piece | None]:
+        """Tokens and verified ranges of each text; None where the check fails."""
+        encodings: list[BackendEncoding] = backend.encode_batch(texts, add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        marker, dummy = self._spelling.marker, (self._spelling.marker or " ").encode("utf-8")
+        tables = self._spelling.spelled
+        spelled = [b"".join([tables[index] for index in row]) for row in ids]
+        written = [(text.replace(" ", marker) if marker else text).encode("utf-8") for text in texts]
+        direct = [s == w or s == dummy + w for s, w in zip(spelled, written, strict=True)]
+        pieces: list[_Piece | None] = [None] * len(texts)
+        byte_exact = [i for i, equal in enumerate(direct) if equal]
+        for i, ranges in zip(
+            byte_exact,
+            self._locate_exact(
+                [texts[i] for i in byte_exact],
+                [written[i] for i in byte_exact],
+                [spelled[i] for i in byte_exact],
+                [ids[i] for i in byte_exact],
+            ),
+            strict=True,
+        ):
+            pieces[i] = _piece(ids[i], ranges)
+        for i, equal in enumerate(direct):
+            if not equal:
+                pieces[i] = _piece(ids[i], self._locate_normalized(texts[i], encodings[i]))
+        self._count(texts, encodings, pieces, counts)
+        return pieces
+
+    def _locate_exact(
+        self, texts: list[str], written: list[bytes], spelled: list[bytes], ids: list[list[int]]
+    ) -> list[TokenRanges | None]:
+        """Ranges where tokens spell the text byte for byte, save a dummy prefix; all texts at once."""
+        if not texts:
+            return []
+        points = code_points("".join(texts))
+        space = is_space(points)
+        if self._spelling.marker:
+            points = np.where(points == ord(" "), np.uint32(ord(self._spelling.marker)), points)
+        widths = utf8_widths(points)
+        tokens = np.array([len(row) for row in ids], dtype=np.int64)
+        bounds = np.append(0, np.cumsum(tokens))
+        token_bytes = self._spelling.lengths[np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=bounds[-1])]
+        surplus = np.array([len(s) - len(w) for s, w in zip(spelled, written, strict=True)], dtype=np.int64)
+        own_bytes = token_bytes.copy()
+        own_bytes[bounds[:-1][surplus > 0]] -= surplus[surplus > 0]
+        ranges = locate(space, widths, own_bytes)
+        pieces = np.append(0, np.cumsum([len(text) for text in texts])).astype(np.int64)
+        bad = misplaced(ranges, space, pieces, bounds) | misspelled(
+            ranges,
+            widths,
+            np.frombuffer(b"".join(written), dtype=np.uint8),
+            np.frombuffer(b"".join(spelled), dtype=np.uint8),
+            token_bytes,
+            bounds,
+        )
+        return [
+            None if bad[i] else ranges.piece(int(bounds[i]), int(bounds[i + 1]), int(pieces[i]))
+            for i in range(len(texts))
+        ]
+
+    def _locate_normalized(self, text: str, encoding: BackendEncoding) -> TokenRanges | None:
+        """Ranges where the tokenizer normalises, drops white space, adds spaces, or knows no token for something."""
+        ids, hints = encoding.ids, encoding.offsets
+        written = self._normalization.write(text, self._literals(text, ids, hints))
+        if written is None:
+            return None
+        tokens = [self._spelling.spelled[index] for index in ids]
+        for i in [i for i, index in enumerate(ids) if index == self._spelling.unknown]:
+            # It may spell anything: take the library's word for where, and let the match of all the others decide.
+            inside = (written.origins[:, 0] >= hints[i][0]) & (written.origins[:, 0] < hints[i][1])
+            unknown = self._normalization.visible("".join(written.text[k] for k in np.flatnonzero(inside)))
+            if not unknown:
+                return None
+            tokens[i] = unknown.encode("utf-8")
+        if not _encodable_bytes(spelled := b"".join(tokens)):
+            return None
+        shown = spelled.decode("utf-8")
+        if self._normalization.visible(shown) != self._normalization.visible(written.text):
+            return None
+        points = code_points(shown)
+        origins = match_visible(self._blank(shown), self._blank(written.text), written.origins, len(text))
+        token_bytes = np.array([len(token) for token in tokens], dtype=np.int64)
+        first, last = character_ranges(utf8_widths(points), token_bytes)
+        sentinel = np.vstack([origins, [[len(text), len(text)]]])
+        reach = sentinel[first, 0]
+        ends = np.where(last > first, sentinel[np.maximum(last - 1, 0), 1], reach)
+        space = is_space(code_points(text))
+        ranges = TokenRanges(reach, without_leading_space(reach, ends, next_visible(space)), ends)
+        ranges = cover(ranges, space)
+        whole = np.array([0, len(text)], dtype=np.int64), np.array([0, len(ids)], dtype=np.int64)
+        if misplaced(ranges, space, *whole)[0] or not self._spelled_alike(text, ranges, shown, first, last):
+            return None
+        return ranges
+
+    def _literals(self, text: str, ids: list[int], hints: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where added tokens stand in the text word for word."""
+        found = []
+        for index, (first, last) in zip(ids, hints, strict=True):
+            content = self._spelling.literals.get(index)
+            if content is not None and (at := text.find(content, first, last)) >= 0:
+                found.append((at, at + len(content)))
+        return found
+
+    def _blank(self, shown: str) -> Bool[np.ndarray, " characters"]:
+        """White space in the tokenizer's writing, the space marker included."""
+        points = code_points(shown)
+        blank = is_space(points)
+        return blank if self._spelling.marker is None else blank | (points == ord(self._spelling.marker))
+
+    def _spelled_alike(
+        self,
+        text: str,
+        ranges: TokenRanges,
+        shown: str,
+        first: Int64[np.ndarray, " tokens"],
+        last: Int64[np.ndarray, " tokens"],
+    ) -> bool:
+        """Whether each range, normalised by itself, is what its tokens spell; those sharing a character are one."""
+        if not len(first):
+            return True
+        heads = np.flatnonzero(ranges.separable()[:-1])
+        tails = np.append(heads[1:], len(first)) - 1
+        visible, visible_alone = self._normalization.visible, self._normalization.visible_alone
+        spans = zip(ranges.starts[heads].tolist(), ranges.ends[tails].tolist(), strict=True)
+        shows = zip(first[heads].tolist(), last[tails].tolist(), strict=True)
+        for (start, end), (shown_start, shown_end) in zip(spans, shows, strict=True):
+            said, held = visible(shown[shown_start:shown_end]), text[start:end]
+            if said in (held, visible_alone(held)):
+                continue
+            if said not in held or visible_alone(held.replace(said, "", 1)):  # an added token beside dropped characters
+                return False
+        return True
+
+    def _count(
+        self,
+        texts: list[str],
+        encodings: list[BackendEncoding],
+        pieces: list[_Piece | None],
+        counts: Counter[str],
+    ) -> None:
+        """Compare the library's offsets, leading space aside, with the verified ones."""
+        good = [i for i, piece in enumerate(pieces) if piece is not None and len(piece)]
+        kept = [piece for i in good if (piece := pieces[i]) is not None]
+        if not kept:
+            return
+        sizes = np.array([len(piece) for piece in kept], dtype=np.int64)
+        base = np.repeat(np.append(0, np.cumsum([len(texts[i]) for i in good])[:-1]), sizes)
+        reported = (
+            np.fromiter(
+                chain.from_iterable(chain.from_iterable(encodings[i].offsets for i in good)),
+                dtype=np.int64,
+                count=2 * int(sizes.sum()),
+            ).reshape(-1, 2)
+            + base[:, None]
+        )
+        starts = np.concatenate([piece.ranges.starts for piece in kept]) + base
+        ends = np.concatenate([piece.ranges.ends for piece in kept]) + base
+        visible = next_visible(is_space(code_points("".join(texts[i] for i in good))))
+        exact = (without_leading_space(reported[:, 0], reported[:, 1], visible) == starts) & (reported[:, 1] == ends)
+        counts["tokens"] += len(exact)
+        counts["exact"] += int(exact.sum())
+        counts["repaired"] += int((~exact).sum())
+        counts["shared_character"] += sum(int((~piece.separable[:-1] | ~piece.separable[1:]).sum()) for piece in kept)
+
+    def _assemble(self, prompt: _Piece, response: _Piece, response_start: int) -> Encoding | str:
+        """Prefix, prompt, response and suffix within the limits, or the reason to drop the row."""
+        limit, prompt_limit = self.config.max_length, self.config.max_prompt_length
+        if not len(response):
+            return f"{self.side}: response has no tokens"
+        first, last = 0, len(response)
+        if prompt_limit is not None and len(prompt) > prompt_limit:
+            if self.overflow == "drop":
+                return f"{self.side}: prompt longer than max_prompt_length"
+            first = len(prompt) - prompt_limit
+            first += int(np.argmax(prompt.separable[first:]))
+        ends_in_suffix = response.ids[-len(self._suffix) :].tolist() == self._suffix
+        suffix = [] if ends_in_suffix else self._suffix
+        before = len(self._prefix) + len(prompt) - first
+        truncated = first > 0
+        if limit is not None and before + last + len(suffix) > limit:
+            if self.overflow == "drop":
+                return f"{self.side}: row longer than max_length"
+            room = max(0, min(last, limit - before))
+            last = room - int(np.argmax(response.separable[room::-1]))
+            if last == 0:
+                return f"{self.side}: prompt leaves no room for the response in max_length"
+            suffix, truncated = [], True
+        ids = [self._prefix, prompt.ids[first:], response.ids[:last], suffix]
+        offsets = np.full((before + last + len(suffix), 2), MISSING, dtype=np.int32)
+        prompt_rows, response_rows = slice(len(self._prefix), before), slice(before, before + last)
+        offsets[prompt_rows, 0], offsets[prompt_rows, 1] = prompt.ranges.starts[first:], prompt.ranges.ends[first:]
+        offsets[response_rows, 0] = response.ranges.starts[:last] + response_start
+        offsets[response_rows, 1] = response.ranges.ends[:last] + response_start
+        return Encoding(np.concatenate([np.asarray(part, dtype=np.int32) for part in ids]), offsets, before, truncated)
+
+
+def _piece(ids: list[int], ranges: TokenRanges | None) -> _Piece | None:
+    return None if ranges is None else _Piece(np.array(ids, dtype=np.int32), ranges, ranges.separable())
+
+
+def _encodable(text: str) -> bool:
+    """False for text with unpaired surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _encodable_bytes(spelled: bytes) -> bool:
+    try:
+        spelled.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

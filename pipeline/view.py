@@ -1,0 +1,146 @@
+"""`mta-prep inspect`: one row as a person wants to see it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, load_from_disk
+from jaxtyping import Int
+from rich.style import Style
+from rich.text import Text
+
+from pipeline import console
+from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, side_column
+from schemas.errors import UsageError
+from schemas.manifest import read_manifest
+
+Spans = Int[np.ndarray, "k 2"]
+
+LABEL_STYLES = {"NP": Style(color="green"), "VP": Style(color="yellow")}
+#: Neighbouring tokens and words alternate, so that borders show without marks inside the text.
+STRIPES = (Style(bgcolor="grey23"), Style(bgcolor="grey37"))
+#: What would break a line or not show at all.
+VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽", "\u200b": "∅", "\x00": "␀", "\x1b": "␛"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and its place."""
+
+    index: int
+    values: dict[str, Any]
+
+    def spans(self, column: str) -> Spans:
+        """A span column as an array."""
+        return np.array(self.values[column], dtype=np.int64).reshape(-1, 2)
+
+
+def find_row(folder: Path, index: int, row_id: str | None) -> Row:
+    """The row at `index`, or with `row_id`; raises `UsageError` if there is none."""
+    read_manifest(folder)
+    rows: Dataset = load_from_disk(str(folder))
+    if row_id is not None:
+        index = pc.index(rows.data.column("id"), row_id).as_py()
+        if index < 0:
+            raise UsageError(f"{folder} has no row with id {row_id!r}.")
+    elif index >= len(rows):
+        raise UsageError(f"{folder} has {len(rows)} rows, counted from 0; there is no row {index}.")
+    return Row(index, rows[index])
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """The row's columns, with the text of every unit and token beside its span."""
+    text = row.values["text"]
+
+    def spelled(column: str) -> list[str | None]:
+        return [text[a:b] if a >= 0 else None for a, b in row.spans(column).tolist()]
+
+    extra = {f"{column}_text": spelled(column) for column in ("sentences", *GRANULARITIES)}
+    extra |= {f"{side}_tokens": spelled(side_column(side, "offsets")) for side in SIDES}
+    return {"row": row.index, **row.values, **extra}
+
+
+def visible(text: str) -> str:
+    """Text on one line, control characters shown."""
+    shown = text.translate(VISIBLE)
+    return "".join(char if char.isprintable() or char == "\u200d" else "�" for char in shown)
+
+
+def show(row: Row, folder: Path) -> None:
+    """Print the row, sentence by sentence."""
+    values = row.values
+    text, response = values["text"], values["response_start"]
+    out = console.stdout
+    out.print(Text(f"{folder}  row {row.index}  id {values['id']}", style="bold"))
+    sizes = ", ".join(f"{len(values[name])} {name}" for name in ("sentences", *GRANULARITIES))
+    tokens = ", ".join(f"{len(values[side_column(side, 'input_ids')])} {side} tokens" for side in SIDES)
+    out.print(f"{len(text)} characters, response from {response}; {sizes}; {tokens}")
+    for number, (start, end) in enumerate(row.spans("sentences").tolist()):
+        mark = (
+            " (response begins)" if start <= response < end or (start >= response and _first_after(row, number)) else ""
+        )
+        out.print()
+        out.print(
+            Text.assemble((f"{number:>3} ", "dim"), visible(text[start:end]), (mark if response else "", "magenta"))
+        )
+        _line("words", _striped(text, _within(row.spans("words"), start, end)))
+        for name in LABELLED:
+            spans = row.spans(name)
+            chosen = np.flatnonzero((spans[:, 0] >= start) & (spans[:, 1] <= end))
+            _line(name, _labelled(row, name, chosen.tolist()))
+        for side in SIDES:
+            offsets = row.spans(side_column(side, "offsets"))
+            _line(side, _striped(text, _within(offsets, start, end)))
+            lost = _lost(row, side, start, end)
+            if lost:
+                _line("", Text(f"no {side} span: {lost}", style="red"))
+
+
+def _first_after(row: Row, number: int) -> bool:
+    response = row.values["response_start"]
+    starts = row.spans("sentences")[:, 0]
+    return bool(np.searchsorted(starts, response) == number)
+
+
+def _line(name: str, content: Text) -> None:
+    line = Text.assemble((f"    {name:<8} ", "dim"), content)
+    console.stdout.print(line)
+
+
+def _within(spans: Spans, start: int, end: int) -> Spans:
+    return spans[(spans[:, 0] >= start) & (spans[:, 0] < end) & (spans[:, 1] > spans[:, 0])]
+
+
+def _striped(text: str, spans: Spans) -> Text:
+    line = Text()
+    for index, (start, end) in enumerate(spans.tolist()):
+        line.append("|", style="dim")
+        line.append(visible(text[start:end]), style=STRIPES[index % 2])
+    if len(spans):
+        line.append("|", style="dim")
+    return line
+
+
+def _labelled(row: Row, name: Granularity, chosen: list[int]) -> Text:
+    text, spans, labels = row.values["text"], row.spans(name), row.values[f"{name[:-1]}_labels"]
+    line = Text()
+    for index in chosen:
+        start, end = spans[index].tolist()
+        style = LABEL_STYLES[labels[index]]
+        line.append("[", style="dim")
+        line.append(labels[index], style=style + Style(bold=True))
+        line.append(" " + visible(text[start:end]), style=style)
+        line.append("] ", style="dim")
+    return line
+
+
+def _lost(row: Row, side: Side, start: int, end: int) -> str:
+    """Units of this sentence without a token span on this side."""
+    text, found = row.values["text"], []
+    for name in GRANULARITIES:
+        spans, tokens = row.spans(name), row.spans(side_column(side, name))
+        gone = (spans[:, 0] >= start) & (spans[:, 1] <= end) & (tokens[:, 0] < 0)
+        found += [f"{name[:-1]} {visible(text[a:b])!r}" for a, b in spans[gone].tolist()]
+    return ", ".join(found)

@@ -1,0 +1,57 @@
+"""The decoder finds the best binary tree, in batches as alone."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.parse.chart import best_trees, span_count, span_index, triangle
+
+
+def slow_best(scores: dict[tuple[int, int], float], i: int, j: int) -> float:
+    """Score of the best binary tree over [i, j), by trying every split."""
+    own = scores[i, j]
+    if j - i == 1:
+        return own
+    return own + max(slow_best(scores, i, k) + slow_best(scores, k, j) for k in range(i + 1, j))
+
+
+charts = st.integers(1, 7).flatmap(
+    lambda n: st.lists(
+        st.floats(-10, 10, width=16).map(lambda value: float(np.float32(value))),
+        min_size=span_count(n),
+        max_size=span_count(n),
+    ).map(lambda scores: (n, np.array(scores, dtype=np.float32)))
+)
+
+
+@given(charts)
+def test_the_tree_found_is_a_tree_and_none_scores_more(chart):
+    n, scores = chart
+    left, right = triangle(n)
+    nodes = best_trees(scores, np.array([n], dtype=np.int32))
+    spans = [(int(left[node]), int(right[node])) for node in nodes]
+    assert len(spans) == len(set(spans)) == 2 * n - 1
+    assert {(0, n)} | {(i, i + 1) for i in range(n)} <= set(spans)
+    assert not any(a < c < b < d for a, b in spans for c, d in spans), "crossing brackets"
+    assert spans == sorted(spans, key=lambda span: (span[0], -span[1])), "pre-order"
+    table = {(int(a), int(b)): float(s) for a, b, s in zip(left, right, scores, strict=True)}
+    assert abs(float(scores[nodes].sum()) - slow_best(table, 0, n)) < 1e-3
+
+
+@given(st.lists(charts, max_size=5))
+def test_sentences_of_a_batch_do_not_touch_each_other(batch):
+    lengths = np.array([n for n, _ in batch], dtype=np.int32)
+    scores = np.concatenate([np.zeros(0, np.float32), *(scores for _, scores in batch)])
+    together = best_trees(scores, lengths)
+    base, alone = 0, []
+    for n, own in batch:
+        alone.append(best_trees(own, np.array([n], dtype=np.int32)) + base)
+        base += span_count(n)
+    assert together.tolist() == np.concatenate([np.zeros(0, np.int64), *alone]).tolist()
+
+
+@given(st.integers(1, 60))
+def test_span_index_is_the_storage_order(n):
+    left, right = triangle(n)
+    assert len(left) == span_count(n)
+    assert span_index(left, right, n).tolist() == list(range(span_count(n)))

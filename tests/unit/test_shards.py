@@ -1,0 +1,128 @@
+"""The output folder: resume, exclusion, refusal of what is not ours, differences named."""
+
+import json
+import threading
+
+import pyarrow as pa
+import pytest
+
+from pipeline.store import shards
+from pipeline.store.shards import RowDigest, ShardOutput, workspace
+from schemas.errors import StateError
+
+SCHEMA = pa.schema([("id", pa.string())])
+RECORD = {name: {"a": 1} for name in shards.RECORDED}
+
+
+def output(name):
+    table = pa.table({"id": [name]}, schema=SCHEMA)
+    return ShardOutput(table, (RowDigest("00" * 16, "11" * 16),), {"rows_in": 1})
+
+
+def test_finished_shards_are_found_again_and_damaged_ones_are_not(tmp_path):
+    out = tmp_path / "out"
+    with workspace(out, RECORD, 3, overwrite=False) as space:
+        for index in range(2):
+            space.publish(index, output(str(index)))
+    (out / shards.shard_name(1, 3)).write_bytes(b"damaged")
+    with workspace(out, RECORD, 3, overwrite=False) as space:
+        assert sorted(space.finished()) == [0]
+
+
+def test_a_shard_without_receipt_counts_as_not_done(tmp_path):
+    out = tmp_path / "out"
+    with workspace(out, RECORD, 1, overwrite=False) as space:
+        space.publish(0, output("a"))
+        (space.work / "00000.json").unlink()
+    with workspace(out, RECORD, 1, overwrite=False) as space:
+        assert space.finished() == {}
+
+
+def test_two_runs_on_one_folder_exclude_each_other(tmp_path):
+    out = tmp_path / "out"
+    caught = []
+
+    def second():
+        try:
+            with workspace(out, RECORD, 1, overwrite=False):
+                pass
+        except StateError as error:
+            caught.append(str(error))
+
+    with workspace(out, RECORD, 1, overwrite=False):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert caught == [f"Another run is writing to {out}. Wait for it to end, or choose another folder."]
+    with workspace(out, RECORD, 1, overwrite=False) as space:
+        assert space is not None
+
+
+def test_another_config_is_refused_with_the_difference_named(tmp_path):
+    out = tmp_path / "out"
+    with workspace(out, RECORD, 1, overwrite=False):
+        pass
+    changed = RECORD | {"parser": {"a": 2}}
+    with (
+        pytest.raises(StateError, match=r"`parser\.a` was 1, is now 2.*--overwrite"),
+        workspace(out, changed, 1, overwrite=False),
+    ):
+        pass
+    with workspace(out, changed, 1, overwrite=True) as space:
+        assert space.finished() == {}
+
+
+def seal(space):
+    manifest = json.dumps(RECORD)
+    space.seal({shards.CARD: "card"}, SCHEMA, "0" * 64, manifest)
+
+
+def test_a_finished_folder_is_left_alone_unless_it_is_another_run(tmp_path):
+    out = tmp_path / "out"
+    with workspace(out, RECORD, 1, overwrite=False) as space:
+        space.publish(0, output("a"))
+        seal(space)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with workspace(out, RECORD, 1, overwrite=False) as space:
+        assert space is None
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    with (
+        pytest.raises(StateError, match=r"`inputs\.a` was 1, is now 3"),
+        workspace(out, RECORD | {"inputs": {"a": 3}}, 1, overwrite=False),
+    ):
+        pass
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_folder_with_other_files_is_never_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(StateError, match=r"thesis\.tex"), workspace(tmp_path, RECORD, 1, overwrite=overwrite):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(StateError, match="is a file"), workspace(tmp_path / "out", RECORD, 1, overwrite=False):
+        pass
+
+
+def test_differences_name_every_place():
+    old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": "x"}
+    assert shards.differences(old, new) == [
+        "`a.c` was [1], is now [2]",
+        "`d` was 2, is now null",
+        '`e` was null, is now "x"',
+    ]
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, 100), (500, 100), (6_400, 100), (50_000, 782), (10**7, 10_000)])
+def test_shard_size_depends_on_the_number_of_rows_alone(rows, expected):
+    assert shards.automatic_shard_rows(rows) == expected
+
+
+def test_fingerprint_does_not_see_where_shards_end():
+    digests = [f"{value:032x}" for value in range(5)]
+    assert shards.fingerprint(digests) == shards.fingerprint(iter(digests))
+    assert shards.fingerprint(digests) != shards.fingerprint(digests[::-1])

@@ -1,0 +1,490 @@
+"""Sources: every format gives the same rows, bad rows are told with their place, unusable files with a remedy."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import pickle
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from pipeline.read.inputs import open_inputs
+from pipeline.read.json_rows import JsonArray
+from pipeline.read.records import RAW_LIMIT, Record, Rejected
+from pipeline.read.sources import Source, read_rows
+from schemas.errors import ResourceError, UsageError, UserError
+
+ROWS = [
+    {"instruction": "Say “hi”\r\nto Zoë 👩‍👩‍👧", "output": 'a "quoted", cell\nwith\ttab'},
+    {"instruction": "数えて", "output": "一\u2028二"},
+    {"instruction": "עוד אחת", "output": ""},
+]
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def opened(*inputs: str, split: str | None = None, revision: str | None = None) -> list[Source]:
+    return open_inputs(inputs, split=split, revision=revision, spool=Path("spool"))
+
+
+def only(name: str) -> Source:
+    (source,) = opened(name)
+    return source
+
+
+def fields(source: Source, start: int = 0, stop: int | None = None) -> list[object]:
+    return [row.fields if isinstance(row, Record) else row.reason for row in source.read(start, stop)]
+
+
+def json_lines(rows: list[dict[str, str]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def csv_text(rows: list[dict[str, str]], mark: str) -> str:
+    def line(cells: list[str]) -> str:
+        return mark.join('"' + cell.replace('"', '""') + '"' for cell in cells)
+
+    return "\r\n".join([line(list(rows[0])), *(line(list(row.values())) for row in rows)])
+
+
+def write(name: str, rows: list[dict[str, str]]) -> str:
+    """A file of the format that `name` ends in."""
+    path = Path(name)
+    plain = name.removesuffix(".gz").removesuffix(".zst")
+    if plain.endswith((".jsonl", ".ndjson")):
+        content = json_lines(rows).encode()
+    elif plain.endswith("wrapped.json"):
+        content = json.dumps({"version": [1, {"a": []}], "data": rows, "tags": ["x"], "none": []}, indent=1).encode()
+    elif plain.endswith(".json"):
+        content = json.dumps(rows, ensure_ascii=False).encode()
+    elif plain.endswith((".csv", ".tsv")):
+        content = csv_text(rows, "," if plain.endswith(".csv") else "\t").encode()
+    elif plain.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+        return name
+    else:
+        table = pa.Table.from_pylist(rows)
+        opener = pa.ipc.new_file if "file" in name else pa.ipc.new_stream
+        with opener(name, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+        return name
+    if name.endswith(".gz"):
+        half = len(content) // 2
+        content = gzip.compress(content[:half]) + gzip.compress(content[half:])
+    if name.endswith(".zst"):
+        half = len(content) // 2
+        content = zstandard.compress(content[:half]) + zstandard.compress(content[half:])
+    path.write_bytes(content)
+    return name
+
+
+FORMATS = [
+    "a.jsonl", "a.ndjson", "a.json", "wrapped.json", "a.csv", "a.tsv", "a.parquet", "file.arrow", "stream.arrow",
+    "a.jsonl.gz", "a.jsonl.zst", "a.json.gz", "a.csv.zst", "a.tsv.gz",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_agree_and_skip(name: str) -> None:
+    rows = [{**row, "n": str(n)} for n in range(3) for row in ROWS]
+    source = only(write(name, rows))
+    read = list(source.read())
+    assert [row.fields for row in read if isinstance(row, Record)] == rows
+    assert [row.number for row in read] == list(range(len(rows)))
+    for start in range(len(rows) + 2):
+        for stop in (None, 0, 2, 5, len(rows) + 3):
+            assert list(source.read(start, stop)) == read[slice(start, stop)]
+    described = source.describe()
+    content = Path(source.name).read_bytes()
+    assert (described.name, described.rows) == (source.name, len(rows))
+    assert (described.bytes, described.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert fields(pickle.loads(pickle.dumps(source))) == rows
+
+
+def test_extensions_in_capitals_are_known() -> None:
+    assert fields(only(str(Path(write("a.jsonl.gz", ROWS)).rename("A.JSONL.GZ")))) == ROWS
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_byte_order_mark_is_no_part_of_the_text(name: str) -> None:
+    path = Path(write(name, ROWS))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert fields(only(name)) == ROWS
+    assert only(name).describe().bytes == path.stat().st_size
+
+
+BAD_LINES: list[tuple[bytes, str]] = [
+    (b'{"a": 1,}', "broken JSON"),
+    (b'{"a": "x" "b"}', "character 11"),
+    (b'{"a": 1} {"a": 2}', "broken JSON: extra data, character 10"),
+    (b"[1, 2]", "not an object but an array"),
+    (b'"text"', "not an object but a string"),
+    (b"null", "not an object but null"),
+    (b"true", "not an object but true or false"),
+    (b"7", "not an object but a number"),
+    (b'{"a": "caf\xe9"}', "not UTF-8: byte 10 of the row is 0xe9"),
+    (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),
+    (rb'{"a": "x", "deep": [{"b": "\ud800"}]}', r'unpaired surrogate \ud800 in field "deep"'),
+    (rb'{"\udfff": 1}', r"unpaired surrogate \udfff"),
+    (b'{"a": NaN}', "NaN is not JSON"),
+    (b'{"a": [-Infinity]}', "-Infinity is not JSON"),
+    (b'{"a": ' + b"9" * 5000 + b"}", "unreadable value"),
+    (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES)
+def test_bad_json_line_is_rejected_alone(line: bytes, reason: str) -> None:
+    good = b'{"a": "NaN and \\ud83d\\ude00"}\n'
+    Path("a.jsonl").write_bytes(good + b"\n \t\r\n" + line + b"\n" + good)
+    source = only("a.jsonl")
+    first, bad, last = source.read()
+    assert isinstance(first, Record)
+    assert isinstance(last, Record)
+    assert isinstance(bad, Rejected)
+    assert (bad.number, bad.file, bad.line) == (1, "a.jsonl", 4)
+    assert reason in bad.reason
+    assert bad.raw.startswith(line[:5].decode())
+    assert len(bad.raw) <= RAW_LIMIT
+    bad.raw.encode()
+    assert last.fields == {"a": "NaN and 😀"}
+    assert last.line == 5
+    assert source.describe().rows == 3
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_no_depth_of_nesting_stops_a_file(name: str) -> None:
+    rows = [
+        '{"a": ' + "[" * depth + inner + "]" * depth + "}"
+        for depth in (*range(300, 980, 20), 50_000)
+        for inner in (r'"\ud83d\ude00"', "NaN")
+        if depth < 980 or name == "a.jsonl"
+    ]
+    Path(name).write_text("\n".join(rows) if name == "a.jsonl" else "[" + ",".join(rows) + "]")
+    try:
+        read = list(only(name).read())
+    except UserError as error:  # the parser of an array cannot pass over what it cannot parse
+        assert (name, "unreadable value: maximum recursion" in str(error)) == ("a.json", True)  # noqa: PT017
+        return
+    assert len(read) == len(rows)
+    assert all(row.reason == "nested too deeply" or "NaN" in row.reason for row in read if isinstance(row, Rejected))
+
+
+def test_a_line_over_the_limit_is_rejected_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.read.json_rows.ROW_LIMIT", 64)
+    Path("a.jsonl").write_text('{"a": 1}\n{"a": "' + "x" * 500 + '"}\n{"a": "' + "y" * 54 + '"}\n{"a": 4}')
+    first, bad, fits, last = only("a.jsonl").read()
+    assert isinstance(bad, Rejected)
+    assert "longer than" in bad.reason
+    assert [row.line for row in (first, fits, last)] == [1, 3, 4]
+    assert isinstance(fits, Record)
+    assert fits.fields == {"a": "y" * 54}
+
+
+def test_bad_rows_of_an_array_are_rejected_alone_with_their_line() -> None:
+    content = b'[\n {"a": "caf\xe9"},\n {"a":\n "\\ud800"}, 3,\n {"a": NaN},\n\n {"a": 1e400, "b": -0}]\n'
+    Path("a.json").write_bytes(content)
+    rows = list(only("a.json").read())
+    assert [row.line for row in rows] == [2, 3, 4, 5, 7]
+    assert [getattr(row, "reason", "")[:9] for row in rows] == ["not UTF-8", "unpaired ", "not an ob", "NaN is no", ""]
+    assert isinstance(rows[1], Rejected)
+    assert rows[1].raw == '{"a":\n "\\ud800"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "before", "message"),
+    [
+        ('[{"a": 1},\n{"a" 2}]', 1, "line 2: broken JSON"),
+        ('[{"a": 1},\n{"a": 2}', 2, "line 2: expected a comma or the end of the array (at the end of the file)"),
+        ('[{"a": 1},\n{"a": "xx', 1, "line 2: broken JSON: unterminated string"),
+        ('[{"a": 1}\n{"a": 2}]', 1, "line 2: expected a comma"),
+        ('[{"a": 1},\n]', 1, "line 2: broken JSON"),
+        ('[{"a": 1}]\n[]', 1, "line 2: more follows after the end"),
+        ('{"a": 1}\n{"a": 2}', 0, "name the file .jsonl"),
+        ('{"data": [{"a": 1}], "more": [{"a": 2}]}', 1, "both `data` and `more` hold rows"),
+        ('{"data": {"a": 1}, "n": [1, {"a": 2}]}', 0, "no array of objects"),
+        ("\nhello", 0, "line 2: expected an array of objects"),
+        ('"hello"', 0, "expected an array of objects"),
+    ],
+)
+def test_a_broken_array_gives_the_rows_before_and_then_the_place(content: str, before: int, message: str) -> None:
+    Path("a.json").write_text(content)
+    source = only("a.json")
+    assert len(list(source.read(0, before))) == before
+    with pytest.raises(UserError, match=r"^a\.json") as raised:
+        next(source.read(before))
+    assert message in str(raised.value)
+    with pytest.raises(UserError):
+        source.describe()
+
+
+def test_csv_line_numbers_and_bad_rows() -> None:
+    Path("a.csv").write_bytes(
+        b"a,b\r\n"
+        b'1,"two\r\nlines"\r\n'
+        b"\r\n"
+        b"3\r\n"
+        b"4,5,6\n"
+        b"7,caf\xe9\n"
+        b'"x"y,8\n'
+        b'9,"' + b"long " * 40_000 + b'"\n'
+        b'10,"never closed\n'
+        b"11,12\n"
+    )
+    rows = list(only("a.csv").read())
+    assert [row.line for row in rows] == [2, 5, 6, 7, 8, 9, 10]
+    reasons = [row.reason if isinstance(row, Rejected) else "" for row in rows]
+    assert reasons[0] == reasons[5] == ""
+    assert "2 cells, this row 1" in reasons[1]
+    assert "2 cells, this row 3" in reasons[2]
+    assert "byte 5 of the row is 0xe9" in reasons[3]
+    assert "broken CSV" in reasons[4]
+    assert "never closed" in reasons[6]
+    assert only("a.csv").describe().rows == 7
+
+
+@pytest.mark.parametrize(
+    "content", ["a,b,a\n1,2,3\n", f"{'long text ' * 30},b\n1,2\n", '"a\nb",c\n1,2\n', ",\n1,2\n", '"a"b,c\n1,2\n']
+)
+def test_a_row_that_cannot_be_a_header_is_refused(content: str) -> None:
+    Path("a.csv").write_text(content)
+    with pytest.raises(UserError, match=r"a\.csv, line 1: this cannot be the header"):
+        list(only("a.csv").read())
+
+
+def test_a_string_that_is_not_utf8_rejects_its_row_of_a_table() -> None:
+    binary = pa.array([b"good", b"caf\xe9", b"good"])
+    broken = pa.StringArray.from_buffers(3, binary.buffers()[1], binary.buffers()[2])
+    with pa.ipc.new_stream("a.arrow", pa.schema({"a": pa.string()})) as writer:
+        writer.write_batch(pa.record_batch({"a": broken}))
+    first, bad, last = only("a.arrow").read()
+    assert isinstance(bad, Rejected)
+    assert bad.line == 2
+    assert bad.reason == "field 'a' is not UTF-8: byte 3 of the string is 0xe9"
+    assert isinstance(first, Record)
+    assert isinstance(last, Record)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.csv.gz", "a.json.zst"])
+@pytest.mark.parametrize("damage", ["cut", "garbage after", "not compressed"])
+def test_damaged_compression_is_told(name: str, damage: str) -> None:
+    path = Path(write(name, ROWS * 2000))
+    content = path.read_bytes()
+    path.write_bytes(
+        {"cut": content[:-5], "garbage after": content + b"hello, world", "not compressed": b"[1]\n" * 9}[damage]
+    )
+    with pytest.raises(UserError, match=rf"{name}: the \w+ data is damaged or cut short"):
+        only(name).describe()
+    with pytest.raises(UserError, match="damaged or cut short"):
+        list(only(name).read())
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
+@pytest.mark.parametrize("cut", [3, 40, -20])
+def test_damaged_columns_are_told(name: str, cut: int) -> None:
+    path = Path(write(name, ROWS))
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=f"{name}: not a whole"):
+        only(name).describe()
+    with pytest.raises(UserError, match=f"{name}: not a whole"):
+        list(only(name).read())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "a.jsonl is empty."),
+        ("a.jsonl.gz", b"", "is empty."),
+        ("a.parquet", b"", "is empty."),
+        ("a.json", b"[]", "holds no rows"),
+        ("a.csv", b"a,b\n", "holds no rows"),
+        ("a.jsonl", b"\n \n", "holds no rows"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "UTF-16"),
+        ("a.jsonl", gzip.compress(b"{}"), "let its name end in .gz"),
+        ("a.json", b"PAR1....", "let its name end in .parquet"),
+        ("a.txt", b"hello", "Known: .jsonl"),
+        ("a.parquet.gz", b"hello", "cannot tell its format"),
+        ("noextension", b"hello", "no extension"),
+    ],
+)
+def test_unusable_files_are_told_with_a_remedy(name: str, content: bytes, message: str) -> None:
+    Path(name).write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        only(name).describe()
+    assert message in str(raised.value)
+    assert str(raised.value).startswith(name)
+
+
+def test_missing_files_name_the_nearest() -> None:
+    Path("data").mkdir()
+    write("data/train.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"data/trian.jsonl does not exist. Did you mean data/train.jsonl\?"):
+        opened("data/trian.jsonl")
+    with pytest.raises(UserError, match=r"dataa/train.jsonl does not exist. Did you mean data\?"):
+        opened("dataa/train.jsonl")
+    with pytest.raises(UserError, match=r"data/trainjsonl does not exist"):  # like a hub id, but the folder is there
+        opened("data/trainjsonl")
+    with pytest.raises(UserError, match="No file matches"):
+        opened("data/*.csv")
+
+
+def test_globs_and_folders_give_their_data_files_sorted() -> None:
+    Path("data/deep/er").mkdir(parents=True)
+    for name in ("data/b.jsonl", "data/a.csv", "data/.hidden.jsonl", "data/deep/er/c.json.gz", "data/deep/d.jsonl"):
+        write(name, ROWS)
+    Path("data/README.md").write_text("words")
+    assert [source.name for source in opened("data")] == ["data/a.csv", "data/b.jsonl"]
+    assert [source.name for source in opened("data/*")] == ["data/a.csv", "data/b.jsonl"]
+    assert [source.name for source in opened("data/**/*.jsonl")] == ["data/b.jsonl", "data/deep/d.jsonl"]
+    assert [source.name for source in opened("data/b.jsonl", "data/a.csv")] == ["data/b.jsonl", "data/a.csv"]
+    assert only(str(Path("data/b.jsonl").absolute())).name == str(Path("data/b.jsonl").absolute())
+    Path("odd[1].jsonl").write_bytes(Path("data/b.jsonl").read_bytes())
+    assert only("odd[1].jsonl").name == "odd[1].jsonl"
+    with pytest.raises(UsageError, match=r"data/b.jsonl is named twice"):
+        opened("data/b.jsonl", "data/*.jsonl")
+    Path("data/only").mkdir()
+    with pytest.raises(UserError, match=r"data/only/ holds no data file.*\*\*"):
+        opened("data/only")
+
+
+def test_rows_of_all_sources_are_numbered_through() -> None:
+    sources = opened(write("a.jsonl", ROWS), write("b.csv", ROWS[:1]), write("c.parquet", ROWS))
+    counts = [source.describe().rows for source in sources]
+    assert counts == [3, 1, 3]
+    rows = list(read_rows(sources, counts))
+    assert [(row.number, row.file) for row in rows] == list(enumerate(["a.jsonl"] * 3 + ["b.csv"] + ["c.parquet"] * 3))
+    for start in range(9):
+        for stop in (None, 0, 1, 3, 4, 6, 9):
+            assert list(read_rows(sources, counts, start, stop)) == rows[slice(start, stop)]
+
+
+def test_a_shard_opens_no_other_source() -> None:
+    sources = opened(write("a.jsonl", ROWS), write("b.jsonl", ROWS))
+    Path("a.jsonl").unlink()
+    assert len(list(read_rows(sources, [3, 3], 3, 6))) == 3
+
+
+@contextmanager
+def stdin_from(monkeypatch: pytest.MonkeyPatch, path: str) -> Iterator[None]:
+    with Path(path).open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        yield
+
+
+def test_standard_input_is_kept_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stdin_from(monkeypatch, os.devnull), pytest.raises(UserError, match="nothing is piped in"):
+        opened("-")
+    with stdin_from(monkeypatch, write("a.jsonl", ROWS)):
+        source = only("-")
+    assert fields(source) == ROWS
+    assert source.describe().name == "-"
+    assert [path.name for path in Path("spool").iterdir()] == ["stdin.jsonl"]
+    with stdin_from(monkeypatch, os.devnull):
+        assert fields(only("-")) == ROWS
+    with stdin_from(monkeypatch, write("b.jsonl", ROWS[:1])):
+        assert fields(only("-")) == ROWS[:1]
+    with stdin_from(monkeypatch, "b.jsonl"), pytest.raises(ResourceError, match="cannot be kept"):
+        open_inputs(["-"], split=None, revision=None, spool=Path("a.jsonl"))
+
+
+def test_an_unknown_hub_id_without_network_is_told() -> None:
+    with pytest.raises(ResourceError, match="There is no file or folder someone/rows-of-mine here") as raised:
+        opened("someone/rows-of-mine")
+    assert "download it" in str(raised.value)
+    with pytest.raises(ResourceError, match="The dataset 'someone/rows'"):
+        opened("hf://datasets/someone/rows@main/part/a.jsonl")
+    with pytest.raises(UsageError, match="OWNER/NAME"):
+        opened("hf://someone/rows")
+    with pytest.raises(UsageError, match="another"):
+        opened("hf://datasets/someone/rows@v1", revision="v2")
+
+
+def test_hub_datasets_go_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+    whole = datasets.DatasetDict(
+        {
+            "train": datasets.Dataset.from_list(ROWS * 200, split="train"),
+            "test": datasets.Dataset.from_list(ROWS, split="test"),
+        }
+    )
+
+    def load(name: str, **options: str | None) -> object:
+        asked.append((name, {key: value for key, value in options.items() if value is not None}))
+        return whole[options["split"]] if options["split"] else whole
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    (source,) = opened("someone/rows", split="train", revision="v1")
+    assert source.name == "hf://datasets/someone/rows@v1#train"
+    assert fields(source, 299, 302) == [ROWS[2], ROWS[0], ROWS[1]]
+    assert source.describe() == pickle.loads(pickle.dumps(source)).describe()
+    assert source.describe().rows == 600
+    opened("hf://datasets/someone/rows@v2/sub/a.parquet", split="test")
+    opened("hf://datasets/someone/rows/sub", split="test")
+    assert asked == [
+        ("someone/rows", {"split": "train", "revision": "v1"}),
+        ("someone/rows", {"split": "test", "revision": "v2", "data_files": "sub/a.parquet"}),
+        ("someone/rows", {"split": "test", "data_dir": "sub"}),
+    ]
+    with pytest.raises(UsageError, match="train, test: choose one with --split"):
+        opened("someone/rows")
+
+
+def test_saved_datasets_are_read_back() -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list(ROWS * 100)
+    rows.save_to_disk("one", num_shards=3)
+    datasets.DatasetDict({"train": rows, "test": rows.select(range(2))}).save_to_disk("many")
+    assert fields(only("one")) == ROWS * 100
+    assert fields(only("one"), 290, 310) == (ROWS * 100)[290:310]
+    (test,) = opened("many", split="test")
+    assert (test.name, fields(test)) == ("many/test", ROWS[:2])
+    with pytest.raises(UsageError, match="many has the splits test, train: choose"):
+        opened("many")
+    with pytest.raises(UsageError, match="no split 'dev'"):
+        opened("many", split="dev")
+    with pytest.raises(UsageError, match="without splits"):
+        opened("one", split="train")
+
+
+def test_flags_that_would_do_nothing_are_refused() -> None:
+    write("a.jsonl", ROWS)
+    with pytest.raises(UsageError, match="none of the inputs has splits"):
+        opened("a.jsonl", split="train")
+    with pytest.raises(UsageError, match="is on a hub"):
+        opened("a.jsonl", revision="main")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "json.gz"])
+def test_memory_does_not_grow_with_the_file(kind: str) -> None:
+    """8 MB of rows are read within 2 MB."""
+    rows = [{"a": f"{number:06d}" * 1_500} for number in range(900)]
+    source = only(write(f"a.{kind}", rows))
+    del rows
+    tracemalloc.start()
+    assert source.describe().rows == 900
+    assert sum(isinstance(row, Record) for row in source.read()) == 900
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def test_a_row_larger_than_the_window_is_whole() -> None:
+    rows = [{"a": "x" * 300_000}, {"a": "y"}]
+    split = JsonArray(window=7).split(io.BufferedReader(io.BytesIO(json.dumps(rows).encode())), "a.json")
+    assert [row for _, (row, _) in split] == rows
