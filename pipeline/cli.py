@@ -315,7 +315,7 @@ app.command()(export_parser)
 
 
 #: What typer raises for a wrong command line; it has no public name for the base class.
-USAGE_ERRORS = typer.BadParameter.__mro__[1]
+USAGE_ERRORS = typer.BadParameter.__mro__[2]
 
 
 def main() -> None:
@@ -332,6 +332,6 @@ def main() -> None:
         sys.exit(Exit.OK)  # the reader of our output (head, less) has seen enough
     except Exception as error:
         if isinstance(error, USAGE_ERRORS):
-            error.show()
+            error.show()  # type: ignore[attr-defined]
             sys.exit(Exit.USAGE)
         sys.exit(console.explain(error, debug))

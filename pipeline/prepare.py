@@ -25,7 +25,6 @@ from pipeline.read.inputs import open_inputs
 from pipeline.read.records import RAW_LIMIT, Record, Rejected, RowError
 from pipeline.read.segment import Segmenter
 from pipeline.read.sources import Source, read_rows
-
 from pipeline.read.template import Rendered, Renderer, resolve_template
 from pipeline.read.tokenizers import OffsetTokenizer
 from pipeline.store import shards
@@ -173,10 +172,7 @@ def plan(config: ParseConfig, spool: Path) -> Plan:
     inputs = open_inputs(list(paths), split=config.split, revision=config.input_revision, spool=spool)
     described = [source.describe() for source in inputs]
     # embedded files keep their short names, so that no path of this machine gets into a manifest
-    files = tuple(
-        InputFile(name=paths.get(file.name, file.name), bytes=file.bytes, sha256=file.sha256, rows=file.rows)
-        for file in described
-    )
+    files = tuple(file.model_copy(update={"name": paths.get(file.name, file.name)}) for file in described)
     total = sum(file.rows for file in files)
     rows = min(total, config.limit or total)
     sample = list(islice(read_rows(inputs, [file.rows for file in files], 0, rows), SAMPLE_ROWS))

@@ -54,16 +54,12 @@ def show_alignment(manifest: Manifest) -> None:
     alignment: dict[str, Any] = manifest.counts["alignment"]
     rows = []
     for name in GRANULARITIES:
-        row = [name, str(alignment["both"][name]["units"])]
-        for side in SIDES:
-            counts = alignment[side][name]
-            row += [str(counts["inside"]), str(counts["cut"])]
-        both = alignment["both"][name]
-        rows.append([*row, str(both["kept"]), percent(both["kept"], both["kept"] + both["inside"])])
-    columns = ["units", "found"]
-    for side in SIDES:
-        columns += [f"inside a {side} token", f"{side} truncated"]
-    console.table("Units and their token spans", [*columns, "on both sides", "of those not truncated"], rows)
+        for side in (*SIDES, "both"):
+            of_side = alignment[side][name]
+            kept, inside, cut = of_side["kept"], of_side["inside"], of_side["cut"]
+            rows.append([f"{name}, {side}", str(kept), str(inside), str(cut), percent(kept, kept + inside)])
+    columns = ["units", "aligned", "edge in a token", "truncated", "aligned of the rest"]
+    console.table("Units and their token spans", columns, rows)
 
 
 def show_estimate(found: dict[str, Any], out: Path) -> None:
@@ -98,7 +94,7 @@ def show_info(manifest: Manifest, folder: Path) -> None:
     console.stdout.print(f"{folder}: prepared dataset, mta-prep {manifest.versions['mta-prep']}.")
     show_rows(manifest)
     rows = [
-        [side, tokenizer["name"], str(tokenizer["vocab_size"]), tokenizer["sha256"][:16]]
+        [side, tokenizer["name"], str(tokenizer["vocabulary"]), tokenizer["sha256"][:16]]
         for side, tokenizer in manifest.tokenizers.items()
     ]
     console.table("Tokenizers", ["side", "name", "vocabulary", "sha256"], rows)

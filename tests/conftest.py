@@ -1,6 +1,7 @@
 """Shared by all tests: no network, one hypothesis profile, the embedded parser loaded once."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,3 +23,57 @@ def embedded_parser():
     from pipeline.parse import model
 
     return model.load("embedded")
+
+
+SAMPLE_ROWS = 24
+
+
+@pytest.fixture(scope="session")
+def sample_file(tmp_path_factory):
+    """Some rows of the embedded sample: prose, code, scripts, emoji."""
+    from pipeline import embedded
+
+    lines = Path(embedded.resolve("embedded:sample")).read_text(encoding="utf-8").splitlines(keepends=True)
+    path = tmp_path_factory.mktemp("sample") / "rows.jsonl"
+    path.write_text("".join(lines[:: len(lines) // SAMPLE_ROWS][:SAMPLE_ROWS]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings_for(sample_file):
+    """Makes a config on the sample; keyword arguments override."""
+    from schemas.config import ParseConfig
+
+    def make(**values):
+        base = {
+            "inputs": [str(sample_file)],
+            "teacher": {"tokenizer": "embedded:sentencepiece-bpe"},
+            "student": {"tokenizer": "embedded:bytelevel-bpe"},
+            "parser": {"keep_trees": True},
+            "shard_rows": 5,
+        }
+        return ParseConfig.parse(base | values, "test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prepared(settings_for, tmp_path_factory):
+    """An uninterrupted run of the sample in one process."""
+    from pipeline.prepare import prepare
+
+    out = tmp_path_factory.mktemp("prepared") / "out"
+    prepare(settings_for(), out, workers=1, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def contents():
+    """Every file below a folder, by relative path."""
+
+    def read(folder):
+        return {
+            str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        }
+
+    return read

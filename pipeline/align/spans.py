@@ -3,8 +3,9 @@
 White space is taken out of the way first: every character position becomes the number of non-space characters before
 it. There, space around a token vanishes, and a unit is the half-open interval [s, e) of non-space characters. Tokens
 are sorted by start and by end, so the tokens that share a character with it are those from the first with end > s to
-the last with start < e: two binary searches a unit, O((units + characters + tokens) log tokens) in all. The unit's
-span is faithful if these tokens together spell it: nothing missing, nothing foreign.
+the last with start < e. How many tokens have ended, or started, by each character is counted once; a unit then costs
+two look-ups, and all of it O(characters + tokens + units). The unit's span is faithful if these tokens together spell
+it: nothing missing, nothing foreign.
 
 A shard is one long text: documents lie one after the other, so no interval of one reaches into another.
 """
@@ -46,6 +47,10 @@ class Ragged:
         rows = np.cumsum([0, *map(len, documents)], dtype=np.int64)
         return cls(np.concatenate([np.empty((0, 2), np.int32), *documents]), rows)
 
+    def documents(self) -> Int64[np.ndarray, " spans"]:
+        """The index of each span's document."""
+        return np.repeat(np.arange(len(self.rows) - 1), np.diff(self.rows))
+
     def split(self) -> list[Int32[np.ndarray, "_ 2"]]:
         """Views of each document's spans."""
         return np.split(self.spans, self.rows[1:-1]) if len(self.rows) > 1 else []
@@ -72,25 +77,39 @@ class Texts:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of several documents, made ready for any number of `spans_of` calls."""
+    """Tokens of several documents, special ones left out, ready for any number of `spans_of` calls.
 
-    texts: Texts
-    rows: Int64[np.ndarray, " pointers"]
-    places: Int64[np.ndarray, " tokens"]  # index of each token among all of them, special ones included
+    The first four arrays end in an entry that touches no unit: what an index one too far, or -1, finds.
+    """
+
+    index: Int32[np.ndarray, " tokens"]  # place in its document, special tokens counted
     starts: Int32[np.ndarray, " tokens"]  # in non-space characters of all texts
     ends: Int32[np.ndarray, " tokens"]
-    gaps: Int32[np.ndarray, " tokens"]  # number of gaps between kept characters before each token's start
+    gaps: Int32[np.ndarray, " tokens"]  # number of gaps between kept characters up to the token's start
+    ended: Int32[np.ndarray, " characters"]  # number of tokens with end <= c, for non-space character c of all texts
+    started: Int32[np.ndarray, " characters"]  # number of tokens with start <= c
+    texts: Texts
 
     @classmethod
     def of(cls, offsets: Ragged, texts: Texts) -> "Tokens":
         """`offsets`: character range of each token; starts and ends of those that are not special never decrease."""
-        places = np.flatnonzero(offsets.spans[:, 0] != MISSING)
-        base = np.repeat(texts.rows[:-1], np.diff(offsets.rows))[places]
-        starts = texts.nonspace_before[offsets.spans[places, 0] + base]
-        ends = texts.nonspace_before[offsets.spans[places, 1] + base]
-        gaps = np.zeros(len(places), dtype=np.int32)
+        document = offsets.documents()
+        real = np.flatnonzero(offsets.spans[:, 0] != MISSING)
+        base = texts.rows[document[real]]
+        starts = texts.nonspace_before[offsets.spans[real, 0] + base]
+        ends = texts.nonspace_before[offsets.spans[real, 1] + base]
+        gaps = np.zeros(len(real), dtype=np.int32)
         np.cumsum(starts[1:] > ends[:-1], out=gaps[1:])
-        return cls(texts, offsets.rows, places, starts, ends, gaps)
+        characters = int(texts.nonspace_before[-1])
+        return cls(
+            index=np.append((real - offsets.rows[document[real]]).astype(np.int32), np.int32(MISSING)),
+            starts=np.append(starts, np.int32(characters + 1)),
+            ends=np.append(ends, np.int32(-1)),
+            gaps=np.append(gaps, np.int32(-1)),
+            ended=np.cumsum(np.bincount(ends, minlength=characters + 1)[:characters], dtype=np.int32),
+            started=np.cumsum(np.bincount(starts, minlength=characters + 1)[:characters], dtype=np.int32),
+            texts=texts,
+        )
 
     def spans_of(self, units: Ragged) -> tuple[Ragged, Int8[np.ndarray, " units"]]:
         """Token span of each unit, counted from its document's first token, and a `Reason` each.
@@ -98,21 +117,20 @@ class Tokens:
         Units hold at least one non-space character. Without a faithful span, [-1, -1). Special tokens, white space
         and zero-width tokens belong to a span only where they stand between two of its tokens.
         """
-        document = np.repeat(np.arange(len(units.rows) - 1), np.diff(units.rows))
-        edges = self.texts.nonspace_before[units.spans + self.texts.rows[document, None]]
-        first = np.searchsorted(self.ends, edges[:, 0], side="right")
-        last = np.searchsorted(self.starts, edges[:, 1], side="left") - 1
-        spans = np.full((len(document), 2), MISSING, dtype=np.int32)
-        reasons = np.full(len(document), Reason.CUT, dtype=np.int8)
-        touched = np.flatnonzero(first <= last)
-        first, last, edges = first[touched], last[touched], edges[touched]
+        base = self.texts.rows[units.documents()]
+        start = self.texts.nonspace_before[units.spans[:, 0] + base]
+        end = self.texts.nonspace_before[units.spans[:, 1] + base]
+        first = self.ended[start]
+        last = self.started[end - 1] - 1
         left, right = self.starts[first], self.ends[last]
-        whole = (left <= edges[:, 0]) & (right >= edges[:, 1]) & (self.gaps[first] == self.gaps[last])
-        exact = whole & (left == edges[:, 0]) & (right == edges[:, 1])
-        reasons[touched[whole]] = Reason.INSIDE
-        reasons[touched[exact]] = Reason.OK
-        tokens = np.stack([self.places[first], self.places[last] + 1], axis=1) - self.rows[document[touched], None]
-        spans[touched[exact]] = tokens[exact]
+        whole = (left <= start) & (right >= end) & (self.gaps[first] == self.gaps[last])
+        exact = whole & (left == start) & (right == end)
+        spans = np.full((len(start), 2), MISSING, dtype=np.int32)
+        np.copyto(spans[:, 0], self.index[first], where=exact)
+        np.copyto(spans[:, 1], self.index[last] + 1, where=exact)
+        reasons = np.full(len(start), Reason.CUT, dtype=np.int8)
+        reasons[whole] = Reason.INSIDE
+        reasons[exact] = Reason.OK
         return Ragged(spans, units.rows), reasons
 
 

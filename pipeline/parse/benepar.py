@@ -52,7 +52,7 @@ class Engine:
 
     def fits(self, item: network.Encoded) -> bool:
         """Whether the model can take this sentence."""
-        return len(item.input_ids) <= self.max_subwords and item.words <= self.max_words
+        return bool(len(item.input_ids) <= self.max_subwords and item.words <= self.max_words)
 
     def parse(self, encoded: Sequence[network.Encoded]) -> list[Constituents]:
         """The best tree of each sentence; every one must fit."""

@@ -131,6 +131,8 @@ def _build(settings: dict[str, Any], folder: Path | None, state: dict[str, Tenso
 
 
 def _from_folder(folder: Path) -> ChartParser:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no parser model: there is no config.json in it.")
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("benepar")
     if settings is None:
         raise UserError(f"{folder}: config.json has no `benepar` entry, so this is no exported parser.")

@@ -24,7 +24,10 @@ INPUTS: Final = ("input", "context")
 AFTER_INSTRUCTION: Final = ("output", "response", "completion", "chosen")
 AFTER_PROMPT: Final = ("response", "completion", "output", "chosen")
 
-_FLAGS: Final = "--prompt and --response, --instruction, --input and --output, --messages, or --text"
+_FLAGS: Final = (
+    "--prompt-field and --response-field, --instruction-field, --input-field and --output-field, --messages-field, "
+    "or --text-field"
+)
 
 
 def resolve_fields(config: FieldsConfig, sample: Sequence[Record]) -> FieldsConfig:
@@ -41,7 +44,7 @@ def resolve_fields(config: FieldsConfig, sample: Sequence[Record]) -> FieldsConf
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
             hint = f"; did you mean `{near[0]}`?" if near else "."
-            raise UserError(f"No row has the field `{name}` (--{part}); the fields are {_listed(names)}{hint}")
+            raise UserError(f"No row has the field `{name}` (--{part}-field); the fields are {_listed(names)}{hint}")
     _check(config)
     found = _Sample(sample)
     id_field = config.id or ("id" if found.has_ids("id") else None)
@@ -82,9 +85,11 @@ def _check(config: FieldsConfig) -> None:
     for alone in ("messages", "text"):
         if alone in named and len(named) > 1:
             other = next(part for part in named if part != alone)
-            raise UsageError(f"--{alone} and --{other} exclude each other: `{alone}` holds the whole row's text.")
+            raise UsageError(
+                f"--{alone}-field and --{other}-field exclude each other: `{alone}` holds the whole row's text."
+            )
     if config.response and config.output:
-        raise UsageError("--response and --output both name the response; give one.")
+        raise UsageError("--response-field and --output-field both name the response; give one.")
 
 
 def _parts(config: FieldsConfig, found: _Sample, names: Sequence[str]) -> dict[str, str | None]:
@@ -103,7 +108,7 @@ def _parts(config: FieldsConfig, found: _Sample, names: Sequence[str]) -> dict[s
             parts["input"] = found.first(INPUTS, str)
         if not (parts["instruction"] or parts.get("prompt")):
             raise UserError(
-                f"Nothing names the prompt; add --prompt or --instruction. The fields are {_listed(names)}."
+                f"Nothing names the prompt; add --prompt-field or --instruction-field. The fields are {_listed(names)}."
             )
     if not response_field(config):
         part, candidates = ("output", AFTER_INSTRUCTION) if parts.get("instruction") else ("response", AFTER_PROMPT)

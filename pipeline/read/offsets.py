@@ -176,24 +176,32 @@ def misspelled(
 ) -> Bool[np.ndarray, " pieces"]:
     """Pieces where the bytes in some range are not the bytes that its tokens spell, leading white space aside.
 
-    Tokens that share a character are compared together.
+    Tokens whose bytes part a character are compared together, and each must reach over as many characters as its bytes
+    touch; the first token of a piece may spell one more, a dummy prefix.
     """
     count = len(piece_tokens) - 1
     owner = np.repeat(np.arange(count), np.diff(piece_tokens))
     if not len(owner):
         return np.zeros(count, dtype=bool)
-    opens = np.append(True, (ranges.reach[1:] >= ranges.ends[:-1]) | (owner[1:] != owner[:-1]))
-    heads = np.flatnonzero(opens)
+    spelled_last = np.cumsum(token_bytes)
+    inner = np.append((spelled & 0xC0) == 0x80, False)  # bytes that do not begin a character
+    parted = inner[spelled_last - token_bytes] & (token_bytes > 0)
+    begun = np.append(0, np.cumsum(~inner))
+    touched = begun[spelled_last] - begun[spelled_last - token_bytes] + parted
+    opens = np.append(True, owner[1:] != owner[:-1])
+    spare = touched - (ranges.ends - ranges.reach)
+    faults: Int64[np.ndarray, " pieces"] = np.bincount(owner[(spare < 0) | (spare > opens)], minlength=count)
+    heads = np.flatnonzero(opens | ~parted)
     tails = np.append(heads[1:], len(owner)) - 1
     byte_at = np.append(0, np.cumsum(widths))
     first = byte_at[ranges.starts[heads]]
     length = byte_at[ranges.ends[tails]] - first
-    spelled_last = np.cumsum(token_bytes)[tails]
-    short = length > np.add.reduceat(token_bytes, heads)
-    length = np.where(short, 0, length)
+    wrong = (length > np.add.reduceat(token_bytes, heads)) | (length < 0)
+    faults += np.bincount(owner[heads[wrong]], minlength=count)
+    length = np.where(wrong, 0, length)
     within = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
-    differs = written[np.repeat(first, length) + within] != spelled[np.repeat(spelled_last - length, length) + within]
+    said = spelled[np.repeat(spelled_last[tails] - length, length) + within]
+    differs = written[np.repeat(first, length) + within] != said
     group = np.repeat(np.arange(len(heads)), length)
-    faults: Int64[np.ndarray, " pieces"] = np.bincount(owner[heads[short]], minlength=count)
     faults += np.bincount(owner[heads[group[differs]]], minlength=count)
     return faults > 0

@@ -33,16 +33,6 @@ class RowError(Exception):
 
 
 @dataclass(frozen=True)
-class InputFile:
-    """What a manifest records of one input."""
-
-    name: str  # as it was given: absolute only if it was given so
-    bytes: int
-    sha256: str
-    rows: int  # records and rejected rows together
-
-
-@dataclass(frozen=True)
 class Problem:
     """Why a row cannot be used, before it is known where it stands."""
 

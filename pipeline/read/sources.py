@@ -20,9 +20,10 @@ import pyarrow as pa
 from pipeline.read.arrow_rows import BATCH, arrow_rows, arrow_tables, parquet_rows, parquet_tables, table_rows
 from pipeline.read.csv_rows import Csv
 from pipeline.read.json_rows import JsonArray, JsonLines
-from pipeline.read.records import InputFile, Problem, Record, Rejected
+from pipeline.read.records import Problem, Record, Rejected
 from pipeline.read.streams import COMPRESSIONS, HashedFile, text_stream
 from schemas.errors import UserError
+from schemas.manifest import InputFile
 
 if TYPE_CHECKING:
     import datasets
@@ -236,7 +237,7 @@ def _row(number: int, name: str, line: int, row: dict[str, Any] | Problem) -> Re
 def _described(name: str, size: int, digest: str, rows: int) -> InputFile:
     if not rows:
         raise UserError(f"{name} is empty." if not size else f"{name} holds no rows.")
-    return InputFile(name, size, digest, rows)
+    return InputFile(name=name, bytes=size, sha256=digest, rows=rows)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Renderer:
     def __init__(self, fields: FieldsConfig, template: str) -> None:
         """Raises `UsageError`, with file and line, for a template that is broken or asks for what no field gives."""
         if fields.text and template != "plain":
-            raise UsageError(f"Template {template!r} renders prompts, and a row of --text has none; use plain.")
+            raise UsageError(f"Template {template!r} renders prompts, and a row of --text-field has none; use plain.")
         available = _available(fields)
         if template in BUILT_IN and _NEEDS[template] not in available:
             raise UsageError(
@@ -128,7 +128,7 @@ class Renderer:
         as_chat = "messages" in uses
         if fields.prompt and ("prompt" in uses or (as_chat and not fields.instruction)):
             values["prompt"] = _required(row, fields.prompt)
-        if fields.instruction and ("instruction" in uses or as_chat):
+        if fields.instruction and uses & {"instruction", "input", "messages"}:
             values["instruction"] = _required(row, fields.instruction)
             values["input"] = _text(row, fields.input) if fields.input else ""
         if as_chat:

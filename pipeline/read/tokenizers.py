@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,7 +21,7 @@ from tokenizers import Encoding as BackendEncoding
 from tokenizers import Tokenizer
 
 from pipeline.read.loading import load_fast_tokenizer
-from pipeline.read.normalization import NormalizationMap
+from pipeline.read.normalization import NormalizationMap, Written
 from pipeline.read.offsets import (
     TokenRanges,
     character_ranges,
@@ -134,12 +134,12 @@ class OffsetTokenizer:
 
         Counts: `rows`, `rows_refused`, `tokens`, `exact` (the library's own offset was right, leading space aside),
         `repaired` (it was not), `shared_character` (tokens that hold part of a character). Raises `UserError` naming
-        the tokenizer if more than `MAX_REFUSED` of the rows cannot be verified.
+        the tokenizer if more than `MAX_REFUSED` of the rows, and more than one, cannot be verified.
         """
         counts: Counter[str] = Counter()
         rows = self._encode_rows(texts, response_starts, counts)
         refused = [i for i, row in enumerate(rows) if isinstance(row, str)]
-        if len(refused) > MAX_REFUSED * len(rows):
+        if len(refused) > max(1, MAX_REFUSED * len(rows)):
             raise UserError(
                 f"The {self.side} tokenizer {self.config.tokenizer!r} is refused: in {len(refused)} of {len(rows)} "
                 f"audited rows its tokens could not be traced to the text (first: row {refused[0]}). Choose "
@@ -242,18 +242,13 @@ class OffsetTokenizer:
         written = self._normalization.write(text, self._literals(text, ids, hints))
         if written is None:
             return None
-        tokens = [self._spelling.spelled[index] for index in ids]
-        for i in [i for i, index in enumerate(ids) if index == self._spelling.unknown]:
-            # It may spell anything: take the library's word for where, and let the match of all the others decide.
-            inside = (written.origins[:, 0] >= hints[i][0]) & (written.origins[:, 0] < hints[i][1])
-            unknown = self._normalization.visible("".join(written.text[k] for k in np.flatnonzero(inside)))
-            if not unknown:
-                return None
-            tokens[i] = unknown.encode("utf-8")
-        if not _encodable_bytes(spelled := b"".join(tokens)):
-            return None
-        shown = spelled.decode("utf-8")
-        if self._normalization.visible(shown) != self._normalization.visible(written.text):
+        tokens = self._named(ids, hints, written)
+        shown = None if tokens is None else _decoded(b"".join(tokens))
+        if (
+            tokens is None
+            or shown is None
+            or self._normalization.visible(shown) != self._normalization.visible(written.text)
+        ):
             return None
         points = code_points(shown)
         origins = match_visible(self._blank(shown), self._blank(written.text), written.origins, len(text))
@@ -269,6 +264,38 @@ class OffsetTokenizer:
         if misplaced(ranges, space, *whole)[0] or not self._spelled_alike(text, ranges, shown, first, last):
             return None
         return ranges
+
+    def _named(self, ids: list[int], hints: list[tuple[int, int]], written: Written) -> list[bytes] | None:
+        """What each token spells, unknown tokens included: these take the gap that the known ones leave.
+
+        The library's offsets (`hints`) only bound a gap, and part several unknown tokens in one. None where a gap is
+        empty; otherwise the result is still to be compared with the text.
+        """
+        tokens = [self._spelling.spelled[index] for index in ids]
+        if self._spelling.unknown not in ids:
+            return tokens
+        shown = self._normalization.visible(written.text)
+        begins = written.origins[~self._blank(written.text), 0]
+        runs = [
+            (unknown, list(run))
+            for unknown, run in groupby(range(len(ids)), lambda i: ids[i] == self._spelling.unknown)
+        ]
+        said = [
+            "" if unknown else self._normalization.visible(_decoded(b"".join(tokens[i] for i in run)) or "")
+            for unknown, run in runs
+        ]
+        position = 0
+        for (unknown, run), own, following in zip(runs, said, [*said[1:], ""], strict=True):
+            position += len(own)
+            for i in run if unknown else ():
+                end = int(np.searchsorted(begins, hints[i][1]))
+                if i == run[-1]:
+                    end = shown.rfind(following, position + 1, end + len(following))
+                if end <= position:
+                    return None
+                tokens[i] = shown[position:end].encode("utf-8")
+                position = end
+        return tokens
 
     def _literals(self, text: str, ids: list[int], hints: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Where added tokens stand in the text word for word."""
@@ -385,9 +412,9 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _encodable_bytes(spelled: bytes) -> bool:
+def _decoded(spelled: bytes) -> str | None:
+    """The text, or None if the bytes are no UTF-8, as when a tokenizer drops bytes that it has no token for."""
     try:
-        spelled.decode("utf-8")
+        return spelled.decode("utf-8")
     except UnicodeDecodeError:
-        return False
-    return True
+        return None

@@ -167,20 +167,14 @@ def test_bad_json_line_is_rejected_alone(line: bytes, reason: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_no_depth_of_nesting_stops_a_file(name: str) -> None:
-    rows = [
-        '{"a": ' + "[" * depth + inner + "]" * depth + "}"
-        for depth in (*range(300, 980, 20), 50_000)
-        for inner in (r'"\ud83d\ude00"', "NaN")
-        if depth < 980 or name == "a.jsonl"
-    ]
+    """To look for surrogates takes more of the stack than to parse: a depth that parses may still be too deep."""
+    rows = ['{"a": ' + "[" * depth + r'"\ud83d\ude00"' + "]" * depth + "}" for depth in range(20, 500, 20)]
     Path(name).write_text("\n".join(rows) if name == "a.jsonl" else "[" + ",".join(rows) + "]")
-    try:
-        read = list(only(name).read())
-    except UserError as error:  # the parser of an array cannot pass over what it cannot parse
-        assert (name, "unreadable value: maximum recursion" in str(error)) == ("a.json", True)  # noqa: PT017
-        return
+    read = list(only(name).read())
     assert len(read) == len(rows)
-    assert all(row.reason == "nested too deeply" or "NaN" in row.reason for row in read if isinstance(row, Rejected))
+    assert isinstance(read[0], Record)
+    assert isinstance(read[-1], Rejected)
+    assert read[-1].reason == "nested too deeply"
 
 
 def test_a_line_over_the_limit_is_rejected_alone(monkeypatch: pytest.MonkeyPatch) -> None:

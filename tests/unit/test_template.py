@@ -111,13 +111,13 @@ def test_named_fields_win_and_the_other_half_is_detected() -> None:
     ("row", "named", "error", "message"),
     [
         ({"instruction": "I", "output": "O"}, {"instruction": "instuction"}, UserError, "did you mean `instruction`?"),
-        ({"a": "I", "b": "O"}, {"prompt": "zzzz"}, UserError, "(--prompt); the fields are `a`, `b`"),
+        ({"a": "I", "b": "O"}, {"prompt": "zzzz"}, UserError, "(--prompt-field); the fields are `a`, `b`"),
         ({"question": "Q", "answer": "A"}, {}, UserError, "`question`, `answer` are of no known form; name them with"),
         ({"id": "x", "instruction": "I", "instances": [{"output": "O"}]}, {}, UserError, "`instances` holds nested"),
         ({"question": "Q", "answer": "A"}, {"prompt": "question"}, UserError, "add --response"),
-        ({"question": "Q", "answer": "A"}, {"output": "answer"}, UserError, "add --prompt or --instruction"),
-        ({"a": "Q", "b": "A"}, {"text": "a", "prompt": "b"}, UsageError, "--text and --prompt exclude"),
-        ({"a": [], "b": "A"}, {"messages": "a", "response": "b"}, UsageError, "--messages and --response exclude"),
+        ({"question": "Q", "answer": "A"}, {"output": "answer"}, UserError, "add --prompt-field or --instruction-field"),
+        ({"a": "Q", "b": "A"}, {"text": "a", "prompt": "b"}, UsageError, "--text-field and --prompt-field exclude"),
+        ({"a": [], "b": "A"}, {"messages": "a", "response": "b"}, UsageError, "--messages-field and --response-field exclude"),
         ({"a": "Q", "b": "A"}, {"response": "a", "output": "b"}, UsageError, "give one"),
         ({}, {}, UserError, "None of the first rows"),
     ],
@@ -262,6 +262,8 @@ def test_a_template_file_renders_the_prompt(template: Path) -> None:
     template.write_bytes(b"\xef\xbb\xbf[{{ row.topic }}]\r\n{{ instruction }}|{{ input }}|{{ messages[0].content }}\n")
     row = {"instruction": "<I>\r\n", "output": "O", "topic": "t"}
     assert halves(render(row, str(template))) == ("[t]\n<I>\r\n||<I>\r\n\n", "O")
+    template.write_text("{{ input }}?")
+    assert halves(render({"instruction": "I", "input": "X", "output": "O"}, str(template))) == ("X?", "O")
     template.write_text("{% for turn in messages %}{{ turn.role }}: {{ turn.content }};{% endfor %}")
     assert halves(render({"messages": TURNS[1:3]}, str(template))) == ("user: Hi;", "Hello.")
     assert halves(render({"prompt": "Hi", "response": "Hello."}, str(template))) == ("user: Hi;", "Hello.")

@@ -1,0 +1,43 @@
+"""What every benchmark says about the machine it ran on, and how it prints its result."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("numpy", "pyarrow", "tokenizers", "torch", "transformers", "spacy")
+
+
+def _processor() -> str:
+    """The processor's name as Linux gives it, else what the platform says."""
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores this process may use, load at the time, and versions."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def report(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result as a table with the machine below it, and with `as_json` as one JSON object on the last line."""
+    machine = describe()
+    width = max(map(len, result))
+    for name, value in result.items():
+        print(f"{name:<{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    if as_json:
+        print(json.dumps({**result, "machine": machine}))

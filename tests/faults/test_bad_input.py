@@ -1,0 +1,149 @@
+"""Bad input ends in a sentence with place and remedy, a non-zero exit, and nothing lost."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import cli
+from schemas.errors import Exit
+
+TOKENIZERS = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:bytelevel-bpe"]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `mta-prep` in this process: (exit code, what was said)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mta-prep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code, " ".join((out + err).split())
+
+    return run
+
+
+def rows(path, count, bad=None):
+    lines = [json.dumps({"instruction": f"Say {number}.", "output": f"It is {number}."}) for number in range(count)]
+    if bad is not None:
+        number, text = bad
+        lines[number - 1] = text
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines) + b"\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["parse"], Exit.USAGE, "--out"),
+        (["parse", "{tmp}/none.jsonl", "-o", "{tmp}/o", *TOKENIZERS], Exit.INPUT, "none.jsonl"),
+        (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--text-field", "body"], Exit.INPUT, "`body`"),
+        (["parse", "{tmp}/empty.jsonl", "-o", "{tmp}/o", *TOKENIZERS], Exit.INPUT, "empty"),
+        (
+            ["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", "--teacher", "{tmp}", "--student", "x"],
+            Exit.INPUT,
+            "holds no tokenizer",
+        ),
+        (
+            ["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", "--teacher", "nobody/nothing", *TOKENIZERS[2:]],
+            Exit.RESOURCE,
+            "nobody/nothing",
+        ),
+        (["parse", "nobody/nothing", "-o", "{tmp}/o", *TOKENIZERS], Exit.RESOURCE, "nobody/nothing"),
+        (
+            ["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--parser-model", "benepar_en9"],
+            Exit.RESOURCE,
+            "benepar_en9",
+        ),
+        (
+            ["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--parser-model", "{tmp}"],
+            Exit.INPUT,
+            "config.json",
+        ),
+        (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--template", "alpca"], Exit.USAGE, "alpaca"),
+        (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/good.jsonl", *TOKENIZERS], Exit.STATE, "is a file"),
+        (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", "--max-lenght", "5"], Exit.USAGE, "--max-lenght"),
+        (["inspect", "{tmp}"], Exit.STATE, "manifest.json"),
+        (["verify", "{tmp}/nowhere"], Exit.STATE, "no folder"),
+        (["align", "{tmp}/nowhere"], Exit.USAGE, "--student"),
+    ],
+)
+def test_a_sentence_and_an_exit_code(command, tmp_path, arguments, code, said):
+    rows(tmp_path / "good.jsonl", 3)
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    found, text = command(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
+    assert (found, said in text) == (code, True), text
+    assert "Traceback" not in text
+    assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [(b'{"instruction": "x", "output": ', "JSON"), (b'{"instruction": "x", "output": "caf\xe9"}', "UTF-8")],
+)
+def test_a_bad_line_is_named_and_the_others_are_prepared(command, tmp_path, bad, reason):
+    path = rows(tmp_path / "rows.jsonl", 1_240, bad=(1_234, bad))
+    arguments = ["parse", path, "-o", tmp_path / "o", *TOKENIZERS, "--workers", "1"]
+    code, text = command(*arguments)
+    assert code == Exit.REJECTED
+    assert "1 rejected" in text
+    assert "rejected.jsonl" in text
+    (entry,) = map(json.loads, (tmp_path / "o" / "rejected.jsonl").read_text(encoding="utf-8").splitlines())
+    assert entry["line"] == 1_234
+    assert reason in entry["reason"]
+    assert json.loads((tmp_path / "o" / "manifest.json").read_text(encoding="utf-8"))["rows_out"] == 1_239
+    assert command("verify", tmp_path / "o", "--quick")[0] == Exit.OK
+
+
+def test_a_slow_tokenizer_is_refused_by_name(command, tmp_path):
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CTRLTokenizer"}))
+    (folder / "vocab.json").write_text(json.dumps({"a</w>": 0, "<unk>": 1}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    path = rows(tmp_path / "rows.jsonl", 3)
+    code, text = command("parse", path, "-o", tmp_path / "o", "--teacher", folder, *TOKENIZERS[2:])
+    assert code == Exit.INPUT
+    assert "slow" in text
+    assert "teacher" in text
+
+
+def test_a_folder_that_cannot_be_written(command, tmp_path):
+    path = rows(tmp_path / "rows.jsonl", 3)
+    if os.geteuid() == 0:  # root may write anywhere but where the kernel forbids it
+        out = "/sys/mta-prep"
+    else:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        out = tmp_path / "closed" / "o"
+    code, text = command("parse", path, "-o", out, *TOKENIZERS)
+    assert code == Exit.RESOURCE
+    assert str(out) in text
+
+
+def test_a_full_disk_loses_nothing(settings_for, prepared, contents, tmp_path):
+    """The kernel refuses to let a file grow past the limit, as a full disk does; the run then goes on without it."""
+    config, out = tmp_path / "config.yaml", tmp_path / "out"
+    config.write_text(settings_for().to_yaml(), encoding="utf-8")
+    command = [sys.executable, "-m", "pipeline", "parse", "--config", str(config), "--out", str(out), "--workers", "1"]
+    sizes = sorted(path.stat().st_size for path in prepared.glob("data-*.arrow"))
+    assert sizes[0] < sizes[-1]
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[-1] - 1, resource.RLIM_INFINITY))
+
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert done.returncode == Exit.RESOURCE, done.stderr
+    assert "No room left" in done.stderr
+    assert not (out / "manifest.json").exists()
+    assert not list(out.glob("*.partial"))
+    subprocess.run(command, check=True, capture_output=True)
+    assert contents(out) == contents(prepared)
+    shutil.rmtree(out)

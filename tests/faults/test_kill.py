@@ -1,0 +1,129 @@
+"""SIGKILL at named points and at random times: what is left is never taken for whole, and resuming gives the same bytes."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.prepare import prepare
+from pipeline.store import shards
+from schemas.errors import StateError
+from schemas.manifest import MANIFEST, read_manifest
+
+#: (file whose rename into place is the point, whether the process dies before or after it)
+POINTS = [
+    (name, when)
+    for name in (
+        "run.json",
+        "data-00000",
+        "data-00002",
+        "00002.json",
+        "data-00004",
+        "dataset_info.json",
+        "README.md",
+        MANIFEST,
+    )
+    for when in ("before", "after")
+]
+
+
+def run_and_die(config, out, name, when):
+    """Prepare in this process, which kills itself at the point."""
+    real = Path.replace
+
+    def replace(self, target):
+        hit = Path(target).name.startswith(name)
+        if hit and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        moved = real(self, target)
+        if hit:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return moved
+
+    Path.replace = replace
+    prepare(config, out, workers=1, quiet=True)
+
+
+@pytest.mark.parametrize(("name", "when"), POINTS)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_at_a_named_point(settings_for, prepared, contents, tmp_path, name, when):
+    out = tmp_path / "out"
+    config = settings_for()
+    child = multiprocessing.get_context("fork").Process(target=run_and_die, args=(config, out, name, when))
+    child.start()
+    child.join(timeout=300)
+    assert child.exitcode == -signal.SIGKILL, "the point was never reached"
+    whole = (out / MANIFEST).exists()
+    assert whole == ((name, when) == (MANIFEST, "after"))
+    if not whole:
+        with pytest.raises(StateError, match="has not finished"):
+            read_manifest(out)
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("data-*.arrow") if receipt(out, path).exists()}
+    prepare(config, out, workers=1, quiet=True)
+    assert all(path.stat().st_mtime_ns == when_written for path, when_written in finished.items()), "a shard was redone"
+    left = contents(out)
+    work = [path for path in left if path.startswith(shards.WORK)]
+    # a kill between the manifest and the clearing leaves the working folder, which no reader looks at
+    assert {path: data for path, data in left.items() if path not in work} == contents(prepared)
+    assert not work or (name, when) == (MANIFEST, "after")
+
+
+def receipt(out, shard):
+    return out / shards.WORK / f"{shard.name[5:10]}.json"
+
+
+def test_killed_at_random_times_with_two_workers(settings_for, sample_file, prepared, contents, tmp_path):
+    out, config = tmp_path / "out", tmp_path / "config.yaml"
+    config.write_text(settings_for().to_yaml(), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "parse",
+        "--config",
+        str(config),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+        "--json",
+    ]
+    moments = random.Random(7)
+    for _ in range(3):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 240
+        while process.poll() is None and not (out / shards.WORK / "run.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 6))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert contents(out) == contents(prepared)
+
+
+def test_ctrl_c_leaves_a_folder_that_can_be_resumed_and_says_so(settings_for, prepared, contents, tmp_path):
+    out, config = tmp_path / "out", tmp_path / "config.yaml"
+    config.write_text(settings_for().to_yaml(), encoding="utf-8")
+    command = [sys.executable, "-m", "pipeline", "parse", "--config", str(config), "--out", str(out), "--workers", "2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    while process.poll() is None and not list((out / shards.WORK).glob("0*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "run the same command again" in said
+    assert "Traceback" not in said
+    prepare(settings_for(), out, workers=1, quiet=True)
+    assert contents(out) == contents(prepared)

@@ -1,0 +1,222 @@
+"""From rows to a dataset: the same bytes whatever the road, opened by anyone, nothing lost."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from datasets import load_from_disk
+
+from pipeline.prepare import estimate, prepare
+from pipeline.realign import realign
+from pipeline.store import shards
+from pipeline.store.verify import verify
+from schemas.columns import GRANULARITIES, SIDES, arrow_schema
+from schemas.config import ParseConfig
+from schemas.errors import StateError
+from schemas.manifest import read_manifest
+
+
+def test_the_number_of_workers_changes_no_byte(settings_for, prepared, contents, tmp_path):
+    prepare(settings_for(), tmp_path / "out", workers=2, quiet=True)
+    assert contents(tmp_path / "out") == contents(prepared)
+
+
+def test_the_resolved_config_gives_the_same_dataset(prepared, contents, tmp_path):
+    values = ParseConfig.from_yaml(prepared / shards.CONFIG)
+    prepare(ParseConfig.parse(values, "config.yaml"), tmp_path / "out", workers=1, quiet=True)
+    assert contents(tmp_path / "out") == contents(prepared)
+
+
+def test_shard_size_changes_files_but_not_rows_or_fingerprints(settings_for, prepared, tmp_path):
+    prepare(settings_for(shard_rows=24), tmp_path / "out", workers=1, quiet=True)
+    one, many = read_manifest(tmp_path / "out"), read_manifest(prepared)
+    assert (len(one.shards), len(many.shards)) == (1, 5)
+    assert load_from_disk(str(prepared)).to_list() == load_from_disk(str(tmp_path / "out")).to_list()
+    assert one.fingerprint == many.fingerprint
+    assert one.teacher_fingerprint == many.teacher_fingerprint
+
+
+def test_running_again_does_nothing_and_another_config_is_refused(settings_for, prepared, contents):
+    before = contents(prepared)
+    assert prepare(settings_for(), prepared, workers=1, quiet=True).already_finished
+    with pytest.raises(StateError, match=r"`config\.overflow` was \"truncate\", is now \"drop\""):
+        prepare(settings_for(overflow="drop"), prepared, workers=1, quiet=True)
+    assert contents(prepared) == before
+
+
+def test_align_writes_what_parsing_with_that_student_would(settings_for, prepared, contents, tmp_path):
+    other = {"tokenizer": "embedded:sentencepiece-bpe"}
+    realign(prepared, tmp_path / "aligned", {"student": other}, None, workers=1, overwrite=False, quiet=True)
+    prepare(settings_for(student=other), tmp_path / "parsed", workers=1, quiet=True)
+    assert contents(tmp_path / "aligned") == contents(tmp_path / "parsed")
+
+
+def test_a_new_student_leaves_the_teacher_fingerprint_alone(prepared, tmp_path):
+    other = {"tokenizer": "embedded:sentencepiece-bpe"}
+    realign(prepared, tmp_path / "s", {"student": other}, None, workers=1, overwrite=False, quiet=True)
+    realign(
+        prepared,
+        tmp_path / "t",
+        {"teacher": {"tokenizer": "embedded:bytelevel-bpe"}},
+        None,
+        workers=1,
+        overwrite=False,
+        quiet=True,
+    )
+    old, student, teacher = (read_manifest(path) for path in (prepared, tmp_path / "s", tmp_path / "t"))
+    assert student.teacher_fingerprint == old.teacher_fingerprint
+    assert student.fingerprint != old.fingerprint
+    assert teacher.teacher_fingerprint != old.teacher_fingerprint
+
+
+def test_rows_in_are_rows_out_and_losses(settings_for, tmp_path, sample_file):
+    path = tmp_path / "rows.jsonl"
+    lines = sample_file.read_text(encoding="utf-8").splitlines()
+    lines[3] = '{"instruction": "broken'
+    lines[7] = json.dumps({"instruction": "Say nothing.", "input": "", "output": ""})
+    lines[9] = json.dumps({"instruction": "Surrogate.", "input": "", "output": "\ud800"})
+    lines[11] = json.dumps({"instruction": "Long. " * 300, "input": "", "output": "Yes."})
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    limits = {"max_length": 256, "max_prompt_length": 200}
+    config = settings_for(
+        inputs=[str(path)],
+        overflow="drop",
+        teacher={"tokenizer": "embedded:sentencepiece-bpe", **limits},
+    )
+    manifest = prepare(config, tmp_path / "out", workers=1, quiet=True).manifest
+    assert manifest.rows_in == len(lines)
+    assert manifest.rows_out == len(load_from_disk(str(tmp_path / "out")))
+    assert manifest.rows_in == manifest.rows_out + sum(manifest.rejected.values()) + sum(manifest.dropped.values())
+    kept = [json.loads(line) for line in (tmp_path / "out" / shards.REJECTED).read_text(encoding="utf-8").splitlines()]
+    assert [entry["line"] for entry in kept] == [4, 8, 10]
+    assert all(entry["file"].endswith("rows.jsonl") and entry["reason"] and entry["raw"] for entry in kept)
+    assert any("max_prompt_length" in reason for reason in manifest.dropped)
+    assert not verify(tmp_path / "out", quick=False, moved={}).found
+
+
+def test_anyone_can_open_it(prepared):
+    """datasets and plain pyarrow, in an interpreter that cannot import this project."""
+    code = """
+import glob, sys
+for name in ("pipeline", "schemas"):
+    sys.modules[name] = None
+import pyarrow as pa
+from datasets import load_from_disk
+rows = load_from_disk(sys.argv[1])
+tables = [pa.ipc.open_stream(pa.memory_map(path)).read_all() for path in sorted(glob.glob(sys.argv[1] + "/data-*.arrow"))]
+assert pa.concat_tables(tables).to_pylist() == rows.to_list()
+row = rows[0]
+a, b = row["chunks"][0]
+print(len(rows), row["text"][a:b])
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(prepared)], capture_output=True, text=True, check=True, cwd=prepared
+    )
+    assert done.stdout.split()[0] == "24"
+
+
+def test_the_schema_is_the_contract(prepared):
+    rows = load_from_disk(str(prepared))
+    assert rows.data.schema.remove_metadata() == arrow_schema(trees=True)
+    for row in rows:
+        for name in GRANULARITIES:
+            for side in SIDES:
+                assert len(row[name]) == len(row[f"{side}_{name}"])
+        assert len(row["trees"]) == len(row["sentences"])
+
+
+def test_a_token_boundary_falls_where_the_response_begins(prepared):
+    for row in load_from_disk(str(prepared)):
+        for side in SIDES:
+            first = row[f"{side}_response_start"]
+            before = [end for start, end in row[f"{side}_offsets"][:first] if start >= 0]
+            after = [start for start, end in row[f"{side}_offsets"][first:] if start >= 0]
+            assert max(before, default=0) <= row["response_start"] <= min(after)
+
+
+def test_token_spans_spell_their_units(prepared):
+    kept = 0
+    for row in load_from_disk(str(prepared)):
+        for side in SIDES:
+            offsets = row[f"{side}_offsets"]
+            for name in GRANULARITIES:
+                for (start, end), (a, b) in zip(row[name], row[f"{side}_{name}"], strict=True):
+                    if a < 0:
+                        continue
+                    kept += 1
+                    real = [span for span in offsets[a:b] if span[0] >= 0]
+                    covered = row["text"][real[0][0] : max(span[1] for span in real)]
+                    assert covered.strip() == row["text"][start:end]
+    assert kept > 1000
+
+
+def test_a_dry_run_writes_nothing_and_estimates_bytes(settings_for, prepared, tmp_path):
+    found = estimate(settings_for(), tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+    assert (found["rows"], found["shards"]) == (24, 5)
+    written = sum(shard.bytes for shard in read_manifest(prepared).shards)
+    assert found["estimated_bytes"] == pytest.approx(written, rel=0.25)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_verify_finds_a_flipped_byte_a_missing_shard_and_a_false_count(prepared, tmp_path, quick):
+    def broken(change):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(prepared, copy)
+        change(copy)
+        return verify(copy, quick=quick, moved={}).problems
+
+    def flip(folder):
+        path = folder / "data-00001-of-00005.arrow"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    def false_count(folder):
+        path = folder / "manifest.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["rows_in"] += 1
+        path.write_text(json.dumps(values), encoding="utf-8")
+
+    assert broken(lambda folder: None) == []
+    assert any("data-00001-of-00005.arrow is damaged" in problem for problem in broken(flip))
+    missing = broken(lambda folder: (folder / "data-00004-of-00005.arrow").unlink())
+    assert any("data-00004-of-00005.arrow is missing" in problem for problem in missing)
+    assert any("rows in" in problem for problem in broken(false_count))
+
+
+def test_verify_finds_rows_that_lie_though_their_checksums_fit(prepared, tmp_path):
+    """A shard rewritten with one token's offset moved, its checksum made to fit."""
+    from pipeline.store import files
+    from pipeline.store.table import read_shard
+
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    path = copy / "data-00000-of-00005.arrow"
+    table = read_shard(path)
+    rows = table.to_pylist()
+    offsets = rows[0]["teacher_offsets"]
+    place = next(index for index, span in enumerate(offsets) if span[1] - span[0] > 2)
+    offsets[place] = [offsets[place][0], offsets[place][1] - 1]
+    changed = pa.Table.from_pylist(rows, schema=table.schema)
+    with files.published(path) as stream, pa.ipc.new_stream(stream, changed.schema) as writer:
+        writer.write_table(changed)
+    values = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    values["shards"][0] |= {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)}
+    (copy / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
+    problems = verify(copy, quick=False, moved={}).problems
+    assert any("row 0" in problem and "teacher" in problem for problem in problems)
+
+
+def test_a_manifest_names_no_path_outside_its_folder(prepared, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    values = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    values["shards"][0]["file"] = "../../etc/passwd"
+    (copy / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(StateError, match="damaged"):
+        verify(copy, quick=True, moved={})

@@ -1,0 +1,443 @@
+"""Offsets tell the truth: on any text, for tokenizers of every common make, trained here on a few lines."""
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.read.tokenizers import Encoding, OffsetTokenizer
+from schemas.config import SideConfig
+
+CORPUS = [
+    "The small cat that I saw has been sleeping quietly on the old sofa, and wants to stay.",
+    "### Instruction:\nList 3 things.\n\n### Response:\n1. one\n2. two\r\n3. three don't can't",
+    "Le café est fermé; déjà vu. Straße, naïve, coöperate. Ελλάδα και Κύπρος. Это небольшой пример.",
+    "猫が好きです。 日本語 中文 한국어 안녕하세요 हिन्दी தமிழ் ไทย שלום עולם مرحبا بالعالم",
+    "👍 👩‍👩‍👧 ❤️ 🇫🇷 def f(x):\n\treturn x + 1",
+] * 3
+
+FRAGMENTS = [
+    *(
+        "Hello",
+        " world",
+        "The cat",
+        " ",
+        "  ",
+        "   ",
+        "\n",
+        "\r\n",
+        "\n\n\n",
+        "\t",
+        "1234",
+        "don't",
+        "-based",
+        "…",
+        "“q”",
+    ),
+    *("\u00a0", "\u3000", "\u2028", "\x85", "\x00", "\x07", "\x1c", "\ufeff", "\u200b", "\u200c", "\u200d", "\u00ad"),
+    *(
+        "é",
+        "e\u0301",
+        "a\u0316\u0301",
+        "\u0301",
+        "ộ",
+        "Å",
+        "A\u030a",
+        "ﬁ",
+        "ﬃ",
+        "①",
+        "½",
+        "Ａ",
+        "ß",
+        "İstanbul",
+        "Ελλάς",
+    ),
+    *(
+        "한국어",
+        "\u1112\u1161\u11ab",
+        "ｶﾞ",
+        "日本語",
+        "が",
+        "か\u3099",
+        "שלום",
+        "مرحبا",
+        "हिन्दी",
+        "தமிழ்",
+        "ไทย",
+        "\u09c7\u09be",
+    ),
+    *("👍", "👍🏽", "👩\u200d👩\u200d👧", "🇫🇷", "❤\ufe0f", "𝔘", "\U00010348", "\U000e0067", "\ufffd"),
+    *(
+        "<|endoftext|>",
+        "</s>",
+        "<s>",
+        "[SEP]",
+        "[MASK]",
+        "<unk>",
+        "<0x0A>",
+        "▁",
+        "▁▁a",
+        "##ing",
+        "Ġ",
+        "https://x.y/z?q=1",
+    ),
+]
+ASSIGNED = st.text(st.characters(categories=["L", "M", "N", "P", "S", "Z"]), max_size=8)
+TEXTS = st.lists(st.sampled_from(FRAGMENTS) | ASSIGNED, max_size=8).map("".join)
+ANY_TEXTS = TEXTS | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def byte_level(normalizer: normalizers.Normalizer | None = None, prefix_space: bool = False) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+        split = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    specials = ["<|endoftext|>", "<s>", "</s>"] if prefix_space else ["<|endoftext|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    if prefix_space:
+        tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1), add_prefix_space=True)
+    return tokenizer
+
+
+def sentencepiece(*, prepends: bool) -> Tokenizer:
+    """SentencePiece-style BPE with byte fallback: dummy prefix by Metaspace, or by normaliser as in Llama-2."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=260, limit_alphabet=40, show_progress=False)
+    trained.train_from_iterator(CORPUS, trainer)
+    pieces = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
+    special = ["<unk>", "<s>", "</s>"]
+    listed = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    merges = [
+        (a, b)
+        for whole in pieces
+        for a, b in [(whole[:i], whole[i:]) for i in range(1, len(whole))]
+        if {a, b} <= set(pieces)
+    ]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {piece: index for index, piece in enumerate(listed)},
+            merges,
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.add_special_tokens(special)
+    if prepends:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def unigram(*, words_first: bool) -> Tokenizer:
+    """Unigram over NFKC; `words_first` as T5 and XLM-R, where every word gets the marker and runs of space collapse."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    metaspace = pre_tokenizers.Metaspace()
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace]) if words_first else metaspace
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
+def word_piece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tokenizer
+
+
+def as_bert_reads(text: str) -> str:
+    """Lower case without accents, control characters and what is invisible, written from BERT's description."""
+    kept = "".join(c for c in text if c.isspace() or (unicodedata.category(c)[0] != "C" and c != "\ufffd"))
+    plain = (c for c in unicodedata.normalize("NFD", kept) if unicodedata.category(c) != "Mn")
+    return "".join(c.lower() for c in plain)
+
+
+@dataclass(frozen=True, repr=False)
+class Make:
+    """A tokenizer of one make, its folder, and what it does to text, by the standard's own implementation."""
+
+    folder: Path
+    backend: Tokenizer
+    fold: Callable[[str], str]
+    faithful: bool  # spells every text: no row may be refused
+    unknown: str | None = None
+
+    def load(self, overflow: str = "truncate", **limits: int) -> OffsetTokenizer:
+        return OffsetTokenizer("student", SideConfig(tokenizer=str(self.folder), **limits), overflow)
+
+
+MAKES: dict[str, tuple[Callable[[], Tokenizer], str | None, Callable[[str], str], bool, str | None]] = {
+    "byte-level": (byte_level, "<|endoftext|>", str, True, None),
+    "byte-level-nfc": (
+        lambda: byte_level(normalizers.NFC()),
+        "<|endoftext|>",
+        lambda text: unicodedata.normalize("NFC", text),
+        True,
+        None,
+    ),
+    "byte-level-prefix-space": (lambda: byte_level(prefix_space=True), "</s>", str, True, None),
+    "metaspace": (lambda: sentencepiece(prepends=False), "</s>", str, True, "<unk>"),
+    "prepend": (lambda: sentencepiece(prepends=True), "</s>", str, True, "<unk>"),
+    "unigram": (
+        lambda: unigram(words_first=False),
+        "</s>",
+        lambda text: unicodedata.normalize("NFKC", text),
+        True,
+        "<unk>",
+    ),
+    "unigram-words": (
+        lambda: unigram(words_first=True),
+        "</s>",
+        lambda text: unicodedata.normalize("NFKC", text),
+        True,
+        "<unk>",
+    ),
+    "word-piece": (word_piece, "[SEP]", as_bert_reads, False, "[UNK]"),
+}
+
+
+@pytest.fixture(scope="session", params=MAKES)
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    build, eos, fold, faithful, unknown = MAKES[request.param]
+    backend = build()
+    folder = tmp_path_factory.mktemp(request.param)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, unk_token=unknown).save_pretrained(folder)
+    return Make(folder, backend, fold, faithful, unknown)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(make: Make) -> OffsetTokenizer:
+    return make.load()
+
+
+def rows(texts: st.SearchStrategy[str] = TEXTS) -> st.SearchStrategy[tuple[str, int]]:
+    """A text and where its response begins; 0, plain text, more often than chance has it."""
+    return texts.flatmap(lambda text: st.tuples(st.just(text), st.just(0) | st.integers(0, len(text))))
+
+
+def visible(text: str) -> str:
+    return "".join(text.replace("▁", " ").split())
+
+
+def encode(make: Make, tokenizer: OffsetTokenizer, row: tuple[str, int]) -> Encoding | None:
+    """The row's encoding; None where there is rightly none: a part of the row that no token can stand for."""
+    text, start = row
+    [result] = tokenizer.encode([text], [start])
+    if isinstance(result, Encoding):
+        return result
+    prompt, response = text[:start], text[start:]
+    if result == "student: response has no tokens":
+        assert not visible(make.fold(response))
+        return None
+    assert result == "student: offsets could not be verified"
+    assert any(part.strip() and not visible(make.fold(part)) for part in (prompt, response))
+    assert not make.faithful
+    return None
+
+
+def own(encoding: Encoding) -> np.ndarray:
+    """Offsets of the tokens that spell text."""
+    return encoding.offsets[encoding.offsets[:, 0] >= 0]
+
+
+@SETTINGS
+@given(row=rows(ANY_TEXTS))
+def test_offsets_are_monotone_and_cover_every_visible_character(make, tokenizer, row):
+    encoding = encode(make, tokenizer, row)
+    if encoding is None:
+        return
+    text, _ = row
+    offsets = own(encoding)
+    assert (offsets[:, 0] <= offsets[:, 1]).all()
+    assert (offsets[:, 1] <= len(text)).all()
+    assert (np.diff(offsets, axis=0) >= 0).all()
+    held = {i for first, last in offsets.tolist() for i in range(first, last)}
+    assert all(text[i].isspace() for i in range(len(text)) if i not in held)
+    for first, last in offsets.tolist():
+        assert first == last or text[first:last].isspace() or not text[first].isspace()
+
+
+@SETTINGS
+@given(row=rows())
+def test_each_range_holds_what_its_tokens_spell(make, tokenizer, row):
+    """Tokens that share a character are decoded together, by the library's own decoder."""
+    encoding = encode(make, tokenizer, row)
+    if encoding is None:
+        return
+    text, _ = row
+    real = encoding.offsets[:, 0] >= 0
+    groups: list[tuple[list[int], int, int]] = []
+    for index, (first, last) in zip(encoding.input_ids[real].tolist(), own(encoding).tolist(), strict=True):
+        if groups and first < groups[-1][2]:
+            ids, start, end = groups[-1]
+            groups[-1] = ([*ids, index], start, max(end, last))
+        else:
+            groups.append(([index], first, last))
+    for ids, first, last in groups:
+        names = [make.backend.id_to_token(index) for index in ids]
+        if make.unknown in names:
+            assert visible(make.fold(text[first:last]))
+            continue
+        if len(ids) == 1 and text[first:last] == names[0]:
+            continue  # an added token, word for word
+        said = make.backend.decode(ids, skip_special_tokens=False)
+        said = said.removeprefix("##") if names[0].startswith("##") else said
+        # an added token may hold a dropped neighbour, and no two added tokens share a character
+        expected = {
+            visible(make.fold(text[first:last])),
+            visible(text[first:last].strip("\u200b\u200c\u200d\ufeff\x00")),
+        }
+        assert visible(said) in expected, (names, text[first:last])
+
+
+@SETTINGS
+@given(row=rows())
+def test_a_token_boundary_falls_where_the_response_begins(make, tokenizer, row):
+    encoding = encode(make, tokenizer, row)
+    if encoding is None:
+        return
+    _, start = row
+    prompt, response = encoding.offsets[: encoding.response_start], encoding.offsets[encoding.response_start :]
+    assert (prompt[:, 1] <= start).all()
+    assert (response[response[:, 0] >= 0][:, 0] >= start).all()
+    assert response[0, 0] >= 0
+    assert encoding.input_ids.dtype == encoding.offsets.dtype == np.int32
+
+
+@SETTINGS
+@given(row=rows())
+def test_special_tokens_are_those_of_the_policy(make, tokenizer, row):
+    encoding = encode(make, tokenizer, row)
+    if encoding is None:
+        return
+    policy = tokenizer.identity()
+    names = [make.backend.id_to_token(index) for index in encoding.input_ids.tolist()]
+    added = np.flatnonzero(encoding.offsets[:, 0] < 0).tolist()
+    prefix, suffix = policy["prefix"], policy["suffix"]
+    assert names[: len(prefix)] == prefix
+    assert names[-1:] == suffix
+    closing = [len(names) - 1] if len(added) > len(prefix) else []
+    assert added == [*range(len(prefix)), *closing]
+    if closing:  # never a second eos after one that the response ends in
+        assert names[-2] != suffix[0]
+
+
+@SETTINGS
+@given(row=rows(), limit=st.integers(2, 20), prompt_limit=st.none() | st.integers(1, 12))
+def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, limit, prompt_limit):
+    whole = encode(make, tokenizer, row)
+    if whole is None:
+        return
+    text, start = row
+    cut_tokenizer = shortened(tokenizer, limit, prompt_limit, "truncate")
+    [cut] = cut_tokenizer.encode([text], [start])
+    prefix = len(tokenizer.identity()["prefix"])
+    real = whole.offsets[:, 0] >= 0
+    full_prompt = [*zip(whole.input_ids[prefix : whole.response_start], own_part(whole, prefix), strict=True)]
+    full_response_ids = whole.input_ids[whole.response_start :][real[whole.response_start :]].tolist()
+    full_offsets = whole.offsets[whole.response_start :][: len(full_response_ids)]
+    kept_prompt_most = len(full_prompt) if prompt_limit is None else min(prompt_limit, len(full_prompt))
+    if isinstance(cut, str):
+        assert cut == "student: prompt leaves no room for the response in max_length"
+        # the first character of the response needs more tokens than there is room for
+        first_character = sum(1 for first, _ in full_offsets if first < full_offsets[0, 1])
+        assert prefix + kept_prompt_most + max(1, first_character) > limit
+        return
+    assert len(cut.input_ids) <= limit
+    prompt_tokens = cut.response_start - prefix
+    assert prompt_tokens <= kept_prompt_most
+    assert [pair[0] for pair in full_prompt[len(full_prompt) - prompt_tokens :]] == cut.input_ids[
+        prefix : cut.response_start
+    ].tolist()
+    if 0 < prompt_tokens < len(full_prompt):
+        at = len(full_prompt) - prompt_tokens
+        assert full_prompt[at - 1][1][1] <= full_prompt[at][1][0]
+    kept = int((cut.offsets[cut.response_start :, 0] >= 0).sum())
+    assert kept >= 1
+    assert full_response_ids[:kept] == cut.input_ids[cut.response_start : cut.response_start + kept].tolist()
+    assert np.array_equal(full_offsets[:kept], cut.offsets[cut.response_start : cut.response_start + kept])
+    if kept < len(full_response_ids):
+        assert full_offsets[kept - 1, 1] <= full_offsets[kept, 0]
+        assert len(cut.input_ids) == cut.response_start + kept  # no eos after a cut response
+    assert cut.truncated == (cut.input_ids.tolist() != whole.input_ids.tolist())
+    [dropped] = shortened(tokenizer, limit, prompt_limit, "drop").encode([text], [start])
+    assert isinstance(dropped, str) == cut.truncated
+
+
+def shortened(tokenizer: OffsetTokenizer, limit: int, prompt_limit: int | None, overflow: str) -> OffsetTokenizer:
+    """The same tokenizer under limits, without loading it again."""
+    twin = object.__new__(OffsetTokenizer)
+    twin.__dict__ |= tokenizer.__dict__ | {"overflow": overflow}
+    twin.config = tokenizer.config.model_copy(update={"max_length": limit, "max_prompt_length": prompt_limit})
+    return twin
+
+
+def own_part(encoding: Encoding, prefix: int) -> list[tuple[int, int]]:
+    return [tuple(pair) for pair in encoding.offsets[prefix : encoding.response_start].tolist()]
+
+
+@settings(SETTINGS, max_examples=15)
+@given(batch=st.lists(rows(ANY_TEXTS), min_size=1, max_size=6))
+def test_a_row_does_not_depend_on_its_batch(tokenizer, batch):
+    together = tokenizer.encode([text for text, _ in batch], [start for _, start in batch])
+    for (text, start), found in zip(batch, together, strict=True):
+        [alone] = tokenizer.encode([text], [start])
+        if isinstance(alone, str):
+            assert found == alone
+            continue
+        assert np.array_equal(found.input_ids, alone.input_ids)
+        assert np.array_equal(found.offsets, alone.offsets)
+        assert found.response_start == alone.response_start
+
+
+def test_an_unpaired_surrogate_costs_its_row_alone(tokenizer):
+    bad, good = tokenizer.encode(["a\ud800b", "The cat"], [1, 3])
+    assert bad == "student: text holds an unpaired surrogate"
+    assert isinstance(good, Encoding)
+
+
+def test_the_audit_accounts_for_every_token(make, tokenizer):
+    texts = [text for text in CORPUS if make.fold(text)]
+    counts = tokenizer.audit(texts, [4] * len(texts))
+    assert counts["rows"] == len(texts)
+    assert counts["rows_refused"] == 0
+    fresh = make.load()
+    encodings = fresh.encode(texts, [4] * len(texts))
+    assert counts["tokens"] == counts["exact"] + counts["repaired"] == sum(len(own(item)) for item in encodings)
+    assert dict(fresh.offset_counts) == counts

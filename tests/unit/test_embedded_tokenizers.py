@@ -1,0 +1,49 @@
+"""The embedded tokenizers are what their recipe makes, load offline, and tell the truth about the embedded rows."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from pipeline.read.tokenizers import OffsetTokenizer
+from schemas.config import SideConfig
+
+FOLDER = Path(__file__).parents[2] / "data" / "tokenizers"
+ROWS = FOLDER.parent / "sample" / "instructions.jsonl"
+NAMES = ("bytelevel-bpe", "sentencepiece-bpe")
+
+
+def test_training_again_gives_the_same_bytes():
+    """After a change of the embedded rows: `python data/tokenizers/train.py`."""
+    again = runpy.run_path(str(FOLDER / "train.py"))["files"]()
+    assert {name.split("/")[0] for name in again} == set(NAMES)
+    for name, text in again.items():
+        assert (FOLDER / name).read_bytes() == text.encode("utf-8"), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_small_and_loads_as_any_other(name):
+    assert sum(file.stat().st_size for file in (FOLDER / name).iterdir()) < 400_000
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / name)
+    assert len(tokenizer) == 4096
+    text = "The small cat\n日本 👍 costs 12."
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "suffix", "bare"),
+    [("bytelevel-bpe", [], ["<|endoftext|>"], False), ("sentencepiece-bpe", ["<s>"], ["</s>"], True)],
+)
+def test_its_offsets_hold_on_every_embedded_row(name, prefix, suffix, bare):
+    tokenizer = OffsetTokenizer("teacher", SideConfig(tokenizer=str(FOLDER / name)), "truncate")
+    identity = tokenizer.identity()
+    assert (identity["name"], identity["prefix"], identity["suffix"]) == (name, prefix, suffix)
+    assert identity["response_without_dummy_prefix"] is bare
+    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+    counts = tokenizer.audit(
+        [row["instruction"] + "\n" + row["output"] for row in rows], [len(row["instruction"]) + 1 for row in rows]
+    )
+    assert counts["rows_refused"] == 0
+    assert counts["tokens"] > 20_000
