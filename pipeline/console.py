@@ -74,7 +74,7 @@ class _Silent(RowProgress):
         self._done += rows
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """`75` -> `1 min 15 s`."""
     whole = round(seconds)
     if whole < 60:
@@ -84,7 +84,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def size(count: float) -> str:
+def size(count: float | int) -> str:
     """Bytes in binary units."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:

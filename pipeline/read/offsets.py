@@ -173,11 +173,12 @@ def misspelled(
     spelled: UInt8[np.ndarray, " spelled_bytes"],
     token_bytes: Int64[np.ndarray, " tokens"],
     piece_tokens: Int64[np.ndarray, " bounds"],
+    prefixed: Bool[np.ndarray, " pieces"],
 ) -> Bool[np.ndarray, " pieces"]:
     """Pieces where the bytes in some range are not the bytes that its tokens spell, leading white space aside.
 
     Tokens whose bytes part a character are compared together, and each must reach over as many characters as its bytes
-    touch; the first token of a piece may spell one more, a dummy prefix.
+    touch. In `prefixed` pieces the first token spells one character more, a dummy prefix.
     """
     count = len(piece_tokens) - 1
     owner = np.repeat(np.arange(count), np.diff(piece_tokens))
@@ -189,8 +190,8 @@ def misspelled(
     begun = np.append(0, np.cumsum(~inner))
     touched = begun[spelled_last] - begun[spelled_last - token_bytes] + parted
     opens = np.append(True, owner[1:] != owner[:-1])
-    spare = touched - (ranges.ends - ranges.reach)
-    faults: Int64[np.ndarray, " pieces"] = np.bincount(owner[(spare < 0) | (spare > opens)], minlength=count)
+    wide = touched - (ranges.ends - ranges.reach) != (opens & prefixed[owner])
+    faults: Int64[np.ndarray, " pieces"] = np.bincount(owner[wide], minlength=count)
     heads = np.flatnonzero(opens | ~parted)
     tails = np.append(heads[1:], len(owner)) - 1
     byte_at = np.append(0, np.cumsum(widths))

@@ -230,6 +230,7 @@ class OffsetTokenizer:
             np.frombuffer(b"".join(spelled), dtype=np.uint8),
             token_bytes,
             bounds,
+            surplus > 0,
         )
         return [
             None if bad[i] else ranges.piece(int(bounds[i]), int(bounds[i + 1]), int(pieces[i]))
@@ -268,8 +269,8 @@ class OffsetTokenizer:
     def _named(self, ids: list[int], hints: list[tuple[int, int]], written: Written) -> list[bytes] | None:
         """What each token spells, unknown tokens included: these take the gap that the known ones leave.
 
-        The library's offsets (`hints`) only bound a gap, and part several unknown tokens in one. None where a gap is
-        empty; otherwise the result is still to be compared with the text.
+        The library's offsets (`hints`) only bound a gap, and part several unknown tokens in one. None where nothing is
+        left for one; otherwise the result is still to be compared with the text.
         """
         tokens = [self._spelling.spelled[index] for index in ids]
         if self._spelling.unknown not in ids:
@@ -291,10 +292,14 @@ class OffsetTokenizer:
                 end = int(np.searchsorted(begins, hints[i][1]))
                 if i == run[-1]:
                     end = shown.rfind(following, position + 1, end + len(following))
-                if end <= position:
+                if end > position:
+                    tokens[i], position = shown[position:end].encode("utf-8"), end
+                    continue
+                first, last = np.searchsorted(written.origins[:, 0], hints[i])
+                blank = written.text[first:last]  # a line break, say, can be unknown too
+                if not blank or self._normalization.visible(blank):
                     return None
-                tokens[i] = shown[position:end].encode("utf-8")
-                position = end
+                tokens[i] = blank.encode("utf-8")
         return tokens
 
     def _literals(self, text: str, ids: list[int], hints: list[tuple[int, int]]) -> list[tuple[int, int]]:

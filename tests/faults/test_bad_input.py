@@ -92,7 +92,7 @@ def test_a_bad_line_is_named_and_the_others_are_prepared(command, tmp_path, bad,
     path = rows(tmp_path / "rows.jsonl", 1_240, bad=(1_234, bad))
     arguments = ["parse", path, "-o", tmp_path / "o", *TOKENIZERS, "--workers", "1"]
     code, text = command(*arguments)
-    assert code == Exit.REJECTED
+    assert code == Exit.REJECTED, text[-700:]
     assert "1 rejected" in text
     assert "rejected.jsonl" in text
     (entry,) = map(json.loads, (tmp_path / "o" / "rejected.jsonl").read_text(encoding="utf-8").splitlines())
