@@ -324,10 +324,9 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = app(args=arguments, prog_name="mta-prep", standalone_mode=False)
+        if code == Exit.INTERRUPTED:  # typer's own word for Ctrl-C
+            console.stderr.print("Interrupted. Finished shards are kept: run the same command again to go on.")
         sys.exit(code if isinstance(code, int) else Exit.OK)
-    except (typer.Abort, KeyboardInterrupt):
-        console.stderr.print("Interrupted. Finished shards are kept: run the same command again to go on.")
-        sys.exit(Exit.INTERRUPTED)
     except BrokenPipeError:
         sys.exit(Exit.OK)  # the reader of our output (head, less) has seen enough
     except Exception as error:

@@ -41,7 +41,7 @@ def load_fast_tokenizer(side: Side, config: SideConfig) -> Any:
                 f"{subject}: the folder holds no tokenizer (looked for {', '.join(_TOKENIZER_FILES)}). Save one "
                 "there with `tokenizer.save_pretrained`, or name another folder or a hub id."
             )
-        tokenizer = _build(subject, transformers.AutoTokenizer.from_pretrained, str(folder))
+        tokenizer = _build(subject, transformers.AutoTokenizer.from_pretrained, str(folder), trust_remote_code=False)
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.suffix == ".json":
         raise UserError(f"{subject}: no such folder or file. Give a folder with a tokenizer.json, or a hub id.")
     else:
@@ -52,6 +52,7 @@ def load_fast_tokenizer(side: Side, config: SideConfig) -> Any:
             name,
             revision=config.revision or "main",
             local_files_only=not online,
+            trust_remote_code=False,
         )
     if not tokenizer.is_fast:
         raise UserError(
@@ -79,13 +80,10 @@ def _reachable(subject: str, config: SideConfig) -> bool:
 
 
 def _build(subject: str, build: Any, *source: str, **options: Any) -> Any:
-    if build is not transformers.PreTrainedTokenizerFast:
-        options["trust_remote_code"] = False
+    """Build it; what fails is told in a sentence. Bad files make the libraries raise anything from KeyError to Exception."""
     try:
         return build(*source, **options)
-    except (
-        Exception
-    ) as error:  # the libraries below raise bare Exception, ValueError, KeyError or OSError for bad files
+    except Exception as error:
         reason = _first_line(error)
         if options.get("local_files_only"):
             raise ResourceError(

@@ -82,7 +82,7 @@ class Renderer:
         available = _available(fields)
         if template in BUILT_IN and _NEEDS[template] not in available:
             raise UsageError(
-                f"Template {template!r} needs a field for `{_NEEDS[template]}`; name it with --{_NEEDS[template]}, or "
+                f"Template {template!r} needs a field for `{_NEEDS[template]}`; name it with --{_NEEDS[template]}-field, or "
                 f"let `auto` choose the template."
             )
         self._fields = fields

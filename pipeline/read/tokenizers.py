@@ -1,9 +1,8 @@
 """Tokenizers whose offsets tell the truth: a row's token ids on one side, and the characters each token spells.
 
 A row is encoded as prompt and response apart, so that a token boundary falls exactly where the response begins; the
-response is encoded as text that goes on (no dummy prefix). Ranges come from what tokens spell: where the spelling
-equals the text byte for byte they follow by counting, otherwise by matching the normalised text (see `normalization`).
-Each result then passes a check of its own, or the row is refused.
+response is encoded as text that goes on (no dummy prefix). Every token's range is found and checked by `locating`, not
+taken from the tokenizer library; a row whose tokens cannot be traced to its text is refused.
 """
 
 import hashlib
@@ -11,31 +10,19 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int32
 from tokenizers import Encoding as BackendEncoding
 from tokenizers import Tokenizer
 
 from pipeline.read.loading import load_fast_tokenizer
-from pipeline.read.normalization import NormalizationMap, Written
-from pipeline.read.offsets import (
-    TokenRanges,
-    character_ranges,
-    code_points,
-    cover,
-    is_space,
-    locate,
-    match_visible,
-    misplaced,
-    misspelled,
-    next_visible,
-    utf8_widths,
-    without_leading_space,
-)
+from pipeline.read.locating import Locator
+from pipeline.read.normalization import NormalizationMap
+from pipeline.read.offsets import TokenRanges, code_points, is_space, next_visible, without_leading_space
 from pipeline.read.spelling import continuation, read_spelling, settle, text_normalizer
 from schemas.columns import MISSING, Side
 from schemas.config import SideConfig
@@ -94,8 +81,9 @@ class OffsetTokenizer:
         self._digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode("utf-8")).hexdigest()
         continued = continuation(definition)
         self._continuing = self._opening if continued == definition else Tokenizer.from_str(json.dumps(continued))
-        self._spelling = read_spelling(definition, self._opening)
-        self._normalization = NormalizationMap(text_normalizer(definition), self._spelling.marker)
+        spelling = read_spelling(definition, self._opening)
+        self._vocabulary = len(spelling.spelled)
+        self._locator = Locator(spelling, NormalizationMap(text_normalizer(definition), spelling.marker))
         self._prefix, self._suffix, self._suffix_source = self._special_tokens(loaded.eos_token_id)
 
     def _special_tokens(self, eos: int | None) -> tuple[list[int], list[int], str | None]:
@@ -118,7 +106,7 @@ class OffsetTokenizer:
             "name": local.name if path.exists() else self.config.tokenizer,
             "revision": self.config.revision,
             "sha256": self._digest,
-            "vocabulary": len(self._spelling.spelled),
+            "vocabulary": self._vocabulary,
             "prefix": [self._opening.id_to_token(index) for index in self._prefix],
             "suffix": [self._opening.id_to_token(index) for index in self._suffix],
             "suffix_source": self._suffix_source,
@@ -179,167 +167,13 @@ class OffsetTokenizer:
     def _pieces(self, backend: Tokenizer, texts: list[str], counts: Counter[str]) -> list[_Piece | None]:
         """Tokens and verified ranges of each text; None where the check fails."""
         encodings: list[BackendEncoding] = backend.encode_batch(texts, add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
-        marker, dummy = self._spelling.marker, (self._spelling.marker or " ").encode("utf-8")
-        tables = self._spelling.spelled
-        spelled = [b"".join([tables[index] for index in row]) for row in ids]
-        written = [(text.replace(" ", marker) if marker else text).encode("utf-8") for text in texts]
-        direct = [s == w or s == dummy + w for s, w in zip(spelled, written, strict=True)]
-        pieces: list[_Piece | None] = [None] * len(texts)
-        byte_exact = [i for i, equal in enumerate(direct) if equal]
-        for i, ranges in zip(
-            byte_exact,
-            self._locate_exact(
-                [texts[i] for i in byte_exact],
-                [written[i] for i in byte_exact],
-                [spelled[i] for i in byte_exact],
-                [ids[i] for i in byte_exact],
-            ),
-            strict=True,
-        ):
-            pieces[i] = _piece(ids[i], ranges)
-        for i, equal in enumerate(direct):
-            if not equal:
-                pieces[i] = _piece(ids[i], self._locate_normalized(texts[i], encodings[i]))
+        ranges = self._locator.locate(texts, encodings)
+        pieces = [
+            None if found is None else _Piece(np.array(encoding.ids, dtype=np.int32), found, found.separable())
+            for encoding, found in zip(encodings, ranges, strict=True)
+        ]
         self._count(texts, encodings, pieces, counts)
         return pieces
-
-    def _locate_exact(
-        self, texts: list[str], written: list[bytes], spelled: list[bytes], ids: list[list[int]]
-    ) -> list[TokenRanges | None]:
-        """Ranges where tokens spell the text byte for byte, save a dummy prefix; all texts at once."""
-        if not texts:
-            return []
-        points = code_points("".join(texts))
-        space = is_space(points)
-        if self._spelling.marker:
-            points = np.where(points == ord(" "), np.uint32(ord(self._spelling.marker)), points)
-        widths = utf8_widths(points)
-        tokens = np.array([len(row) for row in ids], dtype=np.int64)
-        bounds = np.append(0, np.cumsum(tokens))
-        token_bytes = self._spelling.lengths[np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=bounds[-1])]
-        surplus = np.array([len(s) - len(w) for s, w in zip(spelled, written, strict=True)], dtype=np.int64)
-        own_bytes = token_bytes.copy()
-        own_bytes[bounds[:-1][surplus > 0]] -= surplus[surplus > 0]
-        ranges = locate(space, widths, own_bytes)
-        pieces = np.append(0, np.cumsum([len(text) for text in texts])).astype(np.int64)
-        bad = misplaced(ranges, space, pieces, bounds) | misspelled(
-            ranges,
-            widths,
-            np.frombuffer(b"".join(written), dtype=np.uint8),
-            np.frombuffer(b"".join(spelled), dtype=np.uint8),
-            token_bytes,
-            bounds,
-            surplus > 0,
-        )
-        return [
-            None if bad[i] else ranges.piece(int(bounds[i]), int(bounds[i + 1]), int(pieces[i]))
-            for i in range(len(texts))
-        ]
-
-    def _locate_normalized(self, text: str, encoding: BackendEncoding) -> TokenRanges | None:
-        """Ranges where the tokenizer normalises, drops white space, adds spaces, or knows no token for something."""
-        ids, hints = encoding.ids, encoding.offsets
-        written = self._normalization.write(text, self._literals(text, ids, hints))
-        if written is None:
-            return None
-        tokens = self._named(ids, hints, written)
-        shown = None if tokens is None else _decoded(b"".join(tokens))
-        if (
-            tokens is None
-            or shown is None
-            or self._normalization.visible(shown) != self._normalization.visible(written.text)
-        ):
-            return None
-        points = code_points(shown)
-        origins = match_visible(self._blank(shown), self._blank(written.text), written.origins, len(text))
-        token_bytes = np.array([len(token) for token in tokens], dtype=np.int64)
-        first, last = character_ranges(utf8_widths(points), token_bytes)
-        sentinel = np.vstack([origins, [[len(text), len(text)]]])
-        reach = sentinel[first, 0]
-        ends = np.where(last > first, sentinel[np.maximum(last - 1, 0), 1], reach)
-        space = is_space(code_points(text))
-        ranges = TokenRanges(reach, without_leading_space(reach, ends, next_visible(space)), ends)
-        ranges = cover(ranges, space)
-        whole = np.array([0, len(text)], dtype=np.int64), np.array([0, len(ids)], dtype=np.int64)
-        if misplaced(ranges, space, *whole)[0] or not self._spelled_alike(text, ranges, shown, first, last):
-            return None
-        return ranges
-
-    def _named(self, ids: list[int], hints: list[tuple[int, int]], written: Written) -> list[bytes] | None:
-        """What each token spells, unknown tokens included: these take the gap that the known ones leave.
-
-        The library's offsets (`hints`) only bound a gap, and part several unknown tokens in one. None where nothing is
-        left for one; otherwise the result is still to be compared with the text.
-        """
-        tokens = [self._spelling.spelled[index] for index in ids]
-        if self._spelling.unknown not in ids:
-            return tokens
-        shown = self._normalization.visible(written.text)
-        begins = written.origins[~self._blank(written.text), 0]
-        runs = [
-            (unknown, list(run))
-            for unknown, run in groupby(range(len(ids)), lambda i: ids[i] == self._spelling.unknown)
-        ]
-        said = [
-            "" if unknown else self._normalization.visible(_decoded(b"".join(tokens[i] for i in run)) or "")
-            for unknown, run in runs
-        ]
-        position = 0
-        for (unknown, run), own, following in zip(runs, said, [*said[1:], ""], strict=True):
-            position += len(own)
-            for i in run if unknown else ():
-                end = int(np.searchsorted(begins, hints[i][1]))
-                if i == run[-1]:
-                    end = shown.rfind(following, position + 1, end + len(following))
-                if end > position:
-                    tokens[i], position = shown[position:end].encode("utf-8"), end
-                    continue
-                first, last = np.searchsorted(written.origins[:, 0], hints[i])
-                blank = written.text[first:last]  # a line break, say, can be unknown too
-                if not blank or self._normalization.visible(blank):
-                    return None
-                tokens[i] = blank.encode("utf-8")
-        return tokens
-
-    def _literals(self, text: str, ids: list[int], hints: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Where added tokens stand in the text word for word."""
-        found = []
-        for index, (first, last) in zip(ids, hints, strict=True):
-            content = self._spelling.literals.get(index)
-            if content is not None and (at := text.find(content, first, last)) >= 0:
-                found.append((at, at + len(content)))
-        return found
-
-    def _blank(self, shown: str) -> Bool[np.ndarray, " characters"]:
-        """White space in the tokenizer's writing, the space marker included."""
-        points = code_points(shown)
-        blank = is_space(points)
-        return blank if self._spelling.marker is None else blank | (points == ord(self._spelling.marker))
-
-    def _spelled_alike(
-        self,
-        text: str,
-        ranges: TokenRanges,
-        shown: str,
-        first: Int64[np.ndarray, " tokens"],
-        last: Int64[np.ndarray, " tokens"],
-    ) -> bool:
-        """Whether each range, normalised by itself, is what its tokens spell; those sharing a character are one."""
-        if not len(first):
-            return True
-        heads = np.flatnonzero(ranges.separable()[:-1])
-        tails = np.append(heads[1:], len(first)) - 1
-        visible, visible_alone = self._normalization.visible, self._normalization.visible_alone
-        spans = zip(ranges.starts[heads].tolist(), ranges.ends[tails].tolist(), strict=True)
-        shows = zip(first[heads].tolist(), last[tails].tolist(), strict=True)
-        for (start, end), (shown_start, shown_end) in zip(spans, shows, strict=True):
-            said, held = visible(shown[shown_start:shown_end]), text[start:end]
-            if said in (held, visible_alone(held)):
-                continue
-            if said not in held or visible_alone(held.replace(said, "", 1)):  # an added token beside dropped characters
-                return False
-        return True
 
     def _count(
         self,
@@ -404,10 +238,6 @@ class OffsetTokenizer:
         return Encoding(np.concatenate([np.asarray(part, dtype=np.int32) for part in ids]), offsets, before, truncated)
 
 
-def _piece(ids: list[int], ranges: TokenRanges | None) -> _Piece | None:
-    return None if ranges is None else _Piece(np.array(ids, dtype=np.int32), ranges, ranges.separable())
-
-
 def _encodable(text: str) -> bool:
     """False for text with unpaired surrogates."""
     try:
@@ -415,11 +245,3 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _decoded(spelled: bytes) -> str | None:
-    """The text, or None if the bytes are no UTF-8, as when a tokenizer drops bytes that it has no token for."""
-    try:
-        return spelled.decode("utf-8")
-    except UnicodeDecodeError:
-        return None

@@ -39,8 +39,7 @@ def write_rows(path: Path, rows: int) -> None:
 
 def peak_mib(path: Path, out: Path) -> float:
     """Peak resident set of one run, in MiB."""
-    command = [sys.executable, "-m", "pipeline", "parse", str(path), "--out", str(out), "--template", "plain"]
-    command += ["--instruction-field", "instruction", "--output-field", "output"]
+    command = [sys.executable, "-m", "pipeline", "parse", str(path), "--out", str(out)]
     command += [
         "--teacher",
         "embedded:sentencepiece-bpe",

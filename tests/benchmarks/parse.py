@@ -8,7 +8,6 @@
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,6 @@ import machine
 import typer
 
 from pipeline import assemble, prepare, run
-from pipeline.read import sources
 from pipeline.store import shards
 from schemas.config import ParseConfig, SideConfig
 
@@ -45,9 +43,9 @@ def main(
         out = Path(folder) / "out"
         with prepare.planned(config, out) as plan:
             stage = prepare.PrepareStage(plan.config)
-            stage.run(list(islice(sources.read_rows(plan.inputs, 0, 4), 4)))  # compiles the decoder, fills caches
+            stage.run(list(plan.read(0, 4)))  # compiles the decoder, fills caches
             seconds: dict[str, float] = {}
-            items, seconds["read"] = timed(lambda: list(sources.read_rows(plan.inputs, 0, plan.rows)))
+            items, seconds["read"] = timed(lambda: list(plan.read(0, plan.rows)))
             (rendered, _), seconds["template"] = timed(lambda: stage.render(items))
             texts, starts = [row.text for row in rendered], [row.response_start for row in rendered]
             encodings = {}
