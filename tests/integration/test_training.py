@@ -1,0 +1,151 @@
+"""Training on a tiny encoder: it learns, an interrupted run ends as an uninterrupted one, the stored model is the trained one."""
+
+import warnings
+from dataclasses import replace
+
+import benepar.decode_chart
+import pytest
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from pipeline.parse import network, training
+from pipeline.parse.treebank import read_trees
+from pipeline.parse.vocabulary import prune_wordpiece
+
+NOUNS = ["dog", "cat", "farmer", "child", "bird", "teacher", "river", "house"]
+VERBS = ["sees", "finds", "likes", "follows"]
+
+
+@pytest.fixture(scope="module")
+def treebank(tmp_path_factory):
+    """Trees of a small grammar, with a trace, function tags and a foreign label thrown in."""
+    folder = tmp_path_factory.mktemp("treebank")
+    trees = [
+        f"(ROOT (S (NP-SBJ (DT the) (NN {NOUNS[i % 8]})) (VP (VBZ {VERBS[i % 4]}) (NP (NML (DT a) (NN {NOUNS[i // 3 % 8]}))"
+        + (" (PP (IN near) (NP (DT the) (NN river)))" if i % 3 else "")
+        + ") (NP (-NONE- *))) (. .)))"
+        for i in range(60)
+    ]
+    (folder / "train.ptb").write_text("\n".join(trees[:50]) + "\n", encoding="utf-8")
+    (folder / "dev.ptb").write_text("\n".join(trees[50:]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, treebank):
+    """A random two-layer BERT whose vocabulary holds much that is never used, pruned."""
+    whole, pruned = tmp_path_factory.mktemp("encoder"), tmp_path_factory.mktemp("pruned")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "的", ".", *letters, *(f"##{letter}" for letter in letters)]
+    pieces += [*NOUNS, *VERBS, "the", "near", *(f"unused{i}" for i in range(50))]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **special)
+    fast.save_pretrained(whole)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(whole)
+    texts = [" ".join(training.words_of(tree).words) for tree in read_trees(treebank / "train.ptb")]
+    before, after = prune_wordpiece(whole, pruned, texts, frequent=40)
+    assert after < before
+    return pruned
+
+
+@pytest.fixture
+def recipe(treebank, encoder, tmp_path):
+    return training.Recipe(
+        encoder=encoder,
+        train=(treebank / "train.ptb",),
+        rotating=(),
+        dev=treebank / "dev.ptb",
+        out=tmp_path / "state",
+        epochs=8,
+        d_model=32,
+        d_ff=64,
+        batch_sentences=8,
+        lr_encoder=1e-3,
+        lr_chart=5e-3,
+        warmup_steps=5,
+        min_label_count=1,
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's scheduler and transformers' loader say much at this size
+def test_it_learns_and_the_stored_model_scores_the_same(recipe, tmp_path):
+    training.train(recipe)
+    stored = training.export(recipe, tmp_path / "model")
+    assert stored.f1() > 80
+    assert stored.sentences == 10
+    assert stored.f1("NP") > 80
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(recipe, tmp_path, monkeypatch):
+    recipe = replace(recipe, epochs=3)
+    training.train(recipe)
+    other = replace(recipe, out=tmp_path / "other", save_every_s=0.0)
+    real, calls = training.loss_of, []
+
+    def interrupted(parser, batch):
+        calls.append(None)
+        if len(calls) in (5, 12):
+            raise KeyboardInterrupt
+        return real(parser, batch)
+
+    monkeypatch.setattr(training, "loss_of", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            training.train(other)
+    training.train(other)
+    one, two = (torch.load(run.out / "best.pt", weights_only=True) for run in (recipe, other))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_loss_is_benepars_own(recipe, treebank):
+    """Value and gradients of the margin loss against benepar's, over full charts through torch-struct."""
+    trees = list(read_trees(treebank / "train.ptb"))[:6]
+    labels = {"": 0} | {
+        label: i for i, label in enumerate(sorted({s[2] for t in trees for s in training.collapsed_spans(t)}), 1)
+    }
+    tags = {tag: i for i, tag in enumerate(sorted({tag for t in trees for _, tag in t.tree.pos()}))}
+    parser = training.build_parser(recipe, labels, tags)
+    parser.eval()  # no dropout: both see the same numbers
+    parser.tag_loss_scale = 0.0
+    batch = training.examples_of(parser, trees)
+    ours = training.loss_of(parser, batch)
+    ours.backward()
+    gradients = {name: p.grad.clone() for name, p in parser.named_parameters() if p.grad is not None}
+    parser.zero_grad()
+    total = torch.zeros(())
+    for item, tree in zip(batch, trees, strict=True):
+        words = item.encoded.words
+        posts, _ = network.fenceposts(parser, [item.encoded])
+        left, right = network.span_ends([words])
+        flat = network.label_scores(parser, network.first_layer(parser, posts), left, right)
+        chart = torch.zeros(words, words, len(labels)).index_put((left, right - 1), F.pad(flat, (1, 0)))
+        gold = torch.tensor(benepar.decode_chart.ChartDecoder(labels).chart_from_tree(tree.tree))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch-struct's own
+            total = total + parser.criterion(chart[None], gold[None])
+    total = total / len(batch)
+    total.backward()
+    assert ours.item() == pytest.approx(total.item(), rel=1e-5)
+    for name, gradient in gradients.items():
+        theirs = dict(parser.named_parameters())[name].grad
+        if theirs is not None and "f_tag" not in name:
+            assert torch.allclose(gradient, theirs, atol=1e-5, rtol=1e-4), name
