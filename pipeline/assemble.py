@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32
 
+from pipeline import counts
 from pipeline.align.spans import Ragged, Texts, Tokens, audit
 from pipeline.parse.base import Document, Units
 from pipeline.read.template import Rendered
@@ -180,6 +181,16 @@ def shard(
         digests=tuple(_digest(documents, encodings, spans, row) for row in range(len(documents.texts))),
         stats=stats | {"alignment": alignment, "offsets": offsets},
         rejected=tuple(rejected),
+    )
+
+
+def merged(parts: Sequence[ShardOutput]) -> ShardOutput:
+    """Several outputs, in order, as one shard."""
+    return ShardOutput(
+        table=pa.concat_tables([part.table for part in parts]).combine_chunks(),
+        digests=tuple(digest for part in parts for digest in part.digests),
+        stats=counts.added(part.stats for part in parts),
+        rejected=tuple(entry for part in parts for entry in part.rejected),
     )
 
 

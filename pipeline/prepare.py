@@ -35,6 +35,8 @@ from schemas.manifest import InputFile
 
 #: Rows from which fields are detected and tokenizers are audited before the run.
 SAMPLE_ROWS = 200
+#: Rows that go through the stages together: bounds memory whatever the size of a shard.
+GROUP_ROWS = 128
 #: Rows a dry run really prepares, to estimate time and bytes.
 PROBE_ROWS = 48
 
@@ -89,7 +91,11 @@ class PrepareStage:
 
     def run(self, item: Sequence[Record | Rejected]) -> shards.ShardOutput:
         """One shard of input rows to one shard of the dataset."""
-        rendered, rejected = self.render(item)
+        groups = [item[start : start + GROUP_ROWS] for start in range(0, len(item), GROUP_ROWS)]
+        return assemble.merged([self._group(group) for group in groups])
+
+    def _group(self, rows: Sequence[Record | Rejected]) -> shards.ShardOutput:
+        rendered, rejected = self.render(rows)
         texts = [row.text for row in rendered]
         starts = [row.response_start for row in rendered]
         kept, encodings, dropped = assemble.encode_sides(self.tokenizers, texts, starts)
@@ -103,8 +109,9 @@ class PrepareStage:
             encodings,
             self.tokenizers,
             stats={
-                "rows_in": len(item),
-                "rejected": Counter(entry["reason"] for entry in rejected),
+                "rows_in": len(rows),
+                # the kind of problem; its details are in rejected.jsonl
+                "rejected": Counter(entry["reason"].split(":")[0] for entry in rejected),
                 "dropped": dropped,
                 "sentences": sum((unit.counts for unit in units), Counter[str]()),
             },
@@ -152,10 +159,12 @@ class Plan:
 
     def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Record | Rejected]]]:
         """(index, input rows) of the wanted shards, in order."""
-        for index in range(self.shards):
+        first = next((index for index in range(self.shards) if wanted(index)), self.shards)
+        rows = self.read(first * self.shard_rows, self.rows)  # one pass, whatever the number of shards
+        for index in range(first, self.shards):
+            item = list(islice(rows, self.shard_rows))
             if wanted(index):
-                start = index * self.shard_rows
-                yield index, list(self.read(start, min(self.rows, start + self.shard_rows)))
+                yield index, item
 
 
 def package_versions() -> dict[str, str]:

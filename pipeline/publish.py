@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pipeline import console, counts, run
-from pipeline.store import shards
+from pipeline.store import files, shards
 from pipeline.store.card import dataset_card
 from schemas.columns import arrow_schema
 from schemas.config import ParseConfig
@@ -70,44 +70,53 @@ def publish(
     with shards.workspace(out, plan.record(), plan.shards, overwrite) as workspace:
         if workspace is None:
             return Outcome(read_manifest(out), plan.shards, already_finished=True)
-        receipts = workspace.finished()
-        before = len(receipts)
+        done = workspace.finished()
+        before = len(done)
         if before:
             console.stderr.print(f"Going on: {before} of {plan.shards} shards were already finished.")
-        left = plan.rows - sum(receipt.stats["rows_in"] for receipt in receipts.values())
-        todo = min(workers, max(1, plan.shards - before))
-        with console.row_progress("Preparing", left, quiet) as progress:
-            items = plan.items(lambda index: index not in receipts)
-            for index, receipt in run.run_shards(make_stage, items, workspace, todo):
-                receipts[index] = receipt
-                progress.advance(receipt.stats["rows_in"])
-        ordered = [receipts[index] for index in range(plan.shards)]
-        carried, rejected = plan.carried()
-        manifest = manifest_of(plan, [carried, *(receipt.stats for receipt in ordered)], ordered)
-        rejected += [entry for receipt in ordered for entry in receipt.rejected]
-        texts = {
-            shards.CARD: dataset_card(manifest, plan.config.parser.keep_trees),
-            shards.CONFIG: plan.config.to_yaml(),
-        }
-        if rejected:
-            texts[shards.REJECTED] = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected)
-        workspace.seal(texts, arrow_schema(plan.config.parser.keep_trees), manifest.fingerprint, manifest.to_json())
-        return Outcome(manifest, before)
+        with console.row_progress("Preparing", plan.rows - sum(done.values()), quiet) as progress:
+            items = plan.items(lambda index: index not in done)
+            few = min(workers, max(1, plan.shards - before))
+            for _, rows in run.run_shards(make_stage, items, workspace, few):
+                progress.advance(rows)
+        return Outcome(seal(plan, workspace), before)
 
 
-def manifest_of(plan: Plan, parts: list[dict[str, Any]], receipts: list[shards.Receipt]) -> Manifest:
-    """The manifest of a finished run; `parts` are the counts to add up."""
-    stats = counts.added(parts)
-    return Manifest.model_validate(
+def seal(plan: Plan, workspace: shards.Workspace) -> Manifest:
+    """Finish a folder all of whose shards are done: rejected rows, card, config, and at last the manifest."""
+    stats, rejected = plan.carried()
+    whole, teacher = shards.Fingerprint(), shards.Fingerprint()
+    written = []
+    path = workspace.out / shards.REJECTED
+    with files.published(path) as stream:
+        stream.writelines(map(_line, rejected))
+        for index in range(plan.shards):
+            receipt = workspace.receipt(index)
+            stats = counts.added([stats, receipt.stats])
+            whole.update(row.whole for row in receipt.digests)
+            teacher.update(row.teacher for row in receipt.digests)
+            written.append(receipt.shard)
+            stream.writelines(map(_line, receipt.rejected))
+    if not path.stat().st_size:
+        path.unlink()
+    manifest = Manifest.model_validate(
         {
-            "fingerprint": shards.fingerprint(row.whole for receipt in receipts for row in receipt.digests),
-            "teacher_fingerprint": shards.fingerprint(row.teacher for receipt in receipts for row in receipt.digests),
+            "fingerprint": whole.hexdigest(),
+            "teacher_fingerprint": teacher.hexdigest(),
             **plan.record(),
             "rows_in": stats.pop("rows_in"),
-            "rows_out": sum(receipt.shard.rows for receipt in receipts),
+            "rows_out": sum(shard.rows for shard in written),
             "rejected": stats.pop("rejected"),
             "dropped": stats.pop("dropped"),
             "counts": stats,
-            "shards": [receipt.shard for receipt in receipts],
+            "shards": written,
         }
     )
+    trees = plan.config.parser.keep_trees
+    texts = {shards.CARD: dataset_card(manifest, trees), shards.CONFIG: plan.config.to_yaml()}
+    workspace.seal(texts, arrow_schema(trees), manifest.fingerprint, manifest.to_json())
+    return manifest
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, runtime_checkable
 
-from pipeline.store.shards import Receipt, ShardOutput, Workspace
+from pipeline.store.shards import ShardOutput, Workspace
 from schemas.errors import ResourceError
 
 
@@ -47,7 +47,7 @@ def _start(make: Callable[[], Stage], workspace: Workspace) -> None:
     _stage, _workspace = make(), workspace
 
 
-def _work(index: int, item: Any) -> tuple[int, Receipt]:
+def _work(index: int, item: Any) -> tuple[int, int]:
     assert _stage is not None
     assert _workspace is not None
     return index, _workspace.publish(index, _stage.run(item))
@@ -55,8 +55,8 @@ def _work(index: int, item: Any) -> tuple[int, Receipt]:
 
 def run_shards(
     make: Callable[[], Stage], items: Iterable[tuple[int, Any]], workspace: Workspace, workers: int
-) -> Iterator[tuple[int, Receipt]]:
-    """Run and publish every item's shard; yields (index, receipt) as they finish, in any order.
+) -> Iterator[tuple[int, int]]:
+    """Run and publish every item's shard; yields (index, input rows) as they finish, in any order.
 
     `make` and the items must pickle if there is more than one worker. Raises `ResourceError` if a worker dies.
     """
@@ -69,7 +69,7 @@ def run_shards(
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(make, workspace)
     )
-    waiting: set[Future[tuple[int, Receipt]]] = set()
+    waiting: set[Future[tuple[int, int]]] = set()
     try:
         for index, item in items:
             waiting.add(pool.submit(_work, index, item))

@@ -16,7 +16,7 @@ from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, s
 from schemas.errors import UsageError
 from schemas.manifest import read_manifest
 
-Spans = Int[np.ndarray, "k 2"]
+Spans = Int[np.ndarray, "_ 2"]
 
 LABEL_STYLES = {"NP": Style(color="green"), "VP": Style(color="yellow")}
 #: Neighbouring tokens and words alternate, so that borders show without marks inside the text.

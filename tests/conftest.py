@@ -1,6 +1,7 @@
 """Shared by all tests: no network, one hypothesis profile, the embedded parser loaded once."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -77,3 +78,17 @@ def contents():
         }
 
     return read
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `mta-prep` in this process: (exit code, standard output, standard error)."""
+    from pipeline import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mta-prep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run

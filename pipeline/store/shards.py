@@ -82,6 +82,11 @@ class Receipt:
         )
 
 
+def rows_in(receipt: Receipt) -> int:
+    """Input rows of a finished shard."""
+    return int(receipt.stats["rows_in"])
+
+
 def shard_name(index: int, total: int) -> str:
     """As `datasets` names them."""
     return f"data-{index:05d}-of-{total:05d}.arrow"
@@ -105,12 +110,20 @@ def differences(old: Any, new: Any, place: str = "") -> list[str]:
     return [f"`{place}` was {json.dumps(old, ensure_ascii=False)}, is now {json.dumps(new, ensure_ascii=False)}"]
 
 
-def fingerprint(digests: Iterable[str]) -> str:
+class Fingerprint:
     """One hash for all rows in order, wherever the borders of shards fall."""
-    total = hashlib.sha256(f"mta-prep rows v{FORMAT_VERSION}".encode())
-    for digest in digests:
-        total.update(bytes.fromhex(digest))
-    return total.hexdigest()
+
+    def __init__(self) -> None:
+        self._total = hashlib.sha256(f"mta-prep rows v{FORMAT_VERSION}".encode())
+
+    def update(self, digests: Iterable[str]) -> None:
+        """Take in the next rows' digests."""
+        for digest in digests:
+            self._total.update(bytes.fromhex(digest))
+
+    def hexdigest(self) -> str:
+        """The hash so far."""
+        return self._total.hexdigest()
 
 
 class Workspace:
@@ -124,8 +137,11 @@ class Workspace:
     def _receipt_path(self, index: int) -> Path:
         return self.work / f"{index:05d}.json"
 
-    def publish(self, index: int, output: ShardOutput) -> Receipt:
-        """Write one shard, then its receipt. Safe to call from worker processes: every shard has files of its own."""
+    def publish(self, index: int, output: ShardOutput) -> int:
+        """Write one shard, then its receipt; returns its number of input rows.
+
+        Safe to call from worker processes: every shard has files of its own.
+        """
         path = self.out / shard_name(index, self.shards)
         with files.published(path) as stream, pa.ipc.new_stream(stream, output.table.schema) as writer:
             writer.write_table(output.table, max_chunksize=BATCH_ROWS)
@@ -134,19 +150,22 @@ class Workspace:
         )
         receipt = Receipt(shard, output.stats, output.digests, output.rejected)
         files.publish_text(self._receipt_path(index), receipt.to_json())
-        return receipt
+        return rows_in(receipt)
 
-    def finished(self) -> dict[int, Receipt]:
-        """Receipts of the shards that are done and whose files are as they were written."""
+    def receipt(self, index: int) -> Receipt:
+        """The receipt of a finished shard. Receipts stay on disk: they grow with the corpus."""
+        return Receipt.from_json(self._receipt_path(index).read_text(encoding="utf-8"))
+
+    def finished(self) -> dict[int, int]:
+        """Shards that are done and whose files are as they were written, with their numbers of input rows."""
         done = {}
         for index in range(self.shards):
-            path = self._receipt_path(index)
-            if not path.exists():
+            if not self._receipt_path(index).exists():
                 continue
-            receipt = Receipt.from_json(path.read_text(encoding="utf-8"))
+            receipt = self.receipt(index)
             shard = self.out / receipt.shard.file
             if shard.exists() and files.sha256_of(shard) == receipt.shard.sha256:
-                done[index] = receipt
+                done[index] = rows_in(receipt)
         return done
 
     def seal(self, texts: dict[str, str], schema: pa.Schema, name: str, manifest: str) -> None:

@@ -10,22 +10,18 @@ import sys
 
 import pytest
 
-from pipeline import cli
 from schemas.errors import Exit
 
 TOKENIZERS = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:bytelevel-bpe"]
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs `mta-prep` in this process: (exit code, what was said)."""
+def said(command):
+    """Runs `mta-prep`: (exit code, everything it said, white space folded)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mta-prep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code, " ".join((out + err).split())
+        code, out, err = said(*arguments)
+        return code, " ".join((out + err).split())
 
     return run
 
@@ -40,7 +36,7 @@ def rows(path, count, bad=None):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "expected"),
     [
         (["parse"], Exit.USAGE, "--out"),
         (["parse", "{tmp}/none.jsonl", "-o", "{tmp}/o", *TOKENIZERS], Exit.INPUT, "none.jsonl"),
@@ -75,11 +71,11 @@ def rows(path, count, bad=None):
         (["align", "{tmp}/nowhere"], Exit.USAGE, "--student"),
     ],
 )
-def test_a_sentence_and_an_exit_code(command, tmp_path, arguments, code, said):
+def test_a_sentence_and_an_exit_code(said, tmp_path, arguments, code, expected):
     rows(tmp_path / "good.jsonl", 3)
     (tmp_path / "empty.jsonl").write_bytes(b"")
-    found, text = command(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
-    assert (found, said in text) == (code, True), text
+    found, text = said(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
+    assert (found, expected in text) == (code, True), text
     assert "Traceback" not in text
     assert not (tmp_path / "o" / "manifest.json").exists()
 
@@ -88,10 +84,10 @@ def test_a_sentence_and_an_exit_code(command, tmp_path, arguments, code, said):
     ("bad", "reason"),
     [(b'{"instruction": "x", "output": ', "JSON"), (b'{"instruction": "x", "output": "caf\xe9"}', "UTF-8")],
 )
-def test_a_bad_line_is_named_and_the_others_are_prepared(command, tmp_path, bad, reason):
+def test_a_bad_line_is_named_and_the_others_are_prepared(said, tmp_path, bad, reason):
     path = rows(tmp_path / "rows.jsonl", 1_240, bad=(1_234, bad))
     arguments = ["parse", path, "-o", tmp_path / "o", *TOKENIZERS, "--workers", "1"]
-    code, text = command(*arguments)
+    code, text = said(*arguments)
     assert code == Exit.REJECTED, text[-700:]
     assert "1 rejected" in text
     assert "rejected.jsonl" in text
@@ -99,30 +95,30 @@ def test_a_bad_line_is_named_and_the_others_are_prepared(command, tmp_path, bad,
     assert entry["line"] == 1_234
     assert reason in entry["reason"]
     assert json.loads((tmp_path / "o" / "manifest.json").read_text(encoding="utf-8"))["rows_out"] == 1_239
-    assert command("verify", tmp_path / "o", "--quick")[0] == Exit.OK
+    assert said("verify", tmp_path / "o", "--quick")[0] == Exit.OK
 
 
-def test_a_slow_tokenizer_is_refused_by_name(command, tmp_path):
+def test_a_slow_tokenizer_is_refused_by_name(said, tmp_path):
     folder = tmp_path / "slow"
     folder.mkdir()
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CTRLTokenizer"}))
     (folder / "vocab.json").write_text(json.dumps({"a</w>": 0, "<unk>": 1}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     path = rows(tmp_path / "rows.jsonl", 3)
-    code, text = command("parse", path, "-o", tmp_path / "o", "--teacher", folder, *TOKENIZERS[2:])
+    code, text = said("parse", path, "-o", tmp_path / "o", "--teacher", folder, *TOKENIZERS[2:])
     assert code == Exit.INPUT
     assert "slow" in text
     assert "teacher" in text
 
 
-def test_a_folder_that_cannot_be_written(command, tmp_path):
+def test_a_folder_that_cannot_be_written(said, tmp_path):
     path = rows(tmp_path / "rows.jsonl", 3)
     if os.geteuid() == 0:  # root may write anywhere but where the kernel forbids it
         out = "/sys/mta-prep"
     else:
         (tmp_path / "closed").mkdir(mode=0o500)
         out = tmp_path / "closed" / "o"
-    code, text = command("parse", path, "-o", out, *TOKENIZERS)
+    code, text = said("parse", path, "-o", out, *TOKENIZERS)
     assert code == Exit.RESOURCE
     assert str(out) in text
 

@@ -220,3 +220,11 @@ def test_a_manifest_names_no_path_outside_its_folder(prepared, tmp_path):
     (copy / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(StateError, match="damaged"):
         verify(copy, quick=True, moved={})
+
+
+def test_the_papers_own_extractor_prepares_and_verifies(settings_for, tmp_path):
+    config = settings_for(parser={"kind": "spacy"}, limit=8)
+    manifest = prepare(config, tmp_path / "out", workers=1, quiet=True).manifest
+    assert manifest.parser["kind"] == "spacy"
+    assert manifest.counts["alignment"]["both"]["chunks"]["kept"] > 50
+    assert verify(tmp_path / "out", quick=False, moved={}).problems == []

@@ -1,0 +1,109 @@
+"""Every command as its user types it: help, tables, JSON and nothing but JSON."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from datasets import load_from_disk
+
+from schemas.columns import GRANULARITIES, SIDES
+
+TOKENIZERS = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:bytelevel-bpe"]
+COMMANDS = ["parse", "align", "inspect", "verify", "info", "train-parser", "export-parser"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(command, name):
+    code, out, err = command(name, "--help")
+    assert (code, err) == (0, "")
+    assert f"mta-prep {name}" in out
+
+
+def test_without_a_command_all_are_listed(command):
+    _, out, _ = command("--help")
+    assert all(name in out for name in COMMANDS)
+
+
+def test_inspect_shows_a_row_by_number_or_id(command, prepared):
+    row = load_from_disk(str(prepared))[2]
+    code, out, err = command("inspect", prepared, "--row", 2)
+    assert (code, err) == (0, "")
+    assert row["id"] in out
+    assert all(name in out for name in (*GRANULARITIES, *SIDES))
+    assert command("inspect", prepared, "--id", row["id"])[1] == out
+    code, _, err = command("inspect", prepared, "--row", 99)
+    assert code != 0
+    assert "24 rows" in err
+    code, _, err = command("inspect", prepared, "--id", "nobody")
+    assert code != 0
+    assert "nobody" in err
+
+
+def test_inspect_never_sends_control_characters_to_the_terminal(command, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        json.dumps({"text": "A red\x1b[31m cat \x07 sits [bold]here[/bold]. It\x00 sleeps."}) + "\n", encoding="utf-8"
+    )
+    assert command("parse", path, "-o", tmp_path / "o", *TOKENIZERS, "--workers", 1)[0] == 0
+    code, out, err = command("inspect", tmp_path / "o")
+    assert code == 0, err
+    assert not set("\x1b\x07\x00") & set(out)
+    assert "[bold]here" in out
+
+
+def test_json_is_one_object_and_nothing_else(command, prepared):
+    row = json.loads(command("inspect", prepared, "--row", 1, "--json")[1])
+    assert row["chunks_text"] == [row["text"][a:b] for a, b in row["chunks"]]
+    assert len(row["student_tokens"]) == len(row["student_input_ids"])
+    info = json.loads(command("info", prepared, "--json")[1])
+    assert info["rows_out"] == 24
+    found = json.loads(command("verify", prepared, "--json")[1])
+    assert found["ok"]
+    assert found["checked"]["rows"] == 24
+    assert found["retokenized"] == {"teacher": "every row", "student": "every row"}
+
+
+def test_info_and_verify_say_it_in_words(command, prepared):
+    code, out, _ = command("info", prepared)
+    assert code == 0
+    assert all(word in out for word in ("24 rows in, 24 rows out", "sentencepiece-bpe", "bytelevel-bpe", "embedded"))
+    code, out, _ = command("verify", prepared)
+    assert code == 0
+    assert "nothing wrong" in out
+
+
+def test_a_tokenizer_that_moved_can_be_named(command, prepared, tmp_path):
+    code, out, _ = command("verify", prepared, "--student", tmp_path)
+    assert code == 0
+    assert "student tokenized again: no:" in out
+    code, out, _ = command("verify", prepared, "--student", "embedded:sentencepiece-bpe")
+    assert "another one" in out
+
+
+def test_dry_run_in_words_and_json(command, sample_file, tmp_path):
+    arguments = ["parse", sample_file, "-o", tmp_path / "o", *TOKENIZERS, "--dry-run"]
+    _, out, _ = command(*arguments)
+    assert "24 rows" in out
+    assert json.loads(command(*arguments, "--json")[1])["shards"] == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_standard_input_gives_what_the_file_gives(sample_file, tmp_path):
+    command = [sys.executable, "-m", "pipeline", "parse", *TOKENIZERS, "--limit", "6", "--workers", "1", "--json"]
+    piped = subprocess.run(
+        [*command, "-", "-o", str(tmp_path / "a")], input=sample_file.read_bytes(), capture_output=True, check=True
+    )
+    read = subprocess.run([*command, str(sample_file), "-o", str(tmp_path / "b")], capture_output=True, check=True)
+    one, two = json.loads(piped.stdout), json.loads(read.stdout)
+    assert one["fingerprint"] == two["fingerprint"]
+    assert [file["name"] for file in one["inputs"]] == ["-"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_align_writes_beside_the_old_dataset(command, prepared, tmp_path):
+    code, out, _ = command("align", prepared, "--student", "embedded:sentencepiece-bpe", "--workers", 1, "--json")
+    assert code == 0
+    folder = prepared.with_name("out--sentencepiece-bpe")
+    assert json.loads(out)["out"] == str(folder)
+    assert command("verify", folder, "--quick")[0] == 0
