@@ -16,6 +16,7 @@ Heads whose subtree is not contiguous have no phrase. Punctuation at the edges o
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +77,9 @@ class SpacyParser:
 
     def identity(self) -> dict[str, Any]:
         """The pipeline's actual name, its version and content hash, and spaCy's version."""
-        return {"kind": "spacy", "version": EXTRACTION_VERSION, **pipeline_identity(self._name, self._pipeline)}
+        found = pipeline_identity(self._name, self._pipeline)
+        name, sha256 = Path(found.pop("model")).name, found.pop("model_sha256")
+        return {"kind": "spacy", "name": name, "sha256": sha256, "version": EXTRACTION_VERSION, **found}
 
     def extract(self, documents: Sequence[Document]) -> list[Units]:
         """Units of each document; sentences with `parse=False` have none, and are counted as `sentences_code`."""

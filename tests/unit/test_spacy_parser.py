@@ -185,8 +185,8 @@ def test_units_are_ordered_trimmed_and_inside_words(tokens: list[str]) -> None:
 
 def test_identity_records_the_pipeline_found() -> None:
     identity = SpacyParser(ParserConfig(kind="spacy")).identity()
-    assert identity["model"] in module.ENGLISH_PIPELINES
-    assert len(identity["model_sha256"]) == 64
+    assert identity["name"] in module.ENGLISH_PIPELINES
+    assert len(identity["sha256"]) == 64
     assert {"model_version", "spacy", "kind"} <= set(identity)
 
 
