@@ -63,9 +63,14 @@ def as_json(row: Row) -> dict[str, Any]:
 
 
 def visible(text: str) -> str:
-    """Text on one line, control characters shown."""
-    shown = text.translate(VISIBLE)
-    return "".join(char if char.isprintable() or char == "\u200d" else "�" for char in shown)
+    """Text on one line, control characters and unusual spaces shown, nothing that could steer the terminal."""
+    return "".join(_shown(char) for char in text.translate(VISIBLE))
+
+
+def _shown(char: str) -> str:
+    if char.isprintable() or char == "\u200d":  # the joiner inside emoji
+        return char
+    return "⍽" if char.isspace() else "�"
 
 
 def show(row: Row, folder: Path) -> None:
