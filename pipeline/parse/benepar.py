@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from benepar.parse_chart import ChartParser
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -31,8 +32,8 @@ SPANS_AT_ONCE = 1 << 18
 class Engine:
     """Labelled spans of sentences from a benepar `ChartParser`."""
 
-    def __init__(self, loaded: model.LoadedParser, token_budget: int, device: str = "cpu") -> None:
-        self.parser = loaded.network.to(device)
+    def __init__(self, parser: ChartParser, token_budget: int, device: str = "cpu") -> None:
+        self.parser = parser.to(device)
         self.token_budget = token_budget
         self.labels = {
             index: tuple(filter(None, label.split("::"))) for label, index in self.parser.label_vocab.items()
@@ -154,7 +155,7 @@ class BeneparParser:
     def __init__(self, config: ParserConfig) -> None:
         self.config = config
         self.loaded = model.load(config.model)
-        self.engine = Engine(self.loaded, config.token_budget, config.device)
+        self.engine = Engine(self.loaded.network, config.token_budget, config.device)
         self.longest = min(config.max_words, self.engine.max_words)
 
     def identity(self) -> dict[str, Any]:

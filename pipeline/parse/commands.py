@@ -57,10 +57,13 @@ def train_parser(
 
     About 80 minutes on two cores for GUM and CRAFT. Function tags, traces and foreign labels are dealt with.
     """
+    from transformers import logging
+
     from pipeline.parse import training
     from pipeline.parse.treebank import read_trees
     from pipeline.parse.vocabulary import prune_wordpiece
 
+    logging.set_verbosity_error()  # it would report the pooler, which no parser has
     train, dev = _treebank(treebank)
     sizes = {path: sum(1 for _ in read_trees(path)) for path in train}
     pruned = state / "encoder"

@@ -17,7 +17,8 @@ import torch
 from benepar.integrations import downloader
 from benepar.nkutil import HParams
 from benepar.parse_chart import ChartParser
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from pipeline import DATA
@@ -106,7 +107,7 @@ def save(parser: ChartParser, encoder: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(encoder / name, folder / name)
-    save_file(pack(parser.state_dict()), folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(serialise(pack(parser.state_dict())))
 
 
 def export_for_benepar(folder: Path, target: Path) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.parse import model, network, scoring
 from pipeline.parse.base import Words
+from pipeline.parse.benepar import Engine
 from pipeline.parse.chart import best_trees, span_count, span_index
 from pipeline.parse.treebank import GoldTree, read_trees
 
@@ -174,38 +175,17 @@ def batches(examples: Sequence[Example], recipe: Recipe, shuffle: random.Random)
     yield from (group for group in groups if group)
 
 
-@torch.no_grad()
 def evaluate(parser: ChartParser, trees: Sequence[GoldTree]) -> scoring.Scores:
     """EVALB scores of `parser` on gold words."""
+    training = parser.training
     parser.eval()
+    engine = Engine(parser, token_budget=2048)
     scores = scoring.Scores()
-    names = {index: label for label, index in parser.label_vocab.items()}
-    ranked = sorted(trees, key=lambda tree: len(tree.tree.leaves()))
-    for at in range(0, len(ranked), 32):
-        group = ranked[at : at + 32]
-        encoded = network.encode(parser, [words_of(tree) for tree in group])
-        lengths = np.array([item.words for item in encoded], dtype=np.int32)
-        posts, _ = network.fenceposts(parser, encoded)
-        left, right = network.span_ends(lengths.tolist())
-        table = F.pad(network.label_scores(parser, network.first_layer(parser, posts), left, right), (1, 0))
-        firsts = np.concatenate([[0], np.cumsum([span_count(int(n)) for n in lengths])])
-        table[torch.from_numpy(firsts[:-1] + lengths - 1), 0] = -math.inf
-        best, label = table.max(1)
-        nodes, at_node = best_trees(best.numpy(), lengths), 0
-        for row, (tree, n) in enumerate(zip(group, lengths.tolist(), strict=True)):
-            mine = nodes[at_node : at_node + 2 * n - 1]
-            at_node += 2 * n - 1
-            starts, ends = left[mine].numpy(), right[mine].numpy()
-            shift = int(left[firsts[row]])
-            found = [
-                (int(start) - shift, int(end) - shift, part)
-                for start, end, index in zip(starts, ends, label[mine].tolist(), strict=True)
-                for part in names[index].split("::")
-                if part
-            ]
-            tags = [tag for _, tag in tree.tree.pos()]
-            scores.add(scoring.scored(scoring.brackets(tree.tree), tags), scoring.scored(found, tags))
-    parser.train()
+    for gold, found in zip(trees, engine.parse(engine.encode([words_of(tree) for tree in trees])), strict=True):
+        tags = [tag for _, tag in gold.tree.pos()]
+        spans = [(start, end, label) for (start, end), label in zip(found.spans.tolist(), found.labels, strict=True)]
+        scores.add(scoring.scored(scoring.brackets(gold.tree), tags), scoring.scored(spans, tags))
+    parser.train(training)
     return scores
 
 

@@ -111,7 +111,7 @@ def test_trees_equal_those_of_stock_benepar(embedded_parser, tmp_path_factory, s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch-struct's own
         theirs = stock.parse(inputs, return_compressed=True, subbatch_max_tokens=2000)
-    engine = Engine(embedded_parser, token_budget=2048)
+    engine = Engine(embedded_parser.network, token_budget=2048)
     ours = engine.parse(engine.encode(sentences))
     names = {index: label for label, index in stock.label_vocab.items()}
     for sentence, their, our in zip(sentences, theirs, ours, strict=True):
@@ -129,7 +129,7 @@ def test_trees_equal_those_of_stock_benepar(embedded_parser, tmp_path_factory, s
 @pytest.mark.parametrize("budget", [64, 500, 100_000])
 def test_trees_do_not_depend_on_the_batch(embedded_parser, budget):
     sentences = [words_of(text) for text in SENTENCES]
-    engine = Engine(embedded_parser, token_budget=budget)
+    engine = Engine(embedded_parser.network, token_budget=budget)
     together = engine.parse(engine.encode(sentences))
     alone = [engine.parse(engine.encode([sentence]))[0] for sentence in sentences]
     for one, other in zip(together, alone, strict=True):
@@ -138,7 +138,7 @@ def test_trees_do_not_depend_on_the_batch(embedded_parser, budget):
 
 
 def test_words_without_subwords_do_not_stop_the_parser(embedded_parser):
-    engine = Engine(embedded_parser, token_budget=512)
+    engine = Engine(embedded_parser.network, token_budget=512)
     sentences = [words_of("a \u200d b"), words_of("\x00"), words_of("\u200b \u200b")]
     assert [tree.spans.shape[1] for tree in engine.parse(engine.encode(sentences))] == [2, 2, 2]
 
