@@ -28,6 +28,8 @@ from schemas.columns import MISSING, Side
 from schemas.config import SideConfig
 from schemas.errors import UserError
 
+#: Words whose tokens the library keeps; fewer than its default cost no measurable time and bound memory.
+CACHED_WORDS: Final = 1_000
 #: A tokenizer that defeats verification on more than this share of an audit's rows is refused.
 MAX_REFUSED: Final = 0.01
 
@@ -81,6 +83,10 @@ class OffsetTokenizer:
         self._digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode("utf-8")).hexdigest()
         continued = continuation(definition)
         self._continuing = self._opening if continued == definition else Tokenizer.from_str(json.dumps(continued))
+        for backend in (self._opening, self._continuing):
+            if hasattr(backend.model, "_resize_cache"):
+                # 10,000 words by default, which are whole texts where nothing splits them (Llama-2): 100 MB and more
+                backend.model._resize_cache(CACHED_WORDS)
         spelling = read_spelling(definition, self._opening)
         self._vocabulary = len(spelling.spelled)
         self._locator = Locator(spelling, NormalizationMap(text_normalizer(definition), spelling.marker))
