@@ -20,7 +20,7 @@ def said(command):
     """Runs `mta-prep`: (exit code, everything it said, white space folded)."""
 
     def run(*arguments):
-        code, out, err = said(*arguments)
+        code, out, err = command(*arguments)
         return code, " ".join((out + err).split())
 
     return run
