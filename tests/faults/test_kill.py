@@ -115,7 +115,13 @@ def test_ctrl_c_leaves_a_folder_that_can_be_resumed_and_says_so(settings_for, pr
     config.write_text(settings_for().to_yaml(), encoding="utf-8")
     command = [sys.executable, "-m", "pipeline", "parse", "--config", str(config), "--out", str(out), "--workers", "2"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a test run in the background of a shell ignores SIGINT, and its children with it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
     while process.poll() is None and not list((out / shards.WORK).glob("0*.json")) and time.monotonic() < deadline:
