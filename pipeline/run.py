@@ -7,9 +7,11 @@ read in order by this process and handed out as workers become free, so memory i
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from pipeline.store.shards import ShardOutput, Workspace
@@ -40,9 +42,21 @@ def single_thread() -> None:
     torch.set_num_threads(1)
 
 
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Processes started here ignore Ctrl-C from their first moment, so that none dies of it half-started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers, and only it is interrupted
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _start(make: Callable[[], Stage], workspace: Workspace) -> None:
     global _stage, _workspace
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     single_thread()
     _stage, _workspace = make(), workspace
 
@@ -72,7 +86,8 @@ def run_shards(
     waiting: set[Future[tuple[int, int]]] = set()
     try:
         for index, item in items:
-            waiting.add(pool.submit(_work, index, item))
+            with _ctrl_c_ignored():  # the first submission starts the processes; this one decides what Ctrl-C means
+                waiting.add(pool.submit(_work, index, item))
             if len(waiting) > workers:  # one item ready for whoever is done first
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
