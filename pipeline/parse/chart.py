@@ -14,7 +14,9 @@ from functools import lru_cache
 
 import numba
 import numpy as np
+import torch
 from jaxtyping import Float32, Int, Int32, Int64
+from torch import Tensor
 
 
 @lru_cache(maxsize=512)
@@ -31,13 +33,41 @@ def span_count(words: int) -> int:
     return words * (words + 1) // 2
 
 
+def node_count(lengths: Int32[np.ndarray, " sentences"]) -> int:
+    """Nodes of the binary trees of sentences of these lengths, 2n-1 for n words."""
+    return int((2 * lengths.astype(np.int64) - 1).clip(min=0).sum())
+
+
 def span_index(left: Int[np.ndarray, " k"], right: Int[np.ndarray, " k"], words: int) -> Int[np.ndarray, " k"]:
     """Place of spans [left, right) in the storage order of a sentence of `words` words."""
     index: Int[np.ndarray, " k"] = left * words - left * (left - 1) // 2 + (right - left - 1)
     return index
 
 
-def _decode(scores, lengths, spans_out, nodes_out):  # type: ignore[no-untyped-def]
+def _walk(split, n, offset, stack, spans_out, written):  # type: ignore[no-untyped-def]
+    # pre-order walk of one sentence's binary tree
+    top = 0
+    if n > 0:
+        stack[0, 0] = 0
+        stack[0, 1] = n
+        top = 1
+    while top > 0:
+        top -= 1
+        i = stack[top, 0]
+        j = stack[top, 1]
+        spans_out[written] = offset + i * n - i * (i - 1) // 2 + (j - i - 1)
+        written += 1
+        if j - i > 1:
+            m = i + split[i, j - i]
+            stack[top, 0] = m
+            stack[top, 1] = j
+            stack[top + 1, 0] = i
+            stack[top + 1, 1] = m
+            top += 2
+    return written
+
+
+def _decode(scores, lengths, spans_out):  # type: ignore[no-untyped-def]
     offset = 0
     written = 0
     longest = 0
@@ -66,32 +96,23 @@ def _decode(scores, lengths, spans_out, nodes_out):  # type: ignore[no-untyped-d
                     own += best
                 by_start[i, length] = own
                 by_end[j, length] = own
-        # pre-order walk of the binary tree
-        top = 0
-        if n > 0:
-            stack[0, 0] = 0
-            stack[0, 1] = n
-            top = 1
-        first = written
-        while top > 0:
-            top -= 1
-            i = stack[top, 0]
-            j = stack[top, 1]
-            spans_out[written] = offset + i * n - i * (i - 1) // 2 + (j - i - 1)
-            written += 1
-            if j - i > 1:
-                m = i + split[i, j - i]
-                stack[top, 0] = m
-                stack[top, 1] = j
-                stack[top + 1, 0] = i
-                stack[top + 1, 1] = m
-                top += 2
-        nodes_out[s] = written - first
+        written = _compiled_walk(split, n, offset, stack, spans_out, written)
         offset += n * (n + 1) // 2
 
 
+def _walk_all(splits, lengths, spans_out):  # type: ignore[no-untyped-def]
+    offset = 0
+    written = 0
+    stack = np.zeros((splits.shape[1] + 1, 2), dtype=np.int32)
+    for s in range(len(lengths)):
+        written = _compiled_walk(splits[s], lengths[s], offset, stack, spans_out, written)
+        offset += lengths[s] * (lengths[s] + 1) // 2
+
+
 # unwrapped, since run-time shape checks wrap every function and cannot be compiled
+_compiled_walk = numba.njit(cache=True, nogil=True)(inspect.unwrap(_walk))
 _compiled_decode = numba.njit(cache=True, nogil=True)(inspect.unwrap(_decode))
+_compiled_walk_all = numba.njit(cache=True, nogil=True)(inspect.unwrap(_walk_all))
 
 
 def best_trees(
@@ -103,7 +124,37 @@ def best_trees(
     sentences concatenated. Returns the places in `scores` of each tree's 2n-1 nodes, sentence after sentence, in
     pre-order. Of equal scores the shortest left child wins.
     """
-    nodes = np.zeros(max(0, int((2 * lengths.astype(np.int64) - 1).clip(min=0).sum())), dtype=np.int64)
-    counts = np.zeros(len(lengths), dtype=np.int64)
-    _compiled_decode(scores, lengths, nodes, counts)
+    nodes = np.zeros(node_count(lengths), dtype=np.int64)
+    _compiled_decode(scores, lengths, nodes)
+    return nodes
+
+
+def best_trees_on_device(
+    scores: Float32[Tensor, " spans"], lengths: Int32[np.ndarray, " sentences"]
+) -> Int64[np.ndarray, " nodes"]:
+    """`best_trees` for scores on an accelerator: one step for all spans of a length, of all sentences together.
+
+    Only the split points, two bytes a span, come to the CPU, which walks them. Of equal scores any may win.
+    """
+    longest, device = int(lengths.max(initial=0)), scores.device
+    batch = torch.from_numpy(np.repeat(np.arange(len(lengths)), [span_count(int(n)) for n in lengths])).to(device)
+    ends = [triangle(int(n)) for n in lengths]
+    start = torch.from_numpy(np.concatenate([left for left, _ in ends])).to(device)
+    size = torch.from_numpy(np.concatenate([right - left for left, right in ends])).to(device)
+    shape = (len(lengths), longest + 1, longest + 1)
+    by_start = torch.zeros(shape, device=device)  # [sentence, start, length]: the span's own score, then its tree's
+    by_start[batch, start, size] = scores
+    by_end = torch.zeros(shape, device=device)  # the same by end
+    by_end[batch, start + size, size] = scores
+    splits = torch.ones(shape, dtype=torch.int16, device=device)
+    for length in range(2, longest + 1):
+        places = longest + 1 - length
+        left = by_start[:, :places, 1:length]
+        right = by_end[:, length:, 1:length].flip(-1)
+        best = (left + right).max(-1)
+        by_start[:, :places, length] += best.values
+        by_end[:, length:, length] = by_start[:, :places, length]
+        splits[:, :places, length] = best.indices.to(torch.int16) + 1
+    nodes = np.zeros(node_count(lengths), dtype=np.int64)
+    _compiled_walk_all(splits.cpu().numpy(), lengths, nodes)
     return nodes

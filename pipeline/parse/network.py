@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from benepar.parse_chart import ChartParser
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -106,29 +106,46 @@ def encode(parser: ChartParser, sentences: Sequence[Words]) -> list[Encoded]:
     return encoded
 
 
-def fenceposts(parser: ChartParser, batch: Sequence[Encoded]) -> tuple[Float[Tensor, "posts d_model"], Tensor | None]:
-    """Fencepost vectors of all sentences, n+1 for n words, and tag scores [words, tags] if the model tags."""
+def positions(parser: ChartParser, item: Encoded) -> int:
+    """How many hidden states the encoder gives for this sentence: T5's decoder has one more than there are subwords."""
+    return len(item.input_ids) + bool(parser.retokenizer.is_t5)
+
+
+def hidden_states(
+    parser: ChartParser, batch: Sequence[Encoded]
+) -> tuple[Float[Tensor, "sentences longest d"], Bool[Tensor, "sentences longest"]]:
+    """The encoder's last hidden states, padded, and which of them are real."""
     device = parser.output_device
     pad = parser.retokenizer.tokenizer.pad_token_id or 0
-    width = max(len(item.input_ids) for item in batch)
-    depth = max(item.words for item in batch) + 2
-    ids = np.full((len(batch), width), pad, dtype=np.int64)
-    mask = np.zeros((len(batch), width), dtype=np.int64)
-    places = np.zeros((len(batch), depth), dtype=np.int64)
-    valid = np.zeros((len(batch), depth), dtype=bool)
+    ids = np.full((len(batch), max(len(item.input_ids) for item in batch)), pad, dtype=np.int64)
+    mask = np.zeros(ids.shape, dtype=np.int64)
     for row, item in enumerate(batch):
         ids[row, : len(item.input_ids)] = item.input_ids
         mask[row, : len(item.input_ids)] = 1
-        places[row, : item.words + 2] = item.words_from_tokens
-        valid[row, : item.words + 2] = True
     input_ids, attention_mask = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
     extra: dict[str, Any] = {}
+    real = attention_mask
     if parser.retokenizer.is_t5:
+        real = torch.cat([torch.ones_like(attention_mask[:, :1]), attention_mask], 1)
         extra["decoder_input_ids"] = torch.cat([torch.full_like(input_ids[:, :1], pad), input_ids], 1)
-        extra["decoder_attention_mask"] = torch.cat([torch.ones_like(attention_mask[:, :1]), attention_mask], 1)
-    hidden = parser.pretrained_model(input_ids, attention_mask=attention_mask, **extra).last_hidden_state
-    word_places = torch.from_numpy(places).to(device)
-    valid_words = torch.from_numpy(valid).to(device)
+        extra["decoder_attention_mask"] = real
+    out = parser.pretrained_model(input_ids, attention_mask=attention_mask, **extra)
+    return out.last_hidden_state, real.bool()
+
+
+def fenceposts(parser: ChartParser, batch: Sequence[Encoded]) -> tuple[Float[Tensor, "posts d_model"], Tensor | None]:
+    """Fencepost vectors of all sentences, n+1 for n words, and tag scores [words, tags] if the model tags.
+
+    Through benepar's own modules, so that gradients and dropout are theirs; `pipeline.parse.packed` is the same without.
+    """
+    hidden, _ = hidden_states(parser, batch)
+    places = np.zeros((len(batch), max(item.words for item in batch) + 2), dtype=np.int64)
+    valid = np.zeros(places.shape, dtype=bool)
+    for row, item in enumerate(batch):
+        places[row, : item.words + 2] = item.words_from_tokens
+        valid[row, : item.words + 2] = True
+    word_places = torch.from_numpy(places).to(hidden.device)
+    valid_words = torch.from_numpy(valid).to(hidden.device)
     features = hidden.gather(1, word_places[:, :, None].expand(-1, -1, hidden.shape[-1]))
     features = features * valid_words[:, :, None]
     annotations = parser.project_pretrained(features)

@@ -1,15 +1,20 @@
 """Labelled bracket F1 as EVALB computes it with its COLLINS.prm.
 
-The root is not scored; words tagged as punctuation are removed from both trees before spans are compared, and brackets
-that held nothing else vanish; ADVP and PRT count as the same label; brackets are a multiset, so a repeated one must be
-found as often as it occurs. Scores are over all sentences together (micro-averaged).
+The root wrapper is not scored; words tagged as punctuation are removed from both trees before spans are compared, and
+brackets that held nothing else vanish; ADVP and PRT count as the same label; brackets are a multiset, so a repeated one
+must be found as often as it occurs. Both trees are judged by the gold tags. Scores are over all sentences together
+(micro-averaged); a sentence of nothing but punctuation is skipped.
+
+Checked against EVALB itself (the C program of Sekine and Collins) on all of GUM's dev trees, count by count, and in
+`tests/unit/test_scoring.py` against a second implementation that shares no code with this one.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Bool
 from nltk.tree import Tree
 
 #: Tags EVALB deletes (COLLINS.prm).
@@ -37,14 +42,27 @@ def brackets(tree: Tree) -> list[Bracket]:
     return found
 
 
-def scored(found: Iterable[Bracket], tags: list[str]) -> Counter[Bracket]:
-    """Brackets with punctuation taken out and PRT read as ADVP."""
-    kept = np.cumsum([0] + [tag not in PUNCTUATION_TAGS for tag in tags])
+def is_scored(tags: Sequence[str]) -> Bool[np.ndarray, " words"]:
+    """Whether each word is kept: not tagged as punctuation."""
+    return np.array([tag not in PUNCTUATION_TAGS for tag in tags], dtype=bool)
+
+
+def compacted(found: Iterable[Bracket], kept: Bool[np.ndarray, " units"]) -> Counter[Bracket]:
+    """Brackets over units (words, or characters) after all units but those `kept` are taken out, PRT read as ADVP.
+
+    The new ends count kept units; brackets that hold none vanish.
+    """
+    before = np.concatenate([[0], np.cumsum(kept)]).tolist()
     return Counter(
-        (int(kept[start]), int(kept[end]), "ADVP" if label == "PRT" else label)
+        (before[start], before[end], "ADVP" if label == "PRT" else label)
         for start, end, label in found
-        if kept[start] < kept[end]
+        if before[start] < before[end]
     )
+
+
+def scored(found: Iterable[Bracket], tags: Sequence[str]) -> Counter[Bracket]:
+    """Brackets over words with punctuation taken out and PRT read as ADVP."""
+    return compacted(found, is_scored(tags))
 
 
 @dataclass
@@ -58,7 +76,9 @@ class Scores:
     exact: int = 0
 
     def add(self, gold: Counter[Bracket], predicted: Counter[Bracket]) -> None:
-        """Count one sentence."""
+        """Count one sentence; one without brackets on either side (nothing but punctuation) is skipped."""
+        if not gold and not predicted:
+            return
         both = gold & predicted
         for counts, spans in ((self.matched, both), (self.gold, gold), (self.predicted, predicted)):
             for (_, _, label), times in spans.items():
@@ -75,11 +95,14 @@ class Scores:
         return 200.0 * matched / (gold + predicted) if gold + predicted else 0.0
 
     def as_dict(self) -> dict[str, float | int]:
-        """F1 of all labels, NP and VP, and how many sentences are wholly right."""
+        """F1 of all labels, NP and VP, how many sentences are wholly right, and the brackets of all labels."""
         return {
             "f1": round(self.f1(), 2),
             "np_f1": round(self.f1("NP"), 2),
             "vp_f1": round(self.f1("VP"), 2),
             "exact": round(100.0 * self.exact / self.sentences, 2) if self.sentences else 0.0,
             "sentences": self.sentences,
+            "matched": self.matched.total(),
+            "gold": self.gold.total(),
+            "predicted": self.predicted.total(),
         }

@@ -3,7 +3,8 @@
 Loss: the structured hinge of benepar (Kitaev & Klein 2018, after Stern et al. 2017): the best tree under scores raised
 by 1 for every wrong label, minus the gold tree. The search needs no gradient, and all but the spans in which the two
 trees differ cancel, so the label head is differentiated on those alone: exact, and most of what the chart part costs.
-Batches hold sentences of like length. A run saves its state and goes on from it after any interruption.
+Batches hold sentences of like length. A run saves its state and goes on from it after any interruption. What is scored
+and kept is the moving average of the weights (Polyak & Juditsky 1992), which is worth more than it costs.
 """
 
 import json
@@ -11,7 +12,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,14 +21,19 @@ import torch
 import torch.nn.functional as F
 from benepar.nkutil import HParams
 from benepar.parse_chart import ChartParser
-from benepar.ptb_unescape import guess_space_after, ptb_unescape
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
-from pipeline.parse import model, network, scoring
-from pipeline.parse.base import Words
-from pipeline.parse.benepar import Engine
+from pipeline.parse import evaluation, model, network, scoring
 from pipeline.parse.chart import best_trees, span_count, span_index
-from pipeline.parse.treebank import GoldTree, read_trees
+from pipeline.parse.engine import Engine
+from pipeline.parse.treebank import GoldTree, read_trees, words_of
+
+Weights = tuple[Tensor, ...] | list[Tensor]
+#: Labels and tags of a run, beside its weights.
+VOCABULARY = "vocabulary.json"
+#: Averaged weights of the best epoch.
+BEST = "best.pt"
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,9 @@ class Recipe:
     rotating: tuple[Path, ...]  # larger files, of which every epoch takes the next `rotating_trees`
     dev: Path
     out: Path  # folder of the run's state
+    start: Path | None = None  # weights of an earlier run of the same encoder and treebanks to begin with (its best.pt)
     epochs: int = 10
+    patience: int = 3  # epochs without a better F1 on dev after which the run ends
     rotating_trees: int = 4000
     layers: int = 2
     d_model: int = 512
@@ -52,6 +60,7 @@ class Recipe:
     warmup_steps: int = 150
     weight_decay: float = 0.01
     clip: float = 50.0
+    averaging: float = 0.998  # decay of the moving average of the weights, per step
     min_label_count: int = 5
     seed: int = 42
     save_every_s: float = 300.0
@@ -65,13 +74,6 @@ class Example:
     spans: np.ndarray = field(repr=False)  # places in the triangular chart
     labels: np.ndarray = field(repr=False)
     tags: np.ndarray = field(repr=False)
-
-
-def words_of(tree: GoldTree) -> Words:
-    """The surface words of a gold tree: Penn escapes undone, spaces guessed as benepar does."""
-    leaves = tree.tree.leaves()
-    plain = ptb_unescape(leaves)
-    return Words(tuple(plain), tuple(bool(space) for space in guess_space_after(leaves)))
 
 
 def collapsed_spans(tree: GoldTree) -> list[tuple[int, int, str]]:
@@ -175,18 +177,38 @@ def batches(examples: Sequence[Example], recipe: Recipe, shuffle: random.Random)
     yield from (group for group in groups if group)
 
 
-def evaluate(parser: ChartParser, trees: Sequence[GoldTree]) -> scoring.Scores:
+def evaluate(parser: ChartParser, trees: list[GoldTree]) -> scoring.Scores:
     """EVALB scores of `parser` on gold words."""
     training = parser.training
     parser.eval()
-    engine = Engine(parser, token_budget=2048)
-    scores = scoring.Scores()
-    for gold, found in zip(trees, engine.parse(engine.encode([words_of(tree) for tree in trees])), strict=True):
-        tags = [tag for _, tag in gold.tree.pos()]
-        spans = [(start, end, label) for (start, end), label in zip(found.spans.tolist(), found.labels, strict=True)]
-        scores.add(scoring.scored(scoring.brackets(gold.tree), tags), scoring.scored(spans, tags))
+    scores = evaluation.on_gold_words(Engine(parser), [trees], lambda count: None).total
     parser.train(training)
     return scores
+
+
+def vocabularies(recipe: Recipe, trees: Sequence[GoldTree]) -> tuple[dict[str, int], dict[str, int]]:
+    """Labels and tags with their numbers: those of the run that `recipe.start` belongs to, else the trees' frequent ones."""
+    if recipe.start is not None:
+        names = json.loads((recipe.start.parent / VOCABULARY).read_text(encoding="utf-8"))
+        return names["labels"], names["tags"]
+
+    def frequent(counts: Counter[str]) -> list[str]:
+        return sorted(name for name, count in counts.items() if count >= recipe.min_label_count)
+
+    labels = frequent(Counter(label for tree in trees for _, _, label in collapsed_spans(tree)))
+    tags = frequent(Counter(tag for tree in trees for _, tag in tree.tree.pos()))
+    return {"": 0} | {label: index for index, label in enumerate(labels, 1)}, {t: i for i, t in enumerate(tags)}
+
+
+def moving_average(decay: float) -> Callable[[Weights, Weights, Tensor | int], None]:
+    """Exponential moving average whose first steps weigh less, so that it forgets where it began."""
+
+    @torch.no_grad()
+    def update(average: Weights, now: Weights, steps: Tensor | int) -> None:
+        rate = max(1 - decay, 9 / (10 + float(steps)))
+        torch._foreach_lerp_(average, now, rate)
+
+    return update
 
 
 def train(recipe: Recipe) -> Path:
@@ -200,14 +222,8 @@ def train(recipe: Recipe) -> Path:
 
     fixed, rotating = load(recipe.train), load(recipe.rotating)
     random.Random(recipe.seed).shuffle(rotating)
-    dev = list(read_trees(recipe.dev))
-    seen = Counter(label for tree in fixed + rotating for _, _, label in collapsed_spans(tree))
-    names = sorted(label for label, count in seen.items() if count >= recipe.min_label_count)
-    label_vocab = {"": 0} | {label: index for index, label in enumerate(names, 1)}
-    tags = Counter(tag for tree in fixed + rotating for _, tag in tree.tree.pos())
-    tag_vocab = {
-        tag: index for index, tag in enumerate(sorted(t for t, n in tags.items() if n >= recipe.min_label_count))
-    }
+    dev = evaluation.gold_trees(recipe.dev)
+    label_vocab, tag_vocab = vocabularies(recipe, fixed + rotating)
     parser = build_parser(recipe, label_vocab, tag_vocab)
     fixed_examples, rotating_examples = examples_of(parser, fixed), examples_of(parser, rotating)
     print(
@@ -226,6 +242,9 @@ def train(recipe: Recipe) -> Path:
     steps = sum(map(len, plan))
     encoder = list(parser.pretrained_model.parameters())
     chart = [p for name, p in parser.named_parameters() if not name.startswith("pretrained_model.")]
+    if recipe.start is not None:
+        parser.load_state_dict(torch.load(recipe.start, weights_only=True))
+    averaged = AveragedModel(parser, multi_avg_fn=moving_average(recipe.averaging))
     optimizer = torch.optim.AdamW(
         [{"params": encoder, "lr": recipe.lr_encoder}, {"params": chart, "lr": recipe.lr_chart}],
         weight_decay=recipe.weight_decay,
@@ -235,30 +254,33 @@ def train(recipe: Recipe) -> Path:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / recipe.warmup_steps, max(0.0, 1 - step / steps))
     )
-    done, best_f1 = 0, 0.0
+    done, best_f1, best_epoch = 0, 0.0, 0
     state_file = recipe.out / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         parser.load_state_dict(state["parser"])
+        averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])
-        done, best_f1 = state["done"], state["best_f1"]
+        done, best_f1, best_epoch = state["done"], state["best_f1"], state["best_epoch"]
         print(f"going on from step {done} of {steps}", flush=True)
 
     def save_state() -> None:
         state = {
             "parser": parser.state_dict(),
+            "averaged": averaged.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
             "rng": torch.get_rng_state(),
             "done": done,
             "best_f1": best_f1,
+            "best_epoch": best_epoch,
         }
         torch.save(state, state_file.with_suffix(".tmp"))
         state_file.with_suffix(".tmp").replace(state_file)
 
-    (recipe.out / "vocabulary.json").write_text(json.dumps({"labels": label_vocab, "tags": tag_vocab}))
+    (recipe.out / VOCABULARY).write_text(json.dumps({"labels": label_vocab, "tags": tag_vocab}))
     parser.train()
     step, began, saved, sentences, running = 0, time.monotonic(), time.monotonic(), 0, 0.0
     for epoch, epoch_plan in enumerate(plan):
@@ -272,6 +294,7 @@ def train(recipe: Recipe) -> Path:
             torch.nn.utils.clip_grad_norm_(parser.parameters(), recipe.clip)
             optimizer.step()
             schedule.step()
+            averaged.update_parameters(parser)
             done, sentences, running = step, sentences + len(batch), 0.98 * running + 0.02 * float(loss.detach())
             if step % 50 == 0:
                 rate = sentences / (time.monotonic() - began)
@@ -280,21 +303,24 @@ def train(recipe: Recipe) -> Path:
                 save_state()
                 saved = time.monotonic()
         if done == step:
-            result = evaluate(parser, dev)
+            result = evaluate(averaged.module, dev)
             print(f"epoch {epoch + 1}: {json.dumps(result.as_dict())}", flush=True)
             if result.f1() > best_f1:
-                best_f1 = result.f1()
-                torch.save(parser.state_dict(), recipe.out / "best.tmp")
-                (recipe.out / "best.tmp").replace(recipe.out / "best.pt")
+                best_f1, best_epoch = result.f1(), epoch
+                torch.save(averaged.module.state_dict(), recipe.out / "best.tmp")
+                (recipe.out / "best.tmp").replace(recipe.out / BEST)
             save_state()
             saved = time.monotonic()
+        if step <= done and epoch - best_epoch >= recipe.patience:
+            print(f"no better F1 for {recipe.patience} epochs, stopped", flush=True)
+            break
     return recipe.out
 
 
 def export(recipe: Recipe, folder: Path) -> scoring.Scores:
     """Store the run's best weights at `folder` as they ship, and score that stored model on the dev trees."""
-    names = json.loads((recipe.out / "vocabulary.json").read_text(encoding="utf-8"))
+    names = json.loads((recipe.out / VOCABULARY).read_text(encoding="utf-8"))
     parser = build_parser(recipe, names["labels"], names["tags"])
-    parser.load_state_dict(torch.load(recipe.out / "best.pt", weights_only=True))
+    parser.load_state_dict(torch.load(recipe.out / BEST, weights_only=True))
     model.save(parser, recipe.encoder, folder)
-    return evaluate(model.load(str(folder)).network, list(read_trees(recipe.dev)))
+    return evaluate(model.load(str(folder)).network, evaluation.gold_trees(recipe.dev))

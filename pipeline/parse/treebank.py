@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benepar.ptb_unescape import guess_space_after, ptb_unescape
 from nltk.tree import Tree
 
+from pipeline.parse.base import Words
 from schemas.errors import UserError
 
 #: Phrase labels of the Penn Treebank II bracketing guidelines (Bies et al. 1995).
@@ -91,3 +93,10 @@ def read_trees(path: Path, splice: bool = True) -> Iterator[GoldTree]:
             continue
         whole = tops[0] if len(tops) == 1 and isinstance(tops[0][0], Tree) else Tree("FRAG", tops)
         yield GoldTree(whole, f"{path.name}:{number}")
+
+
+def words_of(tree: GoldTree) -> Words:
+    """The surface words of a gold tree: Penn escapes undone, spaces guessed as benepar does."""
+    leaves = tree.tree.leaves()
+    plain = ptb_unescape(leaves)
+    return Words(tuple(plain), tuple(bool(space) for space in guess_space_after(leaves)))

@@ -19,9 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from machine import report
-
 from pipeline.align.spans import Ragged, Texts, Tokens
+from pipeline.machine import report
 
 Span = tuple[int, int]
 Document = tuple[str, list[Span], list[Span]]  # text, token offsets, units

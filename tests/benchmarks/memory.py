@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import machine
 import typer
+
+from pipeline import machine
 
 SUBJECTS = ["The old farmer", "My younger sister", "A tired engineer", "Every third visitor", "The committee", "Nobody"]
 VERBS = ["has carefully counted", "will never sell", "wanted to repaint", "is still looking for", "could not remember"]

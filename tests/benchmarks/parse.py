@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import machine
 import typer
 
-from pipeline import assemble, prepare, run
+from pipeline import assemble, machine, prepare, run
 from pipeline.store import shards
 from schemas.config import ParseConfig, SideConfig
 

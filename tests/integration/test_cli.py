@@ -10,7 +10,7 @@ from datasets import load_from_disk
 from schemas.columns import GRANULARITIES, SIDES
 
 TOKENIZERS = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:bytelevel-bpe"]
-COMMANDS = ["parse", "align", "inspect", "verify", "info", "train-parser", "export-parser"]
+COMMANDS = ["parse", "align", "inspect", "verify", "info", "train-parser", "eval-parser", "export-parser", "bench"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

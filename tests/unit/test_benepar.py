@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.parse.benepar import BeneparParser
+from pipeline.parse.base import Words
+from pipeline.parse.benepar import BeneparParser, plain, split_points
 from pipeline.read.segment import Segmenter
 from schemas.config import ParserConfig, SegmentConfig
 
@@ -89,3 +90,16 @@ def test_units_of_a_document_do_not_depend_on_its_company(extract):
         assert alone.chunks.tolist() == units.chunks.tolist()
         assert alone.phrases.tolist() == units.phrases.tolist()
         assert alone.trees == units.trees
+
+
+def test_compatibility_forms_and_invisible_characters_are_undone_for_the_network_only():
+    words = Words(("Ｔｈｅ", "c\u200bat", "ﬁts", "\u200d", "naïve"), (True, True, True, False, False))
+    assert plain(words).words == ("The", "cat", "fits", "\u200d", "naïve")
+    assert plain(words).space_after == words.space_after
+    ascii_only = Words(("The", "cat"), (True, False))
+    assert plain(ascii_only) is ascii_only
+
+
+def test_without_marks_a_long_sentence_is_cut_before_a_conjunction():
+    assert split_points(["w"] * 12 + ["and"] + ["w"] * 12, 16) == [12]
+    assert split_points(["w"] * 40, 16) == [16, 32]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.parse import model, network
 from pipeline.parse.base import Words
-from pipeline.parse.benepar import Engine, split_points
+from pipeline.parse.benepar import split_points
+from pipeline.parse.engine import Engine
 from schemas.errors import UserError
 
 

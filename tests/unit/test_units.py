@@ -267,3 +267,15 @@ def test_a_document_joins_its_sentences_and_their_pieces() -> None:
     assert only_right.trees is not None
     assert only_right.trees[2].startswith("(TOP (XX Dogs) (XX bark) (XX ;) (S (NP")
     assert document_units(document, {}, counts, keep_trees=False).trees is None
+
+
+@pytest.mark.parametrize(("tag", "chunks"), [("WP", ["wrote", "the poem"]), ("PRP", ["They", "wrote", "the poem"])])
+def test_a_question_pronoun_alone_is_no_noun_phrase(tag, chunks):
+    words = ("They", "wrote", "the", "poem")
+    text = "They wrote the poem"
+    spans = np.array([(0, 4), (5, 10), (11, 14), (15, 19)], dtype=np.int32)
+    tree = Constituents(
+        np.array([(0, 4), (0, 1), (1, 4), (2, 4)], dtype=np.int32), ("S", "NP", "VP", "NP"), (tag, "VBD", "DT", "NN")
+    )
+    units = units_of(Sentence(Words(words, (True, True, True, False)), spans), tree)
+    assert [text[a:b] for a, b in units.chunks] == chunks

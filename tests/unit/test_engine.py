@@ -1,0 +1,171 @@
+"""The engine: packed equals padded, nothing hangs on order, threads or memory, 8-bit layers do what they say."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.parse import network
+from pipeline.parse.base import Words
+from pipeline.parse.engine import Engine, out_of_memory
+from pipeline.parse.int8 import Int8Linear
+from pipeline.parse.packed import PackedParser, attention, runs_of
+from schemas.errors import ResourceError, UsageError
+
+TEXTS = [
+    "The small cat that I saw has been sleeping quietly on the old sofa , and wants to stay .",
+    "Yes",
+    "Yes",
+    "Write a poem about the sea .",
+    "What 's the capital of Portugal ?",
+    "Mix the flour , the eggs and the milk , then let the batter rest for 30 minutes .",
+    "« Niemand weiß es » , sagte sie .",
+    "Go !",
+    "No !",
+    "very " * 60 + "long",
+]
+
+
+def words_of(text):
+    words = tuple(text.split())
+    return Words(words, (*[True] * (len(words) - 1), False))
+
+
+SENTENCES = [words_of(text) for text in TEXTS]
+
+
+def same(one, other):
+    return (one is None and other is None) or (
+        np.array_equal(one.spans, other.spans) and one.labels == other.labels and one.tags == other.tags
+    )
+
+
+def test_packed_is_benepars_own_network_to_rounding(embedded_parser):
+    parser = embedded_parser.network
+    packed = PackedParser(parser, "float32", "cpu")
+    batch = network.encode(parser, SENTENCES)
+    with torch.inference_mode():
+        posts, tags = network.fenceposts(parser, batch)
+        ours, our_tags = packed.fenceposts(batch)
+    # a sum of 384 products in float32, in another order, through eight layers
+    assert (posts - ours).abs().max() < 2e-5 * posts.abs().max()
+    assert (tags - our_tags).abs().max() < 2e-5 * tags.abs().max()
+
+
+def test_no_sentence_feels_its_neighbours(embedded_parser):
+    """Attention stays inside a sentence: changing one sentence of a batch leaves the vectors of the others alone."""
+    parser = embedded_parser.network
+    packed = PackedParser(parser, "float32", "cpu")
+    one = network.encode(parser, [SENTENCES[3], SENTENCES[4], SENTENCES[7]])
+    other = network.encode(parser, [SENTENCES[3], SENTENCES[4], SENTENCES[8]])
+    count = len(SENTENCES[3].words) + len(SENTENCES[4].words) + 2
+    with torch.inference_mode():
+        a, b = packed.fenceposts(one)[0], packed.fenceposts(other)[0]
+    assert torch.equal(a[:count], b[:count])
+    assert not torch.equal(a[count:], b[count:])
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+def test_attention_on_runs_is_attention_on_each_sentence(lengths):
+    torch.manual_seed(sum(lengths))
+    q, k, v = (torch.randn(sum(lengths), 2, 4, dtype=torch.float64) for _ in range(3))
+    got = attention(q, k, v, runs_of(lengths), scale=0.5)
+    first = 0
+    for length in lengths:
+        part = slice(first, first + length)
+        for head in range(2):
+            weights = torch.softmax(0.5 * q[part, head] @ k[part, head].T, -1)
+            assert torch.allclose(got[part, head], weights @ v[part, head], atol=1e-12)
+        first += length
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_order_and_threads_change_nothing(embedded_parser, threads, precision):
+    before = torch.get_num_threads()
+    alone = Engine(embedded_parser.network, token_budget=128, precision=precision).constituents(SENTENCES)
+    engine = Engine(embedded_parser.network, token_budget=128, precision=precision, threads=threads)
+    turned = engine.constituents(SENTENCES[::-1])[::-1]
+    assert all(same(one, other) for one, other in zip(alone, turned, strict=True))
+    assert torch.get_num_threads() == before
+
+
+def test_sentences_beyond_the_model_are_left_out_and_the_rest_parsed(embedded_parser):
+    engine = Engine(embedded_parser.network)
+    trees = engine.constituents([words_of("word " * 600), SENTENCES[3], Words((), ())])
+    assert trees[0] is None
+    assert trees[2] is None
+    assert same(trees[1], engine.constituents([SENTENCES[3]])[0])
+
+
+def failing(engine, monkeypatch, largest, error):
+    """Lets batches of more than `largest` sentences fail; returns the sizes that were tried."""
+    tried, real = [], engine.packed.fenceposts
+
+    def fenceposts(batch):
+        tried.append(len(batch))
+        if len(batch) > largest:
+            raise error
+        return real(batch)
+
+    monkeypatch.setattr(engine.packed, "fenceposts", fenceposts)
+    return tried
+
+
+NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried …")
+
+
+@pytest.mark.parametrize("error", [NO_MEMORY, MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
+def test_out_of_memory_halves_the_batch_and_loses_nothing(embedded_parser, monkeypatch, error):
+    engine = Engine(embedded_parser.network, token_budget=100_000)
+    expected = engine.constituents(SENTENCES)
+    tried = failing(engine, monkeypatch, 2, error)
+    assert all(same(one, other) for one, other in zip(engine.constituents(SENTENCES), expected, strict=True))
+    assert max(tried) > 2
+
+
+def test_out_of_memory_with_one_sentence_says_so(embedded_parser, monkeypatch):
+    engine = Engine(embedded_parser.network)
+    failing(engine, monkeypatch, 0, NO_MEMORY)
+    with pytest.raises(ResourceError, match="single sentence"):
+        engine.constituents(SENTENCES)
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(embedded_parser, monkeypatch):
+    engine = Engine(embedded_parser.network)
+    failing(engine, monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not out_of_memory(ValueError("memory"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine.constituents(SENTENCES)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.booleans())
+def test_an_8_bit_layer_is_the_product_of_its_rounded_parts(seed, rows, biased):
+    torch.manual_seed(seed)
+    x, weight = torch.randn(rows, 24) * 10 ** (torch.rand(rows, 1) * 6 - 3), torch.randn(16, 24) * torch.rand(16, 1)
+    bias = torch.randn(16) if biased else None
+    got = Int8Linear(weight, bias)(x).double()
+    x_step, weight_step = x.double().abs().amax(1, keepdim=True) / 127, weight.double().abs().amax(1) / 127
+    exact = x.double() @ weight.double().T + (bias.double() if biased else 0)
+    # each factor is off by at most half a step
+    bound = 24 * (x_step * 64 * weight_step + weight_step / 2 * x.double().abs().amax(1, keepdim=True))
+    assert ((got - exact).abs() <= bound * 1.01 + 1e-6).all()
+
+
+def test_an_8_bit_token_does_not_depend_on_its_batch():
+    torch.manual_seed(0)
+    layer, x = Int8Linear(torch.randn(16, 24), torch.randn(16)), torch.randn(9, 24) * torch.arange(1, 10)[:, None]
+    together = layer(x)
+    assert all(torch.equal(together[row : row + 1], layer(x[row : row + 1])) for row in range(9))
+    assert torch.equal(layer(torch.zeros(2, 24)), torch.from_numpy(layer.bias).expand(2, -1))
+
+
+def test_8_bit_layers_are_for_the_cpu(embedded_parser):
+    with pytest.raises(UsageError, match="int8 is for the CPU"):
+        Engine(embedded_parser.network, device="cuda", precision="int8")
+
+
+def test_a_device_that_is_not_there_is_named(embedded_parser):
+    with pytest.raises(UsageError, match="no device 'abacus'"):
+        Engine(embedded_parser.network, device="abacus")
