@@ -7,7 +7,9 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from schemas.columns import Granularity
 from schemas.errors import UsageError
+from schemas.signals import Signal, StateTokens, Storage, Weights
 
 Config = TypeVar("Config", bound="Strict")
 
@@ -119,3 +121,47 @@ class ParseConfig(Strict):
     segment: SegmentConfig = SegmentConfig()
     parser: ParserConfig = ParserConfig()
     shard_rows: int | None = Field(default=None, ge=1)  # None: chosen from the number of rows
+
+
+class TeacherConfig(Strict):
+    """The model whose hidden states are cached, and how it runs. Numbers depend on all of it."""
+
+    model: str  # folder or hub id
+    revision: str | None = None
+    gguf_file: str | None = None  # of that folder or repository
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "cpu"
+    device_map: str | None = None  # `auto` and the like: over several devices; `device` is not used then
+    quantization: Literal["8bit", "4bit"] | None = None  # by bitsandbytes, if installed
+    trust_remote_code: bool = False
+
+
+class LayerConfig(Strict):
+    """One teacher layer (index into `hidden_states`) and the units it works on."""
+
+    layer: int = Field(ge=0)
+    granularity: Granularity
+
+
+class StorageConfig(Strict):
+    """Types on disk of signals of vectors."""
+
+    units: Storage = "bf16"
+    states: Storage = "bf16"
+    final: Storage = "bf16"
+
+
+class CacheConfig(Strict):
+    """Everything that decides the content of a teacher cache."""
+
+    dataset: str
+    teacher: TeacherConfig
+    layers: tuple[LayerConfig, ...] = ()
+    signals: tuple[Signal, ...] = Field(min_length=1)
+    storage: StorageConfig = StorageConfig()
+    state_tokens: StateTokens = "covered"  # by the layer's units, or all
+    weights: Weights = "centrality"  # of tokens
+    topk: int = Field(default=64, ge=1)
+    token_budget: int = Field(default=4096, ge=16)  # tokens in one batch; may move last bits, so it is recorded
+    shard_bytes: int = Field(default=1 << 30, ge=1 << 16)  # of one shard, about
+    limit: int | None = Field(default=None, ge=1)  # only the dataset's first rows

@@ -14,6 +14,7 @@ from schemas.errors import StateError
 
 MANIFEST: Final = "manifest.json"
 DATASET_FORMAT: Final = "mta-prep/dataset"
+CACHE_FORMAT: Final = "mta-prep/teacher-cache"
 FORMAT_VERSION: Final = 1
 
 #: A bare file name: no folder, no way out of the folder it stands in.
@@ -36,6 +37,14 @@ class ShardFile(Strict):
 
     file: FileName
     rows: int
+    bytes: int
+    sha256: Sha256
+
+
+class OtherFile(Strict):
+    """One published file that is no shard."""
+
+    file: FileName
     bytes: int
     sha256: Sha256
 
@@ -93,3 +102,25 @@ def read_manifest(folder: Path) -> Manifest:
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
         first = " ".join(str(error).split())[:160]
         raise StateError(f"{path} is damaged or not a dataset manifest ({first}).") from None
+
+
+class CacheManifest(Strict):
+    """Identity, shapes and files of a teacher cache."""
+
+    format: str = CACHE_FORMAT
+    format_version: int = FORMAT_VERSION
+    teacher_fingerprint: Sha256  # of the dataset: texts, units and the teacher's tokens
+    versions: dict[str, str]
+    config: dict[str, Any]  # CacheConfig, resolved
+    teacher: dict[str, Any]  # name, revision, sha256 of the weights, architecture, depth, hidden and vocabulary size
+    logits: dict[str, Any] | None  # with `final`: `soft_cap`, `scale`; what the model does behind its output matrix
+    rows: int
+    tokens: int
+    counts: Counts = Field(default_factory=dict)  # units per layer, units without a teacher span
+    index: OtherFile
+    head: OtherFile | None
+    shards: tuple[ShardFile, ...]
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"

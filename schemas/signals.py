@@ -1,0 +1,70 @@
+"""What a teacher cache may hold: signals, how each is stored, and under which names in a shard's safetensors file.
+
+A shard holds R rows of the dataset, ragged: values of all rows one after the other, and row pointers. Layers are
+indices into Hugging Face `hidden_states` (0 the embeddings, the last one after the final norm). Names in a shard:
+
+| name | shape | type | there |
+|---|---|---|---|
+| `tokens.rows` | [R+1] | int64 | always: pointers of the rows' tokens |
+| `layer{l}.unit_rows` | [R+1] | int64 | always, per layer: pointers of its units |
+| `layer{l}.unit_index` | [units] | int32 | always, per layer: which of the row's units have a teacher span |
+| `layer{l}.unit_weights` | [units] | float32 | always, per layer: they add up to 1 in a row |
+| `layer{l}.relations` | [pairs] | int16 | `relations`: upper triangles (`trainer.triangle`), cos · 32767 |
+| `layer{l}.units` | [units, d] | storage | `units`: pooled vectors |
+| `layer{l}.states` | [state tokens, d] | storage | `states` |
+| `layer{l}.state_rows` | [R+1] | int64 | `states` of covered tokens: pointers |
+| `layer{l}.state_index` | [state tokens] | int32 | `states` of covered tokens: which of the row's tokens |
+| `layer{l}.token_weights` | [state tokens] | float32 | `states`: weights of those tokens, out of a row that adds up to 1 |
+| `layer{l}.attention` | [tokens] | float32 | `attention`: of the last query, over heads; adds up to 1 in a row |
+| `final` | [tokens, d] | storage | `final`: last hidden state, after the final norm |
+| `topk.indices`, `topk.logprobs` | [tokens, k] | int32, float16 | `topk` |
+
+A tensor stored as int8 or fp8 has `….scale` [rows of it] float32 beside it. `head.safetensors` holds the teacher's
+output matrix, `weight` [V, d] and, if it has one, `bias` [V]; what else happens to its logits is in the manifest.
+"""
+
+from typing import Final, Literal
+
+Signal = Literal["relations", "units", "states", "final", "topk", "attention"]
+Storage = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
+StateTokens = Literal["covered", "all"]
+Weights = Literal["centrality", "uniform"]
+
+#: Signals that are kept once a chosen layer; the others once a document.
+LAYER_SIGNALS: Final[frozenset[Signal]] = frozenset({"relations", "units", "states", "attention"})
+#: Signals of vectors, whose storage type can be chosen.
+VECTOR_SIGNALS: Final[frozenset[Signal]] = frozenset({"units", "states", "final"})
+#: Bytes of one number, and whether each vector has a float32 scale.
+STORAGE: Final[dict[Storage, tuple[int, bool]]] = {
+    "fp32": (4, False),
+    "bf16": (2, False),
+    "fp16": (2, False),
+    "fp8": (1, True),
+    "int8": (1, True),
+}
+#: What a method needs, by name. `mta` takes states only where both tokenizers are the same.
+RECIPES: Final[dict[str, tuple[Signal, ...]]] = {
+    "mta": ("relations", "states"),
+    "mta-dsa": ("relations",),
+    "fdd": ("states", "final"),
+    "sra": ("states", "attention", "final"),
+    "logits": ("final",),
+}
+
+ROW_POINTERS: Final = "tokens.rows"
+FINAL: Final = "final"
+TOPK_INDICES: Final = "topk.indices"
+TOPK_LOGPROBS: Final = "topk.logprobs"
+HEAD: Final = "head.safetensors"
+INDEX: Final = "index.arrow"
+SHARDS: Final = "shards"
+
+
+def layer_name(layer: int, part: str) -> str:
+    """`24`, `relations` -> `layer24.relations`."""
+    return f"layer{layer}.{part}"
+
+
+def scale_name(name: str) -> str:
+    """Name of the scales beside a tensor."""
+    return f"{name}.scale"
