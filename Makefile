@@ -28,6 +28,7 @@ check: env
 bench: env
 	$(BIN)/python tests/benchmarks/align.py
 	$(BIN)/python tests/benchmarks/parse.py
+	$(BIN)/mta-prep bench parser
 	$(BIN)/python tests/benchmarks/memory.py
 
 # The embedded parser, from any folder of bracketed trees: train.ptb (in any subfolder) and one dev.ptb.

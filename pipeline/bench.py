@@ -6,6 +6,7 @@ turn; the ratios are taken within a round, where the machine is the same for all
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -205,7 +206,8 @@ def measure(
         work = (more or {}) | contestants(pool)
         return {name: len(pool) / timed(call) for name, call in work.items()}
 
-    with torch_threads(cores):
+    # torch-struct, by which stock benepar decodes, warns of its own use of torch in every batch
+    with torch_threads(cores), warnings.catch_warnings(action="ignore"):
         for call in contestants(sentences[:64]).values():
             call()  # compiles the decoder, fills caches
         seen = []

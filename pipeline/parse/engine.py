@@ -23,6 +23,7 @@ from pipeline.parse.base import Constituents, Words
 from pipeline.parse.chart import best_trees, best_trees_on_device, span_count
 from pipeline.parse.packed import PackedParser
 from schemas.errors import ResourceError
+from trainer.memory import out_of_memory
 
 #: Label-head rows computed at once. On a CPU few, since their hidden units (2 MB at 256) then stay in its cache.
 SPANS_AT_ONCE = {"cpu": 2048}
@@ -60,6 +61,9 @@ class Engine:
         self.tags = self.parser.tag_from_index
         tokenizer = self.parser.retokenizer.tokenizer
         places = getattr(self.parser.pretrained_model.config, "max_position_embeddings", None)
+        padding = getattr(getattr(self.parser.pretrained_model, "embeddings", None), "padding_idx", None)
+        if places is not None and padding is not None:  # RoBERTa and its kin count positions from behind the padding's
+            places -= padding + 1
         self.max_subwords = min(tokenizer.model_max_length, places or tokenizer.model_max_length)
         self.max_words = (
             self.parser.add_timing.timing_table.shape[0] - 2 if self.parser.encoder is not None else self.max_subwords
@@ -194,8 +198,3 @@ class Engine:
             trees.append(Constituents(spans=pairs.astype(np.int32), labels=names, tags=named))
             node, word, post = node + 2 * n - 1, word + n, post + n + 1
         return trees
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether `error` says that an allocation failed; torch raises a plain RuntimeError for the CPU's."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -6,6 +6,7 @@ another order of summation: float32 results agree to rounding. Encoders other th
 and are packed behind it.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 
@@ -142,7 +143,8 @@ class PackedParser:
             raise UsageError(
                 f"There is no device {device!r} to run the parser on: {str(error).splitlines()[0]}"
             ) from error
-        self.parser = parser.to(device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+        # a copy, since a conversion works in place and the caller's parser is the caller's
+        self.parser = copy.deepcopy(parser).to(device, torch.bfloat16) if precision == "bf16" else parser.to(device)
         self.device = torch.device(device)
 
         def linear(weight: Tensor, bias: Tensor | None) -> Linear:
@@ -151,6 +153,7 @@ class PackedParser:
             weight = weight.detach().contiguous()
             return lambda x: F.linear(x, weight, bias)
 
+        parser = self.parser
         bert = parser.pretrained_model
         self.bert = PackedBert(bert, linear) if packable(bert) else None
         self.project = linear(parser.project_pretrained.weight, None)

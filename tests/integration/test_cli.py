@@ -107,3 +107,16 @@ def test_align_writes_beside_the_old_dataset(command, prepared, tmp_path):
     folder = prepared.with_name("out--sentencepiece-bpe")
     assert json.loads(out)["out"] == str(folder)
     assert command("verify", folder, "--quick")[0] == 0
+
+
+def test_bench_parser_measures_and_finds_no_difference(command, sample_file, tmp_path):
+    few = tmp_path / "rows.jsonl"
+    few.write_bytes(b"".join(sample_file.read_bytes().splitlines(keepends=True)[:3]))
+    code, out, err = command("bench", "parser", few, "--rounds", 1, "--longest", 30, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["trees_differ"] == 0
+    assert found["sentences"] >= found["sentences_distinct"] > 5
+    assert set(found["by_length"]) >= {"10", "20"}
+    assert found["machine"]["cores"] >= 1
+    assert all(rate > 0 for rate in found["sentences_per_second"].values())

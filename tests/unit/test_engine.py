@@ -169,3 +169,11 @@ def test_8_bit_layers_are_for_the_cpu(embedded_parser):
 def test_a_device_that_is_not_there_is_named(embedded_parser):
     with pytest.raises(UsageError, match="no device 'abacus'"):
         Engine(embedded_parser.network, device="abacus")
+
+
+def test_bf16_leaves_the_callers_parser_alone(embedded_parser):
+    engine = Engine(embedded_parser.network, precision="bf16")
+    assert {p.dtype for p in embedded_parser.network.parameters()} == {torch.float32}
+    assert {p.dtype for p in engine.parser.parameters()} == {torch.bfloat16}
+    trees = engine.constituents(SENTENCES)
+    assert all(tree.labels for tree in trees)
