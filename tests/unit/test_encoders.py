@@ -18,6 +18,7 @@ from benepar.parse_chart import ChartParser
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pipeline import embedded
+from pipeline.bench import score_of, stock_examples
 from pipeline.parse import network
 from pipeline.parse.base import Words
 from pipeline.parse.engine import Engine
@@ -244,11 +245,28 @@ def assert_trees_are_stocks(parser: ChartParser, given: list[Words]) -> None:
     found = Engine(parser, token_budget=1024).constituents(given)
     shapes = [str([span[:2] for span in spans]) for spans, _ in expected if len(spans) > 8]
     assert len(set(shapes)) > len(shapes) / 2  # the weights do give varied trees
+    unlike = 0
     for sentence, (spans, tags), tree in zip(given, expected, found, strict=True):
         assert tree is not None, sentence.words
         ours = [(start, end, label) for (start, end), label in zip(tree.spans.tolist(), tree.labels, strict=True)]
-        assert ours == spans, sentence.words
+        if ours != spans:
+            # random scores can tie to within the rounding of sums of some dozens of them; a tie it must then be
+            (scores,) = parser.parse(stock_examples([sentence]), return_scores=True)
+            theirs = chained(spans)
+            assert abs(score_of(parser, scores, theirs) - score_of(parser, scores, chained(ours))) < 1e-4, (
+                sentence.words
+            )
+            unlike += 1
         assert tree.tags == tags
+    assert unlike <= len(given) / 100
+
+
+def chained(spans: list[tuple[int, int, str]]) -> set[tuple[int, int, str]]:
+    """One span each, unary chains joined from the top."""
+    joined: dict[tuple[int, int], str] = {}
+    for start, end, label in spans:
+        joined[start, end] = f"{joined[start, end]}::{label}" if (start, end) in joined else label
+    return {(start, end, label) for (start, end), label in joined.items()}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
