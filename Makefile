@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TREEBANK ?= treebank
 
-.PHONY: env demo test check bench parser tokenizers clean
+.PHONY: env demo test check bench parser tokenizers teacher clean
 
 env: $(VENV)/.ready
 
@@ -16,6 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: env
 	$(BIN)/mta-prep parse --config data/demo.yaml --out out/demo --overwrite
 	$(BIN)/mta-prep inspect out/demo --id prose-001
+	$(BIN)/mta-prep cache-teacher out/demo --teacher embedded:teacher --recipe mta-dsa --out out/demo-cache --overwrite
 
 test: env
 	$(BIN)/pytest --numprocesses=2
@@ -42,6 +43,9 @@ parser: env
 
 tokenizers: env
 	$(BIN)/python data/tokenizers/train.py
+
+teacher: env
+	$(BIN)/python data/teacher/train.py
 
 clean:
 	rm -rf $(VENV) out runs build *.egg-info

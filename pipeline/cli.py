@@ -8,9 +8,11 @@ import typer
 
 from pipeline import console
 from pipeline.parse.commands import eval_parser, export_parser, train_parser
+from pipeline.teacher.commands import cache_teacher
 from schemas.columns import Side
 from schemas.config import ParseConfig
 from schemas.errors import Exit, UsageError
+from schemas.manifest import CACHE_FORMAT, format_of
 
 app = typer.Typer(
     name="mta-prep",
@@ -28,6 +30,9 @@ WorkersFlag = Annotated[
 ]
 OverwriteFlag = Annotated[bool, typer.Option(help="Replace an earlier run of ours in the output folder.")]
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of a prepared dataset.", show_default=False)]
+FolderArgument = Annotated[
+    Path, typer.Argument(help="Folder of a prepared dataset or a teacher cache.", metavar="FOLDER", show_default=False)
+]
 
 
 def merge(base: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
@@ -263,14 +268,25 @@ def align(
 
 @app.command()
 def inspect(
-    dataset: DatasetArgument,
+    dataset: FolderArgument,
     row: Annotated[int, typer.Option(min=0, help="Row to show, counted from 0.")] = 0,
     row_id: Annotated[str | None, typer.Option("--id", help="Show the row with this id instead.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show one row: its sentences with words, chunks, phrases, and both tokenizations under each."""
-    from pipeline import view
+    """Show one row: its sentences with words, chunks, phrases, and both tokenizations under each.
 
+    Of a teacher cache: how its units relate to each other at each layer.
+    """
+    from pipeline import view
+    from pipeline.teacher import view as cache_view
+
+    if format_of(dataset) == CACHE_FORMAT:
+        kept = cache_view.find_row(dataset, row, row_id)
+        if as_json:
+            console.emit_json(cache_view.as_json(kept))
+        else:
+            cache_view.show(kept, dataset)
+        return
     found = view.find_row(dataset, row, row_id)
     if as_json:
         console.emit_json(view.as_json(found))
@@ -280,20 +296,32 @@ def inspect(
 
 @app.command()
 def verify(
-    dataset: DatasetArgument,
+    dataset: FolderArgument,
     quick: Annotated[bool, typer.Option("--quick", help="Checksums, schema and counts only, not every row.")] = False,
     teacher: Annotated[str | None, typer.Option(help="Where the teacher's tokenizer is now, if it moved.")] = None,
     student: Annotated[str | None, typer.Option(help="Where the student's tokenizer is now, if it moved.")] = None,
+    of: Annotated[
+        Path | None, typer.Option("--dataset", help="Of a teacher cache: the dataset that it must belong to.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check a prepared dataset: checksums, schema, offsets, spans and counts, on every row.
 
-    Where a tokenizer can be loaded, every row is tokenized again and compared. Exits with 4 if anything is wrong.
+    Where a tokenizer can be loaded, every row is tokenized again and compared. Of a teacher cache: checksums, shapes,
+    pointers, index, weights, and that every number is finite. Exits with 4 if anything is wrong.
     """
     from pipeline import report
     from pipeline.store import verify as checks
+    from pipeline.teacher import verify as cache_checks
 
-    findings = checks.verify(dataset, quick=quick, moved={"teacher": teacher, "student": student})
+    if format_of(dataset) == CACHE_FORMAT:
+        if teacher or student:
+            raise UsageError("A teacher cache holds no tokenizers; --teacher and --student are for datasets.")
+        findings = cache_checks.verify(dataset, quick=quick, dataset=of)
+    elif of is not None:
+        raise UsageError(f"{dataset} is no teacher cache; --dataset says which dataset a cache must belong to.")
+    else:
+        findings = checks.verify(dataset, quick=quick, moved={"teacher": teacher, "student": student})
     if as_json:
         console.emit_json(findings.as_dict())
     else:
@@ -303,11 +331,19 @@ def verify(
 
 
 @app.command()
-def info(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
-    """Say what a prepared dataset is: rows, tokenizers, parser, units, fingerprints."""
+def info(dataset: FolderArgument, as_json: JsonFlag = False) -> None:
+    """Say what a prepared dataset is: rows, tokenizers, parser, units, fingerprints; or a teacher cache."""
     from pipeline import report
-    from schemas.manifest import read_manifest
+    from pipeline.teacher import report as cache_report
+    from schemas.manifest import read_cache_manifest, read_manifest
 
+    if format_of(dataset) == CACHE_FORMAT:
+        kept = read_cache_manifest(dataset)
+        if as_json:
+            console.emit_json(kept.model_dump(mode="json"))
+        else:
+            cache_report.show_info(kept, dataset)
+        return
     manifest = read_manifest(dataset)
     if as_json:
         console.emit_json(manifest.model_dump(mode="json"))
@@ -341,6 +377,7 @@ def bench_parser(
         report.show_bench(found, machine.describe())
 
 
+app.command()(cache_teacher)
 app.command()(train_parser)
 app.command()(eval_parser)
 app.command()(export_parser)

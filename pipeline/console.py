@@ -27,31 +27,42 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} rows/s" if speed else "- rows/s", style="cyan")
+        if not speed:
+            return Text("- rows/s", style="cyan")
+        tokens = task.fields["tokens"] / task.completed * speed if task.completed else 0
+        return Text(f"{speed:.1f} rows/s{_and_tokens(tokens)}", style="cyan")
+
+
+def _and_tokens(per_second: float) -> str:
+    return f", {per_second:,.0f} tokens/s" if per_second else ""
 
 
 @dataclass
 class RowProgress:
-    """Rows done; `advance` may be called from one thread only."""
+    """Rows done, and tokens where they are counted; `advance` may be called from one thread only."""
 
     total: int
     _bar: Progress | None = None
     _began: float = field(default_factory=time.monotonic)
     _said: float = field(default_factory=time.monotonic)
     _done: int = 0
+    _tokens: int = 0
 
-    def advance(self, rows: int) -> None:
-        """Count `rows` more and show it."""
+    def advance(self, rows: int, tokens: int = 0) -> None:
+        """Count `rows` more, of so many tokens, and show it."""
         self._done += rows
+        self._tokens += tokens
         if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0], rows)
+            self._bar.update(self._bar.task_ids[0], advance=rows, tokens=self._tokens)
             return
         now = time.monotonic()
         if now - self._said >= LOG_EVERY_S or self._done >= self.total:
             self._said = now
-            rate = self._done / max(now - self._began, 1e-9)
+            elapsed = max(now - self._began, 1e-9)
+            rate = self._done / elapsed
             left = (self.total - self._done) / rate if rate else 0.0
-            stderr.print(f"{self._done}/{self.total} rows, {rate:.1f} rows/s, {duration(left)} left")
+            speed = f"{rate:.1f} rows/s{_and_tokens(self._tokens / elapsed)}"
+            stderr.print(f"{self._done}/{self.total} rows, {speed}, {duration(left)} left")
 
 
 @contextmanager
@@ -65,12 +76,12 @@ def row_progress(what: str, total: int, quiet: bool) -> Iterator[RowProgress]:
         return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()]
     with Progress(*columns, console=stderr, speed_estimate_period=120) as bar:
-        bar.add_task(what, total=total)
+        bar.add_task(what, total=total, tokens=0)
         yield RowProgress(total, bar)
 
 
 class _Silent(RowProgress):
-    def advance(self, rows: int) -> None:
+    def advance(self, rows: int, tokens: int = 0) -> None:
         self._done += rows
 
 

@@ -1,4 +1,4 @@
-"""The defaults that come with the package, by name: `embedded:sample` and two small tokenizers."""
+"""The defaults that come with the package, by name: `embedded:sample`, two small tokenizers, a small teacher."""
 
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ NAMES: Final = {
     "sample": DATA / "sample" / "instructions.jsonl",
     "bytelevel-bpe": DATA / "tokenizers" / "bytelevel-bpe",
     "sentencepiece-bpe": DATA / "tokenizers" / "sentencepiece-bpe",
+    "teacher": DATA / "teacher",
 }
 
 

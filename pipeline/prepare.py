@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import assemble, embedded, run
+from pipeline.dataset import DATASET, Outcome
 from pipeline.parse.base import Parser
-from pipeline.publish import Outcome, publish
+from pipeline.publish import publish
 from pipeline.read.fields import resolve_fields
 from pipeline.read.inputs import open_inputs
 from pipeline.read.records import RAW_LIMIT, Record, Rejected, RowError
@@ -89,10 +90,14 @@ class PrepareStage:
                 rejected.append({"file": row.file, "line": row.line, "reason": str(error), "raw": raw_of(row)})
         return rendered, rejected
 
-    def run(self, item: Sequence[Record | Rejected]) -> shards.ShardOutput:
+    def run(self, item: Sequence[Record | Rejected], tick: run.Tick = run.untold) -> shards.ShardOutput:
         """One shard of input rows to one shard of the dataset."""
-        groups = [item[start : start + GROUP_ROWS] for start in range(0, len(item), GROUP_ROWS)]
-        return assemble.merged([self._group(group) for group in groups])
+        parts = []
+        for start in range(0, len(item), GROUP_ROWS):
+            group = item[start : start + GROUP_ROWS]
+            parts.append(self._group(group))
+            tick(len(group), 0)
+        return assemble.merged(parts)
 
     def _group(self, rows: Sequence[Record | Rejected]) -> shards.ShardOutput:
         rendered, rejected = self.render(rows)
@@ -141,13 +146,17 @@ class Plan:
         return -(-self.rows // self.shard_rows)
 
     def record(self) -> dict[str, Any]:
-        """What makes two runs the same run (`shards.RECORDED`)."""
+        """What makes two runs the same run (`shards.LAYOUT.recorded`)."""
         return {
             "versions": package_versions(),
             "config": self.config.model_dump(mode="json"),
             "inputs": [file.model_dump() for file in self.files],
             **self.identities,
         }
+
+    def rows_in(self, index: int) -> int:
+        """Input rows of a shard."""
+        return min(self.shard_rows, self.rows - index * self.shard_rows)
 
     def read(self, start: int, stop: int) -> Iterator[Record | Rejected]:
         """Input rows [start, stop) over all files."""
@@ -224,7 +233,7 @@ def prepare(config: ParseConfig, out: Path, *, workers: int, overwrite: bool = F
     """
     with planned(config, out) as ready:
         stage = partial(PrepareStage, ready.config)
-        return publish(ready, stage, out, workers=workers, overwrite=overwrite, quiet=quiet)
+        return publish(DATASET, ready, stage, out, workers=workers, overwrite=overwrite, quiet=quiet)
 
 
 def estimate(config: ParseConfig, out: Path, *, workers: int) -> dict[str, Any]:

@@ -1,17 +1,14 @@
 """A run from its first shard to its manifest: claim the folder, do what is left to do, seal it."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from pipeline import console, counts, run
-from pipeline.store import files, shards
-from pipeline.store.card import dataset_card
-from schemas.columns import arrow_schema
-from schemas.config import ParseConfig
-from schemas.manifest import InputFile, Manifest, read_manifest
+from pipeline import console, ranks, run
+from pipeline.store.workspace import Layout, Workspace
+
+Manifested = TypeVar("Manifested")
 
 
 @runtime_checkable
@@ -19,31 +16,16 @@ class Plan(Protocol):
     """What a run will do, known before its first row."""
 
     @property
-    def config(self) -> ParseConfig:
-        """The resolved config."""
-        ...
-
-    @property
-    def files(self) -> tuple[InputFile, ...]:
-        """The inputs as read."""
-        ...
-
-    @property
-    def rows(self) -> int:
-        """Input rows."""
-        ...
-
-    @property
     def shards(self) -> int:
         """Number of shards."""
         ...
 
     def record(self) -> dict[str, Any]:
-        """What makes two runs the same run (`shards.RECORDED`)."""
+        """What makes two runs the same run: the layout's `recorded` parts of the manifest."""
         ...
 
-    def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Counts, and rejected rows, that came before the first shard."""
+    def rows_in(self, index: int) -> int:
+        """Input rows of a shard."""
         ...
 
     def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
@@ -52,71 +34,53 @@ class Plan(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Product(Generic[Manifested]):
+    """What a run makes of its shards."""
+
+    layout: Layout
+    doing: str  # a word for the progress bar
+    seal: Callable[[Any, Workspace], Manifested]  # plan, folder all of whose shards are done -> its manifest, written
+    read: Callable[[Path], Manifested]
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Manifested]):
     """A finished run."""
 
-    manifest: Manifest
+    manifest: Manifested | None  # None: this was one of several ranks, and rank 0 seals
     shards_done_before: int  # shards that an earlier, interrupted run had finished
     already_finished: bool = False
 
 
 def publish(
-    plan: Plan, make_stage: Callable[[], run.Stage], out: Path, *, workers: int, overwrite: bool, quiet: bool
-) -> Outcome:
+    product: Product[Manifested],
+    plan: Plan,
+    make_stage: Callable[[], run.Stage],
+    out: Path,
+    *,
+    workers: int,
+    overwrite: bool,
+    quiet: bool,
+    rank: ranks.Rank = ranks.ALONE,
+) -> Outcome[Manifested]:
     """Run `plan` into `out`, going on from what is finished there.
 
     Raises `StateError` if `out` is in use or holds something else.
     """
-    with shards.workspace(out, plan.record(), plan.shards, overwrite) as workspace:
-        if workspace is None:
-            return Outcome(read_manifest(out), plan.shards, already_finished=True)
-        done = workspace.finished()
+    folder = ranks.shared_workspace(out, product.layout, plan.record(), plan.shards, overwrite, rank)
+    with folder as (space, done):
         before = len(done)
-        if before:
+        if space is None:
+            return Outcome(product.read(out), plan.shards, already_finished=True)
+        if before and not rank.number:
             console.stderr.print(f"Going on: {before} of {plan.shards} shards were already finished.")
-        with console.row_progress("Preparing", plan.rows - sum(done.values()), quiet) as progress:
-            items = plan.items(lambda index: index not in done)
-            few = min(workers, max(1, plan.shards - before))
-            for _, rows in run.run_shards(make_stage, items, workspace, few):
-                progress.advance(rows)
-        return Outcome(seal(plan, workspace), before)
-
-
-def seal(plan: Plan, workspace: shards.Workspace) -> Manifest:
-    """Finish a folder all of whose shards are done: rejected rows, card, config, and at last the manifest."""
-    stats, rejected = plan.carried()
-    whole, teacher = shards.Fingerprint(), shards.Fingerprint()
-    written = []
-    path = workspace.out / shards.REJECTED
-    with files.published(path) as stream:
-        stream.writelines(map(_line, rejected))
-        for index in range(plan.shards):
-            receipt = workspace.receipt(index)
-            stats = counts.added([stats, receipt.stats])
-            whole.update(row.whole for row in receipt.digests)
-            teacher.update(row.teacher for row in receipt.digests)
-            written.append(receipt.shard)
-            stream.writelines(map(_line, receipt.rejected))
-    if not path.stat().st_size:
-        path.unlink()
-    manifest = Manifest.model_validate(
-        {
-            "fingerprint": whole.hexdigest(),
-            "teacher_fingerprint": teacher.hexdigest(),
-            **plan.record(),
-            "rows_in": stats.pop("rows_in"),
-            "rows_out": sum(shard.rows for shard in written),
-            "rejected": stats.pop("rejected"),
-            "dropped": stats.pop("dropped"),
-            "counts": stats,
-            "shards": written,
-        }
-    )
-    trees = plan.config.parser.keep_trees
-    texts = {shards.CARD: dataset_card(manifest, trees), shards.CONFIG: plan.config.to_yaml()}
-    workspace.seal(texts, arrow_schema(trees), manifest.fingerprint, manifest.to_json())
-    return manifest
-
-
-def _line(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        mine = {index for index in range(plan.shards) if index not in done and rank.takes(index)}
+        rows = sum(map(plan.rows_in, mine))
+        with console.row_progress(product.doing, rows, quiet or rank.number > 0) as progress:
+            run.run_shards(
+                make_stage, plan.items(mine.__contains__), space, min(workers, max(1, len(mine))), progress.advance
+            )
+        if rank.number:
+            return Outcome(None, before)
+        ranks.wait_for_others(space, rank)
+        return Outcome(product.seal(plan, space), before)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import assemble, run
+from pipeline.dataset import DATASET, Outcome
 from pipeline.prepare import load_tokenizers
-from pipeline.publish import Outcome, publish
+from pipeline.publish import publish
 from pipeline.store import shards
 from pipeline.store.table import read_shard
 from schemas.columns import SIDES, Side
@@ -31,7 +32,7 @@ class RealignStage:
         self.tokenizers = load_tokenizers(config, changed)
         self.keep_trees = config.parser.keep_trees
 
-    def run(self, item: Path) -> shards.ShardOutput:
+    def run(self, item: Path, tick: run.Tick = run.untold) -> shards.ShardOutput:
         """The shard at this path, aligned anew."""
         table = read_shard(item)
         documents = assemble.Documents.from_table(table)
@@ -40,13 +41,14 @@ class RealignStage:
             if side not in encodings:
                 stored = assemble.stored_encodings(table, side)
                 encodings[side] = [stored[row] for row in kept]
+        tick(table.num_rows, 0)
         stats = {"rows_in": table.num_rows, "rejected": {}, "dropped": dropped}
         return assemble.shard(documents.take(kept), encodings, self.tokenizers, stats=stats, rejected=[])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, known before its first row (protocol: `pipeline.publish.Plan`)."""
+    """What a run will do, known before its first row (protocol: `pipeline.dataset.Plan`)."""
 
     source: Path
     before: Manifest
@@ -60,22 +62,21 @@ class Plan:
         return self.before.inputs
 
     @property
-    def rows(self) -> int:
-        """Rows to align."""
-        return self.before.rows_out
-
-    @property
     def shards(self) -> int:
         """As many as before."""
         return len(self.before.shards)
 
     def record(self) -> dict[str, Any]:
-        """What makes two runs the same run (`shards.RECORDED`)."""
+        """What makes two runs the same run (`shards.LAYOUT.recorded`)."""
         old = self.before.model_dump(mode="json")
-        return {name: old[name] for name in shards.RECORDED} | {
+        return {name: old[name] for name in shards.LAYOUT.recorded} | {
             "config": self.config.model_dump(mode="json"),
             "tokenizers": self.tokenizers,
         }
+
+    def rows_in(self, index: int) -> int:
+        """Rows of a shard as it was."""
+        return self.before.shards[index].rows
 
     def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Counts and rejected rows of the run that parsed."""
@@ -129,4 +130,4 @@ def realign(
     identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}
     plan = Plan(dataset, before, config, identities, changed)
     make = partial(RealignStage, config, changed)
-    return publish(plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet)
+    return publish(DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet)

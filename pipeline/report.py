@@ -6,7 +6,7 @@ from typing import Any
 from rich.text import Text
 
 from pipeline import console
-from pipeline.publish import Outcome
+from pipeline.dataset import Outcome
 from pipeline.store.shards import REJECTED
 from pipeline.store.verify import LISTED, Findings
 from schemas.columns import GRANULARITIES, SIDES
@@ -21,6 +21,7 @@ def percent(part: int, whole: int) -> str:
 def show_outcome(outcome: Outcome, out: Path) -> None:
     """The end of a run: rows, what was left out and why, alignment, and what to do next."""
     manifest = outcome.manifest
+    assert manifest is not None
     if outcome.already_finished:
         console.stdout.print(f"{out} is already finished: this very run was done before. Nothing to do.")
         return

@@ -164,4 +164,5 @@ class CacheConfig(Strict):
     topk: int = Field(default=64, ge=1)
     token_budget: int = Field(default=4096, ge=16)  # tokens in one batch; may move last bits, so it is recorded
     shard_bytes: int = Field(default=1 << 30, ge=1 << 16)  # of one shard, about
+    shard_tokens: int = Field(default=1 << 18, ge=1)  # of one shard, at most: what an interruption can cost
     limit: int | None = Field(default=None, ge=1)  # only the dataset's first rows

@@ -5,7 +5,7 @@ Nothing in it depends on dates, worker counts or where the folder lies, so two r
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -80,30 +80,6 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a finished dataset; raises `StateError` where there is none or it is not ours."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        if not folder.exists():
-            raise StateError(f"There is no folder {folder}.")
-        raise StateError(
-            f"{folder} has no {MANIFEST}: it is no prepared dataset, or its run has not finished "
-            "(run the same `mta-prep parse` command again to go on)."
-        )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values.get("format_version") if isinstance(values, dict) else None
-        if isinstance(values, dict) and values.get("format") == DATASET_FORMAT and version != FORMAT_VERSION:
-            raise StateError(
-                f"{path} is of format version {version}, this mta-prep reads version {FORMAT_VERSION}: "
-                "prepare the dataset again, or install the version of mta-prep that the manifest names."
-            )
-        return Manifest.model_validate(values)
-    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        first = " ".join(str(error).split())[:160]
-        raise StateError(f"{path} is damaged or not a dataset manifest ({first}).") from None
-
-
 class CacheManifest(Strict):
     """Identity, shapes and files of a teacher cache."""
 
@@ -124,3 +100,65 @@ class CacheManifest(Strict):
     def to_json(self) -> str:
         """The file's text."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+AnyManifest = TypeVar("AnyManifest", Manifest, CacheManifest)
+#: What a format's folders are called, and the commands that make them.
+MADE_BY: Final = {
+    DATASET_FORMAT: ("prepared dataset", "mta-prep parse"),
+    CACHE_FORMAT: ("teacher cache", "mta-prep cache-teacher"),
+}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished dataset; raises `StateError` where there is none or it is not ours."""
+    return _read(folder, DATASET_FORMAT, Manifest)
+
+
+def read_cache_manifest(folder: Path) -> CacheManifest:
+    """The manifest of a finished teacher cache; raises `StateError` where there is none or it is not ours."""
+    return _read(folder, CACHE_FORMAT, CacheManifest)
+
+
+def format_of(folder: Path) -> str | None:
+    """What a finished folder's manifest says it is; raises `StateError` where there is no manifest."""
+    if not is_finished(folder):
+        raise StateError(
+            f"{folder} has no {MANIFEST}: it is no prepared dataset and no teacher cache, or its run has not finished "
+            "(run the same command again to go on)."
+            if folder.exists()
+            else f"There is no folder {folder}."
+        )
+    try:
+        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    found = values.get("format") if isinstance(values, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _read(folder: Path, wanted: str, model: type[AnyManifest]) -> AnyManifest:
+    path = folder / MANIFEST
+    what, command = MADE_BY[wanted]
+    if not path.is_file():
+        if not folder.exists():
+            raise StateError(f"There is no folder {folder}.")
+        raise StateError(
+            f"{folder} has no {MANIFEST}: it is no {what}, or its run has not finished "
+            f"(run the same `{command}` command again to go on)."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != wanted and found in MADE_BY:
+            raise StateError(f"{folder} is a {MADE_BY[found][0]}, not a {what}; `{command}` makes those.")
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if found == wanted and version != FORMAT_VERSION:
+            raise StateError(
+                f"{path} is of format version {version}, this mta-prep reads version {FORMAT_VERSION}: run "
+                f"`{command}` again into a new folder, or install the version of mta-prep that the manifest names."
+            )
+        return model.model_validate(values)
+    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+        first = " ".join(str(error).split())[:160]
+        raise StateError(f"{path} is damaged or not the manifest of a {what} ({first}).") from None

@@ -21,9 +21,12 @@ indices into Hugging Face `hidden_states` (0 the embeddings, the last one after 
 
 A tensor stored as int8 or fp8 has `….scale` [rows of it] float32 beside it. `head.safetensors` holds the teacher's
 output matrix, `weight` [V, d] and, if it has one, `bias` [V]; what else happens to its logits is in the manifest.
+`index.arrow` says where each row of the dataset, in its order, lies (`index_schema`).
 """
 
 from typing import Final, Literal
+
+import pyarrow as pa
 
 Signal = Literal["relations", "units", "states", "final", "topk", "attention"]
 Storage = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
@@ -58,6 +61,18 @@ TOPK_LOGPROBS: Final = "topk.logprobs"
 HEAD: Final = "head.safetensors"
 INDEX: Final = "index.arrow"
 SHARDS: Final = "shards"
+
+
+def index_schema() -> pa.Schema:
+    """The schema of `index.arrow`, an Arrow IPC file (random access): one line for each row, in the dataset's order."""
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("shard", pa.int32(), nullable=False),  # which of the manifest's shards
+            pa.field("row", pa.int32(), nullable=False),  # place among that shard's rows
+            pa.field("tokens", pa.int32(), nullable=False),
+        ]
+    )
 
 
 def layer_name(layer: int, part: str) -> str:

@@ -92,3 +92,50 @@ def command(monkeypatch, capsys):
         return ended.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory):
+    """Folder of a random Llama of 4 layers that has the sample's teacher tokenizer as its own."""
+    import shutil
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from pipeline import embedded
+
+    folder = tmp_path_factory.mktemp("tiny-teacher") / "llama"
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for file in Path(embedded.resolve("embedded:sentencepiece-bpe")).glob("tokenizer*.json"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache_plan(prepared, tiny_teacher):
+    """Plans a teacher cache of the prepared sample; keyword arguments override the config."""
+    from pipeline.teacher import cache, matching
+    from schemas.config import CacheConfig
+
+    def make(**values):
+        base = {
+            "dataset": str(prepared),
+            "teacher": {"model": str(tiny_teacher)},
+            "layers": [{"layer": 2, "granularity": "words"}, {"layer": 4, "granularity": "chunks"}],
+            "signals": ["relations"],
+            "token_budget": 1024,
+            "shard_tokens": 1500,
+        }
+        config = CacheConfig.parse(base | values, "test")
+        return cache.planned(config, [], matching.describe(config.teacher))
+
+    return make

@@ -10,7 +10,7 @@ from schemas.columns import Side
 from schemas.config import SideConfig
 from schemas.errors import ResourceError, UserError
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -36,9 +36,9 @@ def load_fast_tokenizer(side: Side, config: SideConfig) -> Any:
         tokenizer = _build(subject, transformers.PreTrainedTokenizerFast, tokenizer_file=str(path))
     elif path.is_file() or path.is_dir():
         folder = path if path.is_dir() else path.parent
-        if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
             raise UserError(
-                f"{subject}: the folder holds no tokenizer (looked for {', '.join(_TOKENIZER_FILES)}). Save one "
+                f"{subject}: the folder holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)}). Save one "
                 "there with `tokenizer.save_pretrained`, or name another folder or a hub id."
             )
         tokenizer = _build(subject, transformers.AutoTokenizer.from_pretrained, str(folder), trust_remote_code=False)

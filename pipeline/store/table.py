@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from schemas.columns import SPAN, SPANS
 
@@ -51,3 +51,16 @@ def int_lists_of(column: pa.Array | pa.ChunkedArray) -> list[Int32[np.ndarray, "
 
 def _rows(flat: np.ndarray, pointers: np.ndarray) -> list[np.ndarray]:
     return [flat[a:b] for a, b in pairwise(pointers)]
+
+
+def ragged(
+    column: pa.Array | pa.ChunkedArray,
+) -> tuple[Int32[np.ndarray, "elements ..."], Int64[np.ndarray, " pointers"]]:
+    """Lists of int32, or of spans, one after the other, in memory of their own; and row pointers."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    flat = array.flatten()
+    spans = pa.types.is_fixed_size_list(flat.type)
+    values = np.array((flat.flatten() if spans else flat).to_numpy(zero_copy_only=False), dtype=np.int32)
+    lengths = array.value_lengths().to_numpy(zero_copy_only=False)
+    pointers = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return values.reshape(-1, 2) if spans else values, pointers

@@ -15,6 +15,7 @@ import typer
 
 from pipeline import assemble, machine, prepare, run
 from pipeline.store import shards
+from pipeline.store.workspace import workspace
 from schemas.config import ParseConfig, SideConfig
 
 Timed = tuple[Any, float]
@@ -60,7 +61,7 @@ def main(
             output, seconds["align and assemble"] = timed(
                 lambda: assemble.shard(columns.take(kept), fitting, stage.tokenizers, stats={}, rejected=[])
             )
-            with shards.workspace(out, {}, 1, overwrite=False) as space:
+            with workspace(out, shards.LAYOUT, {}, 1, overwrite=False) as space:
                 assert space is not None
                 _, seconds["write"] = timed(lambda: space.publish(0, output))
             _, whole = timed(lambda: stage.run(items))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.prepare import prepare
-from pipeline.store import shards
+from pipeline.store import workspace
 from schemas.errors import StateError
 from schemas.manifest import MANIFEST, read_manifest
 
@@ -68,14 +68,14 @@ def test_killed_at_a_named_point(settings_for, prepared, contents, tmp_path, nam
     prepare(config, out, workers=1, quiet=True)
     assert all(path.stat().st_mtime_ns == when_written for path, when_written in finished.items()), "a shard was redone"
     left = contents(out)
-    work = [path for path in left if path.startswith(shards.WORK)]
+    work = [path for path in left if path.startswith(workspace.WORK)]
     # a kill between the manifest and the clearing leaves the working folder, which no reader looks at
     assert {path: data for path, data in left.items() if path not in work} == contents(prepared)
     assert not work or (name, when) == (MANIFEST, "after")
 
 
 def receipt(out, shard):
-    return out / shards.WORK / f"{shard.name[5:10]}.json"
+    return out / workspace.WORK / f"{shard.name[5:10]}.json"
 
 
 def test_killed_at_random_times_with_two_workers(settings_for, sample_file, prepared, contents, tmp_path):
@@ -100,7 +100,9 @@ def test_killed_at_random_times_with_two_workers(settings_for, sample_file, prep
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         deadline = time.monotonic() + 240
-        while process.poll() is None and not (out / shards.WORK / "run.json").exists() and time.monotonic() < deadline:
+        while (
+            process.poll() is None and not (out / workspace.WORK / "run.json").exists() and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         time.sleep(moments.uniform(0, 6))
         if process.poll() is None:
@@ -124,7 +126,7 @@ def test_ctrl_c_leaves_a_folder_that_can_be_resumed_and_says_so(settings_for, pr
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
-    while process.poll() is None and not list((out / shards.WORK).glob("0*.json")) and time.monotonic() < deadline:
+    while process.poll() is None and not list((out / workspace.WORK).glob("0*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=120)

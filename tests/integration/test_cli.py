@@ -10,7 +10,18 @@ from datasets import load_from_disk
 from schemas.columns import GRANULARITIES, SIDES
 
 TOKENIZERS = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:bytelevel-bpe"]
-COMMANDS = ["parse", "align", "inspect", "verify", "info", "train-parser", "eval-parser", "export-parser", "bench"]
+COMMANDS = [
+    "parse",
+    "align",
+    "cache-teacher",
+    "inspect",
+    "verify",
+    "info",
+    "train-parser",
+    "eval-parser",
+    "export-parser",
+    "bench",
+]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

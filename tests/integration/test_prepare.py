@@ -11,7 +11,7 @@ from datasets import load_from_disk
 
 from pipeline.prepare import estimate, prepare
 from pipeline.realign import realign
-from pipeline.store import shards
+from pipeline.store import shards, workspace
 from pipeline.store.verify import verify
 from schemas.columns import GRANULARITIES, SIDES, arrow_schema
 from schemas.config import ParseConfig
@@ -25,7 +25,7 @@ def test_the_number_of_workers_changes_no_byte(settings_for, prepared, contents,
 
 
 def test_the_resolved_config_gives_the_same_dataset(prepared, contents, tmp_path):
-    values = ParseConfig.from_yaml(prepared / shards.CONFIG)
+    values = ParseConfig.from_yaml(prepared / workspace.CONFIG)
     prepare(ParseConfig.parse(values, "config.yaml"), tmp_path / "out", workers=1, quiet=True)
     assert contents(tmp_path / "out") == contents(prepared)
 

@@ -7,11 +7,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.store import shards
-from pipeline.store.shards import RowDigest, ShardOutput, workspace
+from pipeline.store.shards import LAYOUT, RowDigest, ShardOutput
+from pipeline.store.workspace import CARD, differences, workspace
 from schemas.errors import StateError
 
 SCHEMA = pa.schema([("id", pa.string())])
-RECORD = {name: {"a": 1} for name in shards.RECORDED}
+RECORD = {name: {"a": 1} for name in LAYOUT.recorded}
 
 
 def output(name):
@@ -21,21 +22,21 @@ def output(name):
 
 def test_finished_shards_are_found_again_and_damaged_ones_are_not(tmp_path):
     out = tmp_path / "out"
-    with workspace(out, RECORD, 3, overwrite=False) as space:
+    with workspace(out, LAYOUT, RECORD, 3, overwrite=False) as space:
         for index in range(2):
             space.publish(index, output(str(index)))
     (out / shards.shard_name(1, 3)).write_bytes(b"damaged")
-    with workspace(out, RECORD, 3, overwrite=False) as space:
-        assert sorted(space.finished()) == [0]
+    with workspace(out, LAYOUT, RECORD, 3, overwrite=False) as space:
+        assert space.finished() == {0}
 
 
 def test_a_shard_without_receipt_counts_as_not_done(tmp_path):
     out = tmp_path / "out"
-    with workspace(out, RECORD, 1, overwrite=False) as space:
+    with workspace(out, LAYOUT, RECORD, 1, overwrite=False) as space:
         space.publish(0, output("a"))
         (space.work / "00000.json").unlink()
-    with workspace(out, RECORD, 1, overwrite=False) as space:
-        assert space.finished() == {}
+    with workspace(out, LAYOUT, RECORD, 1, overwrite=False) as space:
+        assert space.finished() == set()
 
 
 def test_two_runs_on_one_folder_exclude_each_other(tmp_path):
@@ -44,51 +45,50 @@ def test_two_runs_on_one_folder_exclude_each_other(tmp_path):
 
     def second():
         try:
-            with workspace(out, RECORD, 1, overwrite=False):
+            with workspace(out, LAYOUT, RECORD, 1, overwrite=False):
                 pass
         except StateError as error:
             caught.append(str(error))
 
-    with workspace(out, RECORD, 1, overwrite=False):
+    with workspace(out, LAYOUT, RECORD, 1, overwrite=False):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
     assert caught == [f"Another run is writing to {out}. Wait for it to end, or choose another folder."]
-    with workspace(out, RECORD, 1, overwrite=False) as space:
+    with workspace(out, LAYOUT, RECORD, 1, overwrite=False) as space:
         assert space is not None
 
 
 def test_another_config_is_refused_with_the_difference_named(tmp_path):
     out = tmp_path / "out"
-    with workspace(out, RECORD, 1, overwrite=False):
+    with workspace(out, LAYOUT, RECORD, 1, overwrite=False):
         pass
     changed = RECORD | {"parser": {"a": 2}}
     with (
         pytest.raises(StateError, match=r"`parser\.a` was 1, is now 2.*--overwrite"),
-        workspace(out, changed, 1, overwrite=False),
+        workspace(out, LAYOUT, changed, 1, overwrite=False),
     ):
         pass
-    with workspace(out, changed, 1, overwrite=True) as space:
-        assert space.finished() == {}
+    with workspace(out, LAYOUT, changed, 1, overwrite=True) as space:
+        assert space.finished() == set()
 
 
 def seal(space):
-    manifest = json.dumps(RECORD)
-    space.seal({shards.CARD: "card"}, SCHEMA, "0" * 64, manifest)
+    space.seal({CARD: "card"}, json.dumps(RECORD))
 
 
 def test_a_finished_folder_is_left_alone_unless_it_is_another_run(tmp_path):
     out = tmp_path / "out"
-    with workspace(out, RECORD, 1, overwrite=False) as space:
+    with workspace(out, LAYOUT, RECORD, 1, overwrite=False) as space:
         space.publish(0, output("a"))
         seal(space)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with workspace(out, RECORD, 1, overwrite=False) as space:
+    with workspace(out, LAYOUT, RECORD, 1, overwrite=False) as space:
         assert space is None
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     with (
         pytest.raises(StateError, match=r"`inputs\.a` was 1, is now 3"),
-        workspace(out, RECORD | {"inputs": {"a": 3}}, 1, overwrite=False),
+        workspace(out, LAYOUT, RECORD | {"inputs": {"a": 3}}, 1, overwrite=False),
     ):
         pass
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -97,20 +97,23 @@ def test_a_finished_folder_is_left_alone_unless_it_is_another_run(tmp_path):
 def test_a_folder_with_other_files_is_never_touched(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(StateError, match=r"thesis\.tex"), workspace(tmp_path, RECORD, 1, overwrite=overwrite):
+        with (
+            pytest.raises(StateError, match=r"thesis\.tex"),
+            workspace(tmp_path, LAYOUT, RECORD, 1, overwrite=overwrite),
+        ):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(StateError, match="is a file"), workspace(tmp_path / "out", RECORD, 1, overwrite=False):
+    with pytest.raises(StateError, match="is a file"), workspace(tmp_path / "out", LAYOUT, RECORD, 1, overwrite=False):
         pass
 
 
 def test_differences_name_every_place():
     old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": "x"}
-    assert shards.differences(old, new) == [
+    assert differences(old, new) == [
         "`a.c` was [1], is now [2]",
         "`d` was 2, is now null",
         '`e` was null, is now "x"',

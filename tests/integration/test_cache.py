@@ -1,0 +1,347 @@
+"""A teacher cache: what it holds is what the teacher says live, and its bytes are the same whatever the road."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import load_from_disk
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from pipeline import run
+from pipeline.realign import realign
+from pipeline.store.workspace import CONFIG
+from pipeline.teacher import cache, planning
+from pipeline.teacher.estimate import estimate
+from pipeline.teacher.stage import CacheStage
+from pipeline.teacher.verify import verify
+from schemas.config import CacheConfig
+from schemas.errors import ResourceError, UserError
+from schemas.signals import STORAGE
+from trainer.cache import TeacherCache
+from trainer.geometry import centrality_weights, covered, pool, units_with_span
+from trainer.ragged import normalize_rows, pointers
+
+EVERY = ["relations", "units", "states", "final", "topk", "attention"]
+LAYERS = [
+    {"layer": 1, "granularity": "phrases"},
+    {"layer": 2, "granularity": "words"},
+    {"layer": 4, "granularity": "chunks"},
+]
+TOPK = 5
+#: float32 sums in another order, relative to the vector's largest element
+ROUNDING = 2e-5
+
+
+def written(plan, out, threads=None, **options):
+    """A cache by this process."""
+    if threads is not None:
+        options["workers"] = options.get("workers", 1)
+        cores = run.default_workers
+        run.default_workers = lambda: threads
+        try:
+            return cache.cache(plan, out, quiet=True, **options)
+        finally:
+            run.default_workers = cores
+    return cache.cache(plan, out, quiet=True, **{"workers": 1} | options)
+
+
+@pytest.fixture(scope="module")
+def documents(prepared):
+    return load_from_disk(str(prepared)).to_list()
+
+
+@pytest.fixture(scope="module")
+def live(tiny_teacher, documents):
+    """The plain model's own outputs, each document alone."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher, attn_implementation="eager").eval()
+    found = []
+    for document in documents:
+        ids = torch.tensor(document["teacher_input_ids"])[None]
+        with torch.no_grad():
+            found.append(model(ids, output_hidden_states=True, output_attentions=True, use_cache=False))
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(cache_plan, tmp_path_factory):
+    """An uninterrupted run by one process: relations of two layers."""
+    out = tmp_path_factory.mktemp("cache") / "plain"
+    written(cache_plan(), out)
+    return out
+
+
+def bound(storage, vectors):
+    """How far stored vectors may be from these (trainer/storage.py), rounding of the forward pass included."""
+    peak = vectors.abs().amax(1, keepdim=True)
+    of_type = {
+        "fp32": 0 * vectors,
+        "bf16": 2**-8 * vectors.abs(),
+        "fp16": 2**-11 * vectors.abs() + 2**-25,
+        "fp8": torch.maximum(2**-4 * vectors.abs(), 2**-10 * peak / 448),
+        "int8": peak / 127 / 2 + 0 * vectors,
+    }
+    return of_type[storage] * 1.001 + ROUNDING * peak
+
+
+@pytest.mark.parametrize("state_tokens", ["covered", "all"])
+@pytest.mark.parametrize("storage", STORAGE)
+def test_cached_equals_live(cache_plan, documents, live, tmp_path, storage, state_tokens):
+    types = dict.fromkeys(("units", "states", "final"), storage)
+    plan = cache_plan(layers=LAYERS, signals=EVERY, storage=types, state_tokens=state_tokens, topk=TOPK)
+    written(plan, tmp_path / "out")
+    found = TeacherCache(tmp_path / "out")
+    assert found.layers == {each["layer"]: each["granularity"] for each in LAYERS}
+    assert found.ids == [document["id"] for document in documents]
+    for row, (document, output) in enumerate(zip(documents, live, strict=True)):
+        hidden_states = [hidden[0] for hidden in output.hidden_states]
+        tokens = len(document["teacher_input_ids"])
+        rows = pointers([tokens])
+        for layer, name in found.layers.items():
+            hidden = hidden_states[layer]
+            spans = torch.tensor(document[f"teacher_{name}"], dtype=torch.int32).reshape(-1, 2)
+            units = units_with_span(spans, pointers([len(spans)]), rows)
+            weights = centrality_weights(hidden, rows)
+            pooled = pool(hidden, weights, units.spans)
+            assert torch.equal(found.unit_index(row, layer), units.index)
+            assert found.relations(row, layer).shape == (len(pooled), len(pooled))
+            cosines = F.cosine_similarity(pooled[:, None], pooled[None], dim=2)
+            torch.testing.assert_close(found.relations(row, layer), cosines, rtol=0, atol=1.6e-5 + ROUNDING)
+            vectors = found.units(row, layer)
+            assert bool(((vectors - pooled).abs() <= bound(storage, pooled)).all())
+            share = torch.stack([weights[start:end].sum() for start, end in units.spans.tolist()])
+            torch.testing.assert_close(found.unit_weights(row, layer), share / share.sum(), rtol=1e-4, atol=1e-7)
+            index = covered(units.spans, tokens).nonzero()[:, 0] if state_tokens == "covered" else torch.arange(tokens)
+            assert torch.equal(found.state_index(row, layer), index)
+            kept = hidden[index]
+            assert bool(((found.states(row, layer) - kept).abs() <= bound(storage, kept)).all())
+            torch.testing.assert_close(found.token_weights(row, layer), weights[index], rtol=1e-4, atol=1e-7)
+            attention = normalize_rows(output.attentions[layer - 1][0, :, -1].sum(0), rows)
+            torch.testing.assert_close(found.attention(row, layer), attention, rtol=1e-4, atol=1e-6)
+        final, logits = hidden_states[-1], output.logits[0]
+        assert bool(((found.final(row) - final).abs() <= bound(storage, final)).all())
+        if storage == "fp32":
+            torch.testing.assert_close(found.logits(row), logits, rtol=1e-4, atol=1e-4)
+        indices, likely = found.topk(row)
+        expected = logits.log_softmax(1).gather(1, indices)
+        assert bool((expected[:, -1] >= logits.log_softmax(1).topk(TOPK).values[:, -1] - 1e-4).all())
+        torch.testing.assert_close(likely, expected, rtol=2**-11, atol=1e-4)
+    assert verify(tmp_path / "out", quick=False, dataset=None).problems == []
+
+
+@pytest.fixture(scope="module")
+def whole(cache_plan, tmp_path_factory):
+    """Every signal, by one process with one thread."""
+    out = tmp_path_factory.mktemp("cache") / "whole"
+    written(cache_plan(signals=EVERY), out, threads=1)
+    return out
+
+
+def test_threads_and_workers_change_no_byte(cache_plan, whole, contents, tmp_path):
+    plan = cache_plan(signals=EVERY)
+    assert plan.shards >= 4
+    written(plan, tmp_path / "threads", threads=3)
+    assert contents(tmp_path / "threads") == contents(whole)
+    written(plan, tmp_path / "workers", workers=2)
+    assert contents(tmp_path / "workers") == contents(whole)
+
+
+def test_ranks_of_torchrun_write_what_one_process_writes(whole, contents, tmp_path):
+    out = tmp_path / "out"
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]
+    arguments = ["cache-teacher", "--config", str(whole / CONFIG), "--out", str(out), "--json"]
+    done = subprocess.run(
+        [*ranks, *arguments], capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert contents(out) == contents(whole)
+    assert json.loads(done.stdout)["rows"] == 24, "rank 0 tells, and nobody else"
+
+
+def test_another_token_budget_moves_values_by_rounding_only(cache_plan, tmp_path):
+    types = dict.fromkeys(("units", "states", "final"), "fp32")
+    for budget in (64, 4096):
+        plan = cache_plan(signals=EVERY, storage=types, token_budget=budget, shard_tokens=10**6)
+        written(plan, tmp_path / str(budget))
+    small, large = (load_file(tmp_path / str(budget) / "shards" / "00000.safetensors") for budget in (64, 4096))
+    assert small.keys() == large.keys()
+    for name, tensor in small.items():
+        if name.endswith("relations"):
+            assert int((tensor.int() - large[name].int()).abs().max()) <= 1
+        elif name == "topk.indices":
+            assert (tensor != large[name]).float().mean() < 1e-3
+        else:
+            precision = 2**-10 if name == "topk.logprobs" else 1e-4
+            torch.testing.assert_close(tensor, large[name], rtol=precision, atol=1e-4, msg=name)
+
+
+def test_shard_size_changes_files_but_no_row(cache_plan, plain, tmp_path):
+    written(cache_plan(shard_bytes=1 << 16, shard_tokens=10**6), tmp_path / "out")
+    one, other = TeacherCache(plain), TeacherCache(tmp_path / "out")
+    assert len(one.manifest.shards) != len(other.manifest.shards)
+    assert max(shard.bytes for shard in other.manifest.shards) < 1.1 * (1 << 16)
+    for row in range(len(one)):
+        for layer in one.layers:
+            torch.testing.assert_close(one.relations(row, layer), other.relations(row, layer), rtol=0, atol=1e-4)
+
+
+def test_only_the_first_rows(cache_plan, plain, tmp_path):
+    written(cache_plan(limit=7), tmp_path / "out")
+    assert TeacherCache(tmp_path / "out").ids == TeacherCache(plain).ids[:7]
+
+
+def test_the_resolved_config_gives_the_same_cache(cache_plan, plain, contents, tmp_path):
+    values = CacheConfig.from_yaml(plain / CONFIG)
+    written(cache_plan(**values), tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(plain)
+    assert written(cache_plan(**values), tmp_path / "out").already_finished
+
+
+def test_one_cache_serves_a_student_aligned_later(plain, prepared, tmp_path):
+    other = {"tokenizer": "embedded:sentencepiece-bpe"}
+    realign(prepared, tmp_path / "new", {"student": other}, None, workers=1, overwrite=False, quiet=True)
+    assert verify(plain, quick=False, dataset=tmp_path / "new").problems == []
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"signals": EVERY, "shard_tokens": 10**6}, {"signals": ["final"], "layers": []}]
+)
+def test_the_estimate_is_what_is_written(cache_plan, tmp_path, values):
+    plan = cache_plan(**values)
+    found = estimate(plan, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+    assert found["estimated_seconds"] > 0
+    manifest = written(plan, tmp_path / "out").manifest
+    assert found["shards"] == len(manifest.shards)
+    others = [manifest.index.bytes, *([manifest.head.bytes] if manifest.head else [])]
+    assert found["estimated_bytes"] == pytest.approx(
+        sum(shard.bytes for shard in manifest.shards) + sum(others), rel=0.02
+    )
+    # every signal and layer by itself, from the tensors on disk
+    signals = {
+        **dict.fromkeys(("token_weights", "state_rows", "state_index"), "states"),
+        "topk": "topk",
+        "final": "final",
+    }
+    sizes = {}
+    for shard in manifest.shards:
+        for name, tensor in load_file(tmp_path / "out" / "shards" / shard.file).items():
+            place, _, part = name.removesuffix(".scale").partition(".")
+            layer = int(place.removeprefix("layer")) if place.startswith("layer") else None
+            part = part if layer is not None else place
+            signal = signals.get(part, part if part in EVERY else "structure")
+            sizes[signal, layer] = sizes.get((signal, layer), 0) + tensor.numel() * tensor.element_size()
+    for part in found["parts"]:
+        expected = sizes.pop((part["signal"], part["layer"]))
+        assert part["bytes"] == pytest.approx(expected, rel=0.02, abs=8 * len(manifest.shards))
+    assert not sizes
+
+
+def test_out_of_memory_halves_the_batch(cache_plan, plain, tmp_path, monkeypatch):
+    whole_batch = CacheStage._batch
+
+    def cramped(self, rows, members):
+        if len(members) > 1 and sum(rows.lengths[row] for row in members) > 400:
+            raise torch.OutOfMemoryError("no room")
+        return whole_batch(self, rows, members)
+
+    monkeypatch.setattr(CacheStage, "_batch", cramped)
+    written(cache_plan(), tmp_path / "out")
+    one, other = TeacherCache(plain), TeacherCache(tmp_path / "out")
+    for row in range(len(one)):
+        torch.testing.assert_close(one.relations(row, 4), other.relations(row, 4), rtol=0, atol=1e-4)
+
+    def full(self, rows, members):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(CacheStage, "_batch", full)
+    with pytest.raises(ResourceError, match=r"Out of memory on cpu with the row '.*' of \d+ tokens alone"):
+        written(cache_plan(), tmp_path / "full")
+
+
+def test_nan_is_named_by_row_and_layer(cache_plan, tiny_teacher, tmp_path, documents):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_teacher, broken)
+    model = AutoModelForCausalLM.from_pretrained(broken)
+    poison = documents[9]["teacher_input_ids"][-2]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[poison] = 1e38
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e38)
+    model.save_pretrained(broken)
+    row = next(each["id"] for each in documents if poison in each["teacher_input_ids"])
+    with pytest.raises(UserError, match=r"^Row '.*', .* of layer \d: the teacher gives NaN") as told:
+        written(cache_plan(teacher={"model": str(broken)}), tmp_path / "out")
+    assert row in str(told.value) or any(each["id"] in str(told.value) for each in documents)
+
+
+def test_commands_know_a_cache(command, plain, prepared, documents, tmp_path):
+    code, out, err = command("info", plain)
+    assert (code, err) == (0, "")
+    assert all(word in out for word in ("teacher cache", "LlamaForCausalLM", "24 rows", "relations", "2 (words)"))
+    assert json.loads(command("info", plain, "--json")[1])["rows"] == 24
+    code, out, _ = command("verify", plain, "--dataset", prepared)
+    assert code == 0
+    assert "nothing wrong" in out
+    assert json.loads(command("verify", plain, "--quick", "--json")[1])["ok"]
+    assert command("verify", prepared, "--dataset", prepared)[0] != 0
+    assert command("verify", plain, "--teacher", "x")[0] != 0
+    code, out, err = command("inspect", plain, "--row", 2)
+    assert (code, err) == (0, "")
+    assert documents[2]["id"] in out
+    found = json.loads(command("inspect", plain, "--id", documents[2]["id"], "--json")[1])
+    assert found["row"] == 2
+    layer = found["layers"]["4"]
+    text = documents[2]["text"]
+    assert layer["units"] == [text[a:b] for a, b in (documents[2]["chunks"][unit] for unit in layer["unit_index"])]
+    assert len(layer["relations"]) == len(layer["units"]) == len(layer["unit_weights"])
+    code, _, err = command("inspect", plain, "--row", 24)
+    assert code != 0
+    assert "24 rows" in err
+
+
+def test_a_cache_is_shown_without_its_dataset(command, plain, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(plain, alone)
+    manifest = json.loads((alone / "manifest.json").read_text(encoding="utf-8"))
+    manifest["config"]["dataset"] = str(tmp_path / "gone")
+    (alone / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    code, out, _ = command("inspect", alone, "--row", 1)
+    assert code == 0
+    assert "numbered only" in out
+    assert json.loads(command("inspect", alone, "--json")[1])["layers"]["2"]["units"] is None
+
+
+def test_the_command_caches_and_says_what_it_left_out(command, prepared, tiny_teacher, tmp_path):
+    arguments = ["cache-teacher", prepared, "--teacher", tiny_teacher, "-o", tmp_path / "out", "--limit", 5]
+    code, out, err = command(*arguments, "--dry-run")
+    assert code == 0, err
+    assert all(word in out for word in ("relations", "bytes/document", "5 rows", "`states` are left out"))
+    assert not (tmp_path / "out").exists()
+    code, out, err = command(*arguments)
+    assert code == 0, err
+    assert "`states` are left out" in err
+    assert "5 rows" in out
+    kept = TeacherCache(tmp_path / "out")
+    assert kept.layers == {2: "words", 3: "chunks", 4: "chunks"}
+    code, out, _ = command(*arguments)
+    assert "already finished" in out
+    code, out, _ = command(*arguments, "--student-layers", "1,2", "--student-depth", 2, "--overwrite", "--json")
+    assert code == 0
+    assert json.loads(out)["config"]["layers"][0] == {"layer": 2, "granularity": "words"}
+    assert "mta-prep cache-teacher" in command("cache-teacher", "--help")[1]
+
+
+def test_weights_of_a_shard_cost_what_the_plan_says(cache_plan):
+    """Bytes by row, which decide where shards begin, add up to the bytes of the whole."""
+    plan = cache_plan(signals=EVERY, layers=LAYERS)
+    rows = plan.documents.read(planning.granularities(plan.config), 0, plan.documents.rows)
+    shard = rows.shard(plan.config.layers, "covered")
+    each = planning._Price.of(plan.config, plan.shape).of_rows(shard)
+    tensors = planning.tensors(plan.config, plan.shape, shard.counts()).values()
+    pointer = planning._total(plan.config, plan.shape, planning.nothing(plan.config))
+    assert int(each.sum()) + pointer == sum(spec.bytes for spec in tensors)

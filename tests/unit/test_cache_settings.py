@@ -1,0 +1,127 @@
+"""Recipes and layers to a config: the paper's own pairs, what is dropped and why, what is refused."""
+
+import pytest
+
+from pipeline.teacher.settings import (
+    Choice,
+    TeacherShape,
+    automatic_layers,
+    listed_layers,
+    mapped_layers,
+    resolved,
+    size,
+)
+from schemas.errors import UsageError
+from schemas.signals import RECIPES
+
+SHAPE = TeacherShape(depth=32, hidden_size=64, vocabulary=1000, architecture="LlamaForCausalLM", dtype="bfloat16")
+VALUES = {"dataset": "d", "teacher": {"model": "m"}}
+
+
+def settle(choice=Choice(), same_tokens=True, **values):  # noqa: B008  # frozen
+    return resolved(VALUES | values, "test", choice, SHAPE, same_tokens)
+
+
+def pairs(layers):
+    return [(each.layer, each.granularity) for each in layers]
+
+
+@pytest.mark.parametrize(
+    ("student", "student_depth", "teacher_depth", "expected"),
+    [  # the pairs of arXiv 2605.01374
+        ([6, 9, 12], 12, 48, [24, 36, 48]),
+        ([14, 16, 18, 20, 22, 24], 24, 24, [14, 16, 18, 20, 22, 24]),
+        ([16, 18, 20, 22, 24], 24, 32, [21, 24, 26, 29, 32]),
+    ],
+)
+def test_the_papers_pairs_of_layers(student, student_depth, teacher_depth, expected):
+    found = pairs(mapped_layers(student, student_depth, teacher_depth))
+    assert [layer for layer, _ in found] == expected
+    assert [name for _, name in found] == ["words"] + ["chunks"] * (len(expected) - 1)
+    assert pairs(mapped_layers(student[::-1], student_depth, teacher_depth)) == found
+
+
+def test_automatic_layers():
+    assert pairs(automatic_layers(32)) == [(16, "words"), (24, "chunks"), (32, "chunks")]
+    assert pairs(automatic_layers(1)) == [(1, "words")]
+    assert settle()[0].layers == automatic_layers(32)
+    assert settle(Choice(layers="auto"))[0].layers == automatic_layers(32)
+
+
+def test_layers_as_written():
+    assert pairs(listed_layers("24:words, 36:chunks,48:phrases")) == [(24, "words"), (36, "chunks"), (48, "phrases")]
+    config, _ = settle(Choice(layers="30:chunks,0:words"))
+    assert pairs(config.layers) == [(0, "words"), (30, "chunks")]
+    config, _ = settle(Choice(student_layers="6,9,12", student_depth=12))
+    assert pairs(config.layers) == [(16, "words"), (24, "chunks"), (32, "chunks")]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes(name):
+    config, notes = settle(Choice(recipe=name))
+    assert set(config.signals) == set(RECIPES[name])
+    assert notes == []
+    assert config.state_tokens == ("all" if name in ("fdd", "sra") else "covered")
+    assert (config.layers == ()) == (name == "logits")
+
+
+def test_mta_keeps_states_only_of_equal_tokens_and_says_so():
+    assert settle()[0].signals == ("relations", "states")
+    config, notes = settle(same_tokens=False)
+    assert config.signals == ("relations",)
+    assert "`states` are left out" in notes[0]
+    assert settle(Choice(signals="states,relations"), same_tokens=False)[0].signals == ("relations", "states")
+
+
+def test_the_command_line_goes_before_the_file():
+    base = {"signals": ["final"], "state_tokens": "all", "layers": [{"layer": 3, "granularity": "words"}]}
+    assert settle(**base | {"layers": []})[0].signals == ("final",)
+    config, _ = settle(Choice(recipe="mta-dsa"), **base)
+    assert (config.signals, config.state_tokens, pairs(config.layers)) == (("relations",), "all", [(3, "words")])
+    assert pairs(settle(Choice(recipe="mta", layers="5:words"), **base)[0].layers) == [(5, "words")]
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        (Choice(recipe="mtb"), "no recipe 'mtb'"),
+        (Choice(recipe="mta", signals="units"), "--recipe and --signals"),
+        (Choice(signals="relation"), "signals"),
+        (Choice(signals=""), "signals"),
+        (Choice(layers="33:words"), r"has layers 0 \(embeddings\) to 32, not 33"),
+        (Choice(layers="3"), "'3' is no layer with its units"),
+        (Choice(layers="3:sentences"), "words, chunks, phrases"),
+        (Choice(layers="-1:words"), "'-1' is no layer"),
+        (Choice(layers="³:words"), "is no layer"),
+        (Choice(layers="3:words,3:chunks"), "Teacher layer 3 is asked for with words and with chunks"),
+        (Choice(layers="3:words", student_layers="1", student_depth=2), "--layers and --student-layers"),
+        (Choice(student_layers="1"), "go together"),
+        (Choice(student_layers="13", student_depth=12), "from 0 to --student-depth"),
+        (Choice(student_layers="", student_depth=12), "got none"),
+        (Choice(recipe="logits", layers="3:words"), "once a document"),
+        (Choice(signals="relations", layers=""), "none is chosen"),
+        (Choice(signals="attention", layers="0:words"), "attend to nothing"),
+    ],
+)
+def test_what_does_not_fit_is_told(choice, told):
+    with pytest.raises(UsageError, match=told):
+        settle(choice)
+
+
+def test_more_likely_tokens_than_there_are():
+    with pytest.raises(UsageError, match="more than the 1000 tokens"):
+        settle(Choice(signals="topk"), topk=1001)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1000000", 10**6), ("512MiB", 2**29), ("2GB", 2 * 10**9), ("1.5 kib", 1536), ("64k", 64_000), ("1GiB", 2**30)],
+)
+def test_sizes(text, expected):
+    assert size(text.replace(" ", "")) == expected
+
+
+@pytest.mark.parametrize("text", ["", "much", "5TB", "GiB", "nan", "infMB", "1..5K"])
+def test_no_sizes(text):
+    with pytest.raises(UsageError, match="is no size"):
+        size(text)

@@ -1,0 +1,177 @@
+"""Where a teacher's files are, and who it is: a hash over its weights, computed once."""
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from huggingface_hub import HfApi, errors
+from transformers.utils import cached_file
+
+from schemas.config import TeacherConfig
+from schemas.errors import ResourceError, UserError
+
+_PROBE_SECONDS: Final = 10.0
+_HTTP_ERROR: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # of whichever HTTP client the hub uses
+#: In the order in which transformers looks for them; an index names further files.
+_WEIGHTS: Final = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's folder or hub id, pinned."""
+
+    name: str
+    revision: str | None = None  # commit of a hub id
+    gguf_file: str | None = None
+    local_only: bool = False  # the hub could not be reached: only what its local cache holds
+
+    def options(self, config: TeacherConfig) -> dict[str, Any]:
+        """Arguments of every `from_pretrained` from here."""
+        options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "local_files_only": self.local_only}
+        if self.revision is not None:
+            options["revision"] = self.revision
+        if self.gguf_file is not None:
+            options["gguf_file"] = self.gguf_file
+        return options
+
+
+def locate(config: TeacherConfig) -> Source:
+    """The model's folder, or its hub id at the commit that its revision is now.
+
+    `config.model` may also be a GGUF file. Raises UserError if it is neither there nor on the hub.
+    """
+    subject = f"The teacher {config.model!r}"
+    path = Path(config.model).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(str(path.parent), gguf_file=path.name)
+    if path.is_dir():
+        if config.gguf_file is not None and not (path / config.gguf_file).is_file():
+            raise UserError(f"{subject}: there is no file {config.gguf_file} in that folder.")
+        if config.gguf_file is None and not (path / "config.json").is_file():
+            files = sorted(each.name for each in path.glob("*.gguf"))
+            hint = (
+                f"Name one of its GGUF files: {', '.join(files)}." if files else "Save a model there, or name another."
+            )
+            raise UserError(f"{subject}: the folder holds no config.json. {hint}")
+        return Source(str(path), gguf_file=config.gguf_file)
+    if path.is_file() or path.is_absolute() or config.model.startswith((".", "~")) or config.model.count("/") > 1:
+        raise UserError(f"{subject}: no such folder. Give a folder with a config.json, a GGUF file, or a hub id.")
+    try:
+        # asked once, where loading itself would retry for most of a minute
+        found = HfApi().model_info(config.model, revision=config.revision, timeout=_PROBE_SECONDS)
+    except errors.HFValidationError as error:
+        raise UserError(f"{subject} is no local folder and no valid hub id ({first_line(error)})") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{subject} has no revision {config.revision!r} on the hub.") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{subject} is no local folder, and the hub has no such id or it is private. Check the spelling, or log in."
+        ) from None
+    except (_HTTP_ERROR, errors.OfflineModeIsEnabled):
+        return Source(config.model, config.revision, config.gguf_file, local_only=True)
+    return Source(config.model, found.sha, config.gguf_file)
+
+
+def identity(config: TeacherConfig) -> dict[str, Any]:
+    """Who the teacher is: `name`, `revision` (commit of a hub id, else None), `sha256`.
+
+    The name is a hub id, or the own name of a folder or GGUF file. The hash is over config.json, the weight files and
+    with `trust_remote_code` the code in a folder (or over the GGUF file alone), so it is the same wherever they lie.
+    Each file's is computed once, and remembered in the user's cache folder by path, size and time of change. Loads no
+    weights. Raises as `locate`, and if there are no weights.
+    """
+    source = locate(config)
+    files = _files(config, source)
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(f"{_file_hash(path)}  {name}\n".encode())
+    folder = Path(source.name)
+    # the local cache has a folder for each commit
+    revision = next(iter(files.values())).parent.name if source.local_only else source.revision
+    name = source.gguf_file or folder.resolve().name if folder.is_dir() else source.name
+    return {"name": name, "revision": revision, "sha256": digest.hexdigest()}
+
+
+def _files(config: TeacherConfig, source: Source) -> dict[str, Path]:
+    """The files that make the model, by name."""
+    if source.gguf_file is not None:
+        path = _find(source, source.gguf_file)
+        if path is None:
+            raise _nothing(config, source, source.gguf_file)
+        return {"weights.gguf": path}
+    description = _find(source, "config.json")
+    listed = next(((name, path) for name in _WEIGHTS if (path := _find(source, name)) is not None), None)
+    if description is None or listed is None:
+        raise _nothing(config, source, "config.json and model.safetensors")
+    found = {"config.json": description}
+    if config.trust_remote_code:
+        found |= {code.name: code for code in Path(source.name).glob("*.py")}
+    name, path = listed
+    if not name.endswith(".index.json"):
+        return found | {name: path}
+    shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    for shard in shards:
+        where = _find(source, shard)
+        if where is None:
+            raise _nothing(config, source, shard)
+        found[shard] = where
+    return found
+
+
+def _find(source: Source, name: str) -> Path | None:
+    path = cached_file(
+        source.name,
+        name,
+        revision=source.revision,
+        local_files_only=source.local_only,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else Path(path)
+
+
+def _nothing(config: TeacherConfig, source: Source, wanted: str) -> UserError:
+    subject = f"The teacher {config.model!r}"
+    if source.local_only:
+        return ResourceError(
+            f"{subject} is no local folder, the hub cannot be reached, and its local cache lacks the model. Name a folder, "
+            "or try again with a network connection."
+        )
+    return UserError(f"{subject} lacks {wanted}; download it again, or save it with `save_pretrained`.")
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256 of a file, remembered; where nothing can be remembered it is computed every time."""
+    path = path.resolve()
+    state = path.stat()
+    key = hashlib.sha256(f"{path}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()
+    note = _cache_folder() / "weights" / key
+    with contextlib.suppress(OSError):
+        return note.read_text(encoding="ascii")
+    with path.open("rb") as stream:
+        value = hashlib.file_digest(stream, "sha256").hexdigest()
+    part = note.with_name(f"{key}.{os.getpid()}.part")
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(value, encoding="ascii")
+        part.replace(note)
+    return value
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "mta-prep"
+
+
+def first_line(error: Exception) -> str:
+    """An exception's first line as a sentence."""
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line if line.endswith((".", "!", "?")) else line + "."
