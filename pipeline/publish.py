@@ -71,7 +71,7 @@ def publish(
     with folder as (space, done):
         before = len(done)
         if space is None:
-            return Outcome(product.read(out), plan.shards, already_finished=True)
+            return Outcome(None if rank.number else product.read(out), plan.shards, already_finished=True)
         if before and not rank.number:
             console.stderr.print(f"Going on: {before} of {plan.shards} shards were already finished.")
         mine = {index for index in range(plan.shards) if index not in done and rank.takes(index)}

@@ -30,7 +30,7 @@ from pipeline.teacher.settings import TeacherShape
 from pipeline.teacher.stage import CacheStage
 from schemas.columns import side_column
 from schemas.config import CacheConfig, TeacherConfig
-from schemas.errors import ResourceError
+from schemas.errors import ResourceError, UserError
 from schemas.manifest import CacheManifest, Manifest, OtherFile, read_cache_manifest, read_manifest
 from schemas.signals import HEAD, INDEX, SHARDS, index_schema
 from trainer.source import identity
@@ -107,6 +107,8 @@ def planned(config: CacheConfig, notes: list[str], shape: TeacherShape) -> Plan:
     folder = Path(config.dataset)
     dataset = read_manifest(folder)
     documents = planning.documents_of(folder, dataset, config.limit)
+    if not documents.rows:
+        raise UserError(f"The dataset {folder} has no rows, so there is nothing to cache.")
     measured = planning.measure(documents, config, shape)
     unseen = matching.require_match(config.teacher, shape, dataset, documents, measured)
     who = identity(matching.located(config.teacher))

@@ -97,10 +97,12 @@ def cache_teacher(
 ) -> None:
     """Run a teacher over a prepared dataset once, and keep what losses need of it.
 
-    An interrupted run goes on where it stopped: run the same command again. Several GPUs: `torchrun --nproc-per-node 8 -m
-    pipeline cache-teacher …`, or --workers 8; the bytes are the same. One cache serves every student of the dataset.
+    An interrupted run goes on where it stopped: run the same command again. One cache serves every student of the
+    dataset, also one that it is aligned with later.
 
-    Example: mta-prep cache-teacher prepared --teacher Qwen/Qwen2.5-7B --device cuda --recipe mta -o cache
+    Example: mta-prep cache-teacher prepared --teacher Qwen/Qwen2.5-7B --device cuda -o cache
+
+    On 8 GPUs, for the same bytes: torchrun --nproc-per-node 8 -m pipeline cache-teacher … (or --workers 8)
     """
     from pipeline.cli import merge
     from pipeline.ranks import Rank

@@ -101,8 +101,9 @@ class CacheStage:
                 f"takes {limit}; prepare the dataset with a teacher `max_length` of {limit} or less."
             )
         self.device = loaded.device
-        # a model that is spread over devices keeps them busy as it is, and its hooks are bound to one copy
-        self.threads = 1 if teacher.device_map else threads if self.device.type == "cpu" else GPU_THREADS
+        # what other libraries have put into a model (placement over devices, packed weights) belongs to one copy
+        plain = not (teacher.device_map or teacher.quantization)
+        self.threads = {"cpu": threads, "cuda": GPU_THREADS}.get(self.device.type, 1) if plain else 1
         self._idle: SimpleQueue[_Runner] = SimpleQueue()
         first = Forward(loaded, request)
         self._head = first.head

@@ -268,15 +268,15 @@ def test_nan_is_named_by_row_and_layer(cache_plan, tiny_teacher, tmp_path, docum
     broken = tmp_path / "broken"
     shutil.copytree(tiny_teacher, broken)
     model = AutoModelForCausalLM.from_pretrained(broken)
-    poison = documents[9]["teacher_input_ids"][-2]
+    poison = documents[9]["teacher_input_ids"][len(documents[9]["teacher_input_ids"]) // 2]
     with torch.no_grad():
-        model.model.embed_tokens.weight[poison] = 1e38
-        model.model.layers[1].mlp.down_proj.weight.mul_(1e38)
+        model.model.embed_tokens.weight[poison] = float("nan")
     model.save_pretrained(broken)
-    row = next(each["id"] for each in documents if poison in each["teacher_input_ids"])
     with pytest.raises(UserError, match=r"^Row '.*', .* of layer \d: the teacher gives NaN") as told:
         written(cache_plan(teacher={"model": str(broken)}), tmp_path / "out")
-    assert row in str(told.value) or any(each["id"] in str(told.value) for each in documents)
+    with_it = [each["id"] for each in documents if poison in each["teacher_input_ids"]]
+    assert 0 < len(with_it) < len(documents)
+    assert any(f"Row {name!r}," in str(told.value) for name in with_it)
 
 
 def test_commands_know_a_cache(command, plain, prepared, documents, tmp_path):
