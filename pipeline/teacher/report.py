@@ -20,7 +20,7 @@ def show_estimate(found: dict[str, Any], out: Path) -> None:
     share = found["estimated_bytes"] / found["plain_bf16_bytes"]
     console.stdout.print(
         f"Would write {found['rows']} rows ({found['tokens']} tokens) in {found['shards']} shards to {out}: about "
-        f"{console.size(found['estimated_bytes'])} ({100 * share:.2g}% of bf16 hidden states of as many layers), "
+        f"{console.size(found['estimated_bytes'])} ({100 * share:.3g}% of bf16 hidden states of as many layers), "
         f"{console.duration(found['estimated_seconds'])} with {found['workers']} workers of {found['threads']} threads (from "
         f"{found['sample_tokens']} tokens, computed and thrown away)."
     )
@@ -77,7 +77,7 @@ def _show_sizes(manifest: CacheManifest, config: CacheConfig) -> None:
         others[manifest.head.file] = manifest.head.bytes
     _show_parts(planning.parts(config, shape, counts), counts.rows, others)
     share = _bytes(manifest) / planning.plain_bytes(config, shape, counts)
-    console.stdout.print(f"All files: {100 * share:.2g}% of bf16 hidden states of as many layers.")
+    console.stdout.print(f"All files: {100 * share:.3g}% of bf16 hidden states of as many layers.")
 
 
 def _show_parts(parts: list[dict[str, Any]], rows: int, others: dict[str, int]) -> None:
