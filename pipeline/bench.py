@@ -27,6 +27,7 @@ from pipeline import prepare
 from pipeline.parse import model, network
 from pipeline.parse.base import Constituents, Words
 from pipeline.parse.engine import Engine
+from pipeline.parse.scoring import joined_chains
 from schemas.config import ParseConfig, SideConfig
 
 #: Sentence lengths of the table, in words.
@@ -85,10 +86,8 @@ def stock_spans(parser: ChartParser, parse: Any) -> set[tuple[int, int, str]]:
 
 def engine_spans(tree: Constituents) -> set[tuple[int, int, str]]:
     """The same of ours, unary chains joined as benepar joins them."""
-    chains: dict[tuple[int, int], str] = {}
-    for (start, end), label in zip(tree.spans.tolist(), tree.labels, strict=True):
-        chains[start, end] = f"{chains[start, end]}::{label}" if (start, end) in chains else label
-    return {(start, end, label) for (start, end), label in chains.items()}
+    labelled = zip(tree.spans.tolist(), tree.labels, strict=True)
+    return set(joined_chains((start, end, label) for (start, end), label in labelled))
 
 
 def score_of(parser: ChartParser, scores: np.ndarray, spans: set[tuple[int, int, str]]) -> float:
@@ -104,12 +103,13 @@ class Difference:
     margin: float  # stock tree minus ours, in stock's float32 scores
 
 
-def differences(parser: ChartParser, engine: Engine, sentences: Sequence[Words]) -> list[Difference]:
-    """Sentences whose labelled spans are not those of stock benepar."""
+def differences(
+    parser: ChartParser, sentences: Sequence[Words], spans: Sequence[set[tuple[int, int, str]]]
+) -> list[Difference]:
+    """Sentences whose labelled spans, ours being `spans`, are not those of stock benepar."""
     found = []
-    parses = stock_parses(parser, sentences)
-    for words, parse, tree in zip(sentences, parses, engine.constituents(sentences), strict=True):
-        theirs, ours = stock_spans(parser, parse), engine_spans(tree) if tree is not None else set()
+    for words, parse, ours in zip(sentences, stock_parses(parser, sentences), spans, strict=True):
+        theirs = stock_spans(parser, parse)
         if theirs != ours:
             (scores,) = parser.parse(stock_examples([words]), return_scores=True)
             margin = score_of(parser, scores, theirs) - score_of(parser, scores, ours)
@@ -226,8 +226,9 @@ def measure(
             if pool and length <= engine.max_words:
                 table[length] = {name: round(value, 1) for name, value in rates(pool).items()}
                 progress(f"{length} words: {table[length]}")
-        differ = differences(stock._parser, engine, sentences)
-        changed = sum(a != b for a, b in zip(*(spans_of(e, sentences) for e in (engine, int8)), strict=True))
+        spans = spans_of(engine, sentences)
+        differ = differences(stock._parser, sentences, spans)
+        changed = sum(a != b for a, b in zip(spans, spans_of(int8, sentences), strict=True))
 
     def ratio(over: str, of: str = "ours") -> float:
         return round(median(one[of] / one[over] for one in seen), 3)
@@ -249,6 +250,6 @@ def measure(
     }
 
 
-def spans_of(engine: Engine, sentences: Sequence[Words]) -> list[set[tuple[int, int, str]] | None]:
-    """Labelled spans of each sentence."""
-    return [None if tree is None else engine_spans(tree) for tree in engine.constituents(sentences)]
+def spans_of(engine: Engine, sentences: Sequence[Words]) -> list[set[tuple[int, int, str]]]:
+    """Labelled spans of each sentence, none of one that is too long."""
+    return [set() if tree is None else engine_spans(tree) for tree in engine.constituents(sentences)]

@@ -65,20 +65,30 @@ def locate(config: TeacherConfig) -> Source:
         return Source(str(path), gguf_file=config.gguf_file)
     if path.is_file() or path.is_absolute() or config.model.startswith((".", "~")) or config.model.count("/") > 1:
         raise UserError(f"{subject}: no such folder. Give a folder with a config.json, a GGUF file, or a hub id.")
+    commit = hub_commit(subject, config.model, config.revision)
+    if commit is None:
+        return Source(config.model, config.revision, config.gguf_file, local_only=True)
+    return Source(config.model, commit, config.gguf_file)
+
+
+def hub_commit(subject: str, name: str, revision: str | None) -> str | None:
+    """The commit that a revision of the hub id `name` is now; None if the hub cannot be reached.
+
+    Asked once, where loading itself would retry for most of a minute. Raises UserError, beginning with `subject`, if the
+    hub has no such id or revision.
+    """
     try:
-        # asked once, where loading itself would retry for most of a minute
-        found = HfApi().model_info(config.model, revision=config.revision, timeout=_PROBE_SECONDS)
+        return HfApi().model_info(name, revision=revision, timeout=_PROBE_SECONDS).sha
     except errors.HFValidationError as error:
-        raise UserError(f"{subject} is no local folder and no valid hub id ({first_line(error)})") from None
+        raise UserError(f"{subject} is no local folder and no valid hub id ({first_line(error)}).") from None
     except errors.RevisionNotFoundError:
-        raise UserError(f"{subject} has no revision {config.revision!r} on the hub.") from None
+        raise UserError(f"{subject} has no revision {revision!r} on the hub.") from None
     except errors.RepositoryNotFoundError:
         raise UserError(
             f"{subject} is no local folder, and the hub has no such id or it is private. Check the spelling, or log in."
         ) from None
     except (_HTTP_ERROR, errors.OfflineModeIsEnabled):
-        return Source(config.model, config.revision, config.gguf_file, local_only=True)
-    return Source(config.model, found.sha, config.gguf_file)
+        return None
 
 
 def identity(config: TeacherConfig) -> dict[str, Any]:

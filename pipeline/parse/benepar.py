@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
@@ -58,6 +58,24 @@ def has_no_word(words: Sequence[str]) -> bool:
     return not any(char.isalnum() for word in words for char in word)
 
 
+def parsed_parts(document: Document, longest: int, counts: Counter[str]) -> Iterator[tuple[int, Sentence]]:
+    """(index of the sentence, the sentence or a piece of it) of all that is to be parsed; the rest is counted by reason."""
+    for place, sentence in enumerate(document.sentences):
+        if not sentence.parse:
+            counts["sentences_code"] += 1
+        elif has_no_word(sentence.words.words):
+            counts["sentences_punctuation"] += 1
+        else:
+            parts = pieces(sentence, longest)
+            counts["sentences_split"] += len(parts) > 1
+            yield from ((place, part) for part in parts)
+
+
+def trees_of(engine: Engine, parts: Sequence[Sentence]) -> list[Constituents | None]:
+    """The tree of each sentence or piece, None where it is too long for the model."""
+    return engine.constituents([plain(part.words) for part in parts])
+
+
 class BeneparParser:
     """The default parser: NP and VP from constituents (protocol: `pipeline.parse.base.Parser`)."""
 
@@ -81,18 +99,12 @@ class BeneparParser:
     def extract(self, documents: Sequence[Document]) -> list[Units]:
         """Units of each document; see `pipeline.align.units` for their definition."""
         counts = [Counter[str]() for _ in documents]
-        todo: list[tuple[int, int, Sentence]] = []
-        for row, document in enumerate(documents):
-            for place, sentence in enumerate(document.sentences):
-                if not sentence.parse:
-                    counts[row]["sentences_code"] += 1
-                elif has_no_word(sentence.words.words):
-                    counts[row]["sentences_punctuation"] += 1
-                else:
-                    parts = pieces(sentence, self.longest)
-                    counts[row]["sentences_split"] += len(parts) > 1
-                    todo.extend((row, place, part) for part in parts)
-        trees = self.engine.constituents([plain(part.words) for _, _, part in todo])
+        todo = [
+            (row, place, part)
+            for row, document in enumerate(documents)
+            for place, part in parsed_parts(document, self.longest, counts[row])
+        ]
+        trees = trees_of(self.engine, [part for _, _, part in todo])
         found: list[dict[int, list[tuple[Sentence, Constituents]]]] = [{} for _ in documents]
         for (row, place, part), tree in zip(todo, trees, strict=True):
             if tree is None:

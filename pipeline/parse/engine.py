@@ -22,8 +22,7 @@ from pipeline.parse import network
 from pipeline.parse.base import Constituents, Words
 from pipeline.parse.chart import best_trees, best_trees_on_device, span_count
 from pipeline.parse.packed import PackedParser
-from schemas.errors import ResourceError
-from trainer.memory import out_of_memory
+from trainer.memory import in_halves
 
 #: Label-head rows computed at once. On a CPU few, since their hidden units (2 MB at 256) then stay in its cache.
 SPANS_AT_ONCE = {"cpu": 2048}
@@ -121,21 +120,12 @@ class Engine:
         return results
 
     def _batch_or_halves(self, batch: Sequence[network.Encoded]) -> list[Constituents]:
-        """`_batch`, and where memory runs out the same in two parts."""
-        try:
-            return self._batch(batch)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-        if len(batch) == 1:
-            raise ResourceError(
-                f"Out of memory on {self.packed.device} with a single sentence of {batch[0].words} words in work; "
-                "lower --max-words or use fewer workers."
-            )
-        if self.packed.device.type == "cuda":
-            torch.cuda.empty_cache()
-        middle = len(batch) // 2
-        return self._batch_or_halves(batch[:middle]) + self._batch_or_halves(batch[middle:])
+        """`_batch`, and where memory runs out the same in parts."""
+
+        def alone(item: network.Encoded) -> str:
+            return f"a single sentence of {item.words} words in work; lower --max-words or use fewer workers."
+
+        return list(chain.from_iterable(in_halves(self._batch, batch, self.packed.device, alone)))
 
     @torch.inference_mode()
     def _batch(self, batch: Sequence[network.Encoded]) -> list[Constituents]:

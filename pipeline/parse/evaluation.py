@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from pipeline.parse.base import Constituents, Document, Sentence
-from pipeline.parse.benepar import has_no_word, pieces, plain
+from pipeline.parse.benepar import parsed_parts, trees_of
 from pipeline.parse.engine import Engine
 from pipeline.parse.scoring import Bracket, Scores, brackets, compacted, is_scored, scored
 from pipeline.parse.treebank import GoldTree, read_trees, words_of
@@ -212,17 +212,13 @@ def on_raw_text(
 def _parse_documents(
     engine: Engine, segmenter: Segmenter, longest: int, texts: Sequence[RawText]
 ) -> tuple[list[Document], list[list[tuple[Sentence, Constituents | None]]]]:
-    """Documents, and the parsed sentences (or their pieces) of each, as `BeneparParser.extract` would parse them."""
+    """Documents, and the parsed sentences (or their pieces) of each, as `BeneparParser.extract` parses them."""
     documents = segmenter.segment([raw.text for raw in texts], [0] * len(texts))
     todo = [
-        (row, part)
-        for row, document in enumerate(documents)
-        for sentence in document.sentences
-        if sentence.parse and not has_no_word(sentence.words.words)
-        for part in pieces(sentence, longest)
+        (row, part) for row, document in enumerate(documents) for _, part in parsed_parts(document, longest, Counter())
     ]
     parsed: list[list[tuple[Sentence, Constituents | None]]] = [[] for _ in documents]
-    for (row, part), tree in zip(todo, engine.constituents([plain(part.words) for _, part in todo]), strict=True):
+    for (row, part), tree in zip(todo, trees_of(engine, [part for _, part in todo]), strict=True):
         parsed[row].append((part, tree))
     return documents, parsed
 

@@ -42,6 +42,14 @@ def brackets(tree: Tree) -> list[Bracket]:
     return found
 
 
+def joined_chains(found: Iterable[Bracket]) -> list[Bracket]:
+    """One bracket a span, unary chains joined from the top with `::` (benepar's labels)."""
+    joined: dict[tuple[int, int], str] = {}
+    for start, end, label in found:
+        joined[start, end] = f"{joined[start, end]}::{label}" if (start, end) in joined else label
+    return [(start, end, label) for (start, end), label in joined.items()]
+
+
 def is_scored(tags: Sequence[str]) -> Bool[np.ndarray, " words"]:
     """Whether each word is kept: not tagged as punctuation."""
     return np.array([tag not in PUNCTUATION_TAGS for tag in tags], dtype=bool)

@@ -77,11 +77,8 @@ class Example:
 
 
 def collapsed_spans(tree: GoldTree) -> list[tuple[int, int, str]]:
-    """[start, end) spans, one each, unary chains joined from the top with `::` (benepar's labels)."""
-    joined: dict[tuple[int, int], str] = {}
-    for start, end, label in scoring.brackets(tree.tree):
-        joined[start, end] = f"{joined[start, end]}::{label}" if (start, end) in joined else label
-    return [(start, end, label) for (start, end), label in joined.items()]
+    """[start, end) spans, one each, with benepar's labels (`scoring.joined_chains`)."""
+    return scoring.joined_chains(scoring.brackets(tree.tree))
 
 
 def build_parser(recipe: Recipe, label_vocab: dict[str, int], tag_vocab: dict[str, int]) -> ChartParser:

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import HfApi, errors
 
 from schemas.columns import Side
 from schemas.config import SideConfig
 from schemas.errors import ResourceError, UserError
+from trainer.source import first_line, hub_commit
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -18,8 +18,6 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
 )
-_PROBE_SECONDS = 10.0
-_HTTP_ERROR: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # of whichever HTTP client the hub uses
 
 
 def load_fast_tokenizer(side: Side, config: SideConfig) -> Any:
@@ -45,7 +43,7 @@ def load_fast_tokenizer(side: Side, config: SideConfig) -> Any:
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.suffix == ".json":
         raise UserError(f"{subject}: no such folder or file. Give a folder with a tokenizer.json, or a hub id.")
     else:
-        online = _reachable(subject, config)
+        online = hub_commit(subject, name, config.revision) is not None
         tokenizer = _build(
             subject,
             transformers.AutoTokenizer.from_pretrained,
@@ -62,29 +60,12 @@ def load_fast_tokenizer(side: Side, config: SideConfig) -> Any:
     return tokenizer
 
 
-def _reachable(subject: str, config: SideConfig) -> bool:
-    """Whether the hub answers for this id; asked once, where loading itself would retry for most of a minute."""
-    try:
-        HfApi().model_info(config.tokenizer, revision=config.revision, timeout=_PROBE_SECONDS)
-    except errors.HFValidationError as error:
-        raise UserError(f"{subject} is no local folder and no valid hub id ({_first_line(error)}).") from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{subject} has no revision {config.revision!r} on the hub.") from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{subject} is no local folder, and the hub has no such id or it is private. Check the spelling, or log in."
-        ) from None
-    except (_HTTP_ERROR, errors.OfflineModeIsEnabled):
-        return False
-    return True
-
-
 def _build(subject: str, build: Any, *source: str, **options: Any) -> Any:
     """Build it; what fails is told in a sentence. Bad files make the libraries raise anything from KeyError to Exception."""
     try:
         return build(*source, **options)
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if options.get("local_files_only"):
             raise ResourceError(
                 f"{subject} is no local folder, the hub cannot be reached, and the local cache lacks it. Name a folder "
@@ -97,8 +78,3 @@ def _build(subject: str, build: Any, *source: str, **options: Any) -> Any:
         raise UserError(
             f"{subject} cannot be loaded as a fast tokenizer: {reason} Choose one with an intact tokenizer.json."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line if line.endswith((".", "!", "?")) else line + "."

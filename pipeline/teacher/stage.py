@@ -27,10 +27,10 @@ from pipeline.teacher import planning
 from pipeline.teacher.documents import Documents, Rows
 from pipeline.teacher.settings import TeacherShape
 from schemas.config import CacheConfig, TeacherConfig
-from schemas.errors import ResourceError, UserError
+from schemas.errors import UserError
 from schemas.signals import HEAD, LAYER_SIGNALS
 from trainer.forward import Forward, Request, plan
-from trainer.memory import out_of_memory
+from trainer.memory import in_halves
 from trainer.shard import Packed, ShardTensors, pack
 from trainer.signals import layer_signals
 from trainer.teacher import Head, load_teacher
@@ -161,21 +161,15 @@ class CacheStage:
         )
 
     def _batch_or_halves(self, rows: Rows, members: Sequence[int]) -> list[tuple[Sequence[int], Packed]]:
-        """A batch, and where memory runs out the same in two parts."""
-        try:
-            return [(members, self._batch(rows, members))]
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-        if len(members) == 1:
-            raise ResourceError(
-                f"Out of memory on {self.device} with the row {rows.ids[members[0]]!r} of {rows.lengths[members[0]]} "
-                "tokens alone in a batch. Use a smaller --dtype, --device-map auto, or fewer workers."
+        """A batch, and where memory runs out the same in parts."""
+
+        def alone(row: int) -> str:
+            return (
+                f"the row {rows.ids[row]!r} of {rows.lengths[row]} tokens alone in a batch. Use a smaller --dtype, "
+                "--device-map auto, or fewer workers."
             )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        middle = len(members) // 2
-        return self._batch_or_halves(rows, members[:middle]) + self._batch_or_halves(rows, members[middle:])
+
+        return list(in_halves(lambda part: (part, self._batch(rows, part)), members, self.device, alone))
 
     def _batch(self, rows: Rows, members: Sequence[int]) -> Packed:
         """Everything that is kept of a batch, on the CPU."""

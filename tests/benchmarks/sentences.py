@@ -17,43 +17,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import spacy
-from benepar.ptb_unescape import guess_space_after, ptb_unescape
-from nltk.tree import Tree
 
+from pipeline.parse.evaluation import SENTENCES_PER_DOCUMENT, raw_text
 from pipeline.parse.treebank import read_trees
 from pipeline.read.segment import Segmenter
 from schemas.config import SegmentConfig
 
-SENTENCES_PER_DOCUMENT = 10
 STOPS = (".", "!", "?", "…")
 CLOSERS = "\"'”’»)]"
 #: Sentence starts of each text.
 Candidate = Callable[[Sequence[str]], list[list[int]]]
 
 
-def detokenize(tree: Tree) -> str:
-    """The sentence as running text."""
-    words = tree.leaves()
-    space_after = guess_space_after(words)
-    for i, (_, tag) in enumerate(tree.pos()):
-        if tag == "``":
-            space_after[i] = False
-        elif tag == "''" and i:
-            space_after[i - 1] = False
-    pairs = zip(ptb_unescape(words), space_after, strict=True)
-    return "".join(word + " " * space for word, space in pairs).strip()
-
-
 def documents(path: Path, skip: int, limit: int | None) -> tuple[list[str], list[list[int]]]:
     """Texts of ten sentences, and where all but the first sentence begin."""
     end = None if limit is None else skip + limit
-    sentences = [detokenize(gold.tree) for gold in itertools.islice(read_trees(path), skip, end)]
-    texts, starts = [], []
-    for i in range(0, len(sentences), SENTENCES_PER_DOCUMENT):
-        group = sentences[i : i + SENTENCES_PER_DOCUMENT]
-        texts.append(" ".join(group))
-        starts.append(list(itertools.accumulate(len(sentence) + 1 for sentence in group[:-1])))
-    return texts, starts
+    trees = list(itertools.islice(read_trees(path), skip, end))
+    step = SENTENCES_PER_DOCUMENT
+    texts = [raw_text(trees[first : first + step]) for first in range(0, len(trees), step)]
+    return [raw.text for raw in texts], [raw.sentences[1:, 0].tolist() for raw in texts]
 
 
 def segmenter(method: str) -> Candidate:

@@ -2,9 +2,7 @@
 
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -123,7 +121,7 @@ def test_a_folder_that_cannot_be_written(said, tmp_path):
     assert str(out) in text
 
 
-def test_a_full_disk_loses_nothing(settings_for, prepared, contents, tmp_path):
+def test_a_full_disk_loses_nothing(on_full_disk, settings_for, prepared, contents, tmp_path):
     """The kernel refuses to let a file grow past the limit, as a full disk does; the run then goes on without it."""
     config, out = tmp_path / "config.yaml", tmp_path / "out"
     config.write_text(settings_for().to_yaml(), encoding="utf-8")
@@ -131,11 +129,7 @@ def test_a_full_disk_loses_nothing(settings_for, prepared, contents, tmp_path):
     sizes = sorted(path.stat().st_size for path in prepared.glob("data-*.arrow"))
     assert sizes[0] < sizes[-1]
 
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[-1] - 1, resource.RLIM_INFINITY))
-
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+    done = on_full_disk(command, sizes[-1] - 1)
     assert done.returncode == Exit.RESOURCE, done.stderr
     assert "No room left" in done.stderr
     assert not (out / "manifest.json").exists()

@@ -1,14 +1,9 @@
 """A teacher cache under SIGKILL, damage, wrong partners and a full disk: each is found and named, and nothing is lost."""
 
 import json
-import multiprocessing
-import os
-import resource
 import shutil
-import signal
-import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -54,31 +49,11 @@ def plain(plan, tmp_path_factory):
     return out
 
 
-def run_and_die(plan, out, name, when):
-    """Cache in this process, which kills itself at the point."""
-    real = Path.replace
-
-    def replace(self, target):
-        hit = Path(target).name == name
-        if hit and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        moved = real(self, target)
-        if hit:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return moved
-
-    Path.replace = replace
-    cache.cache(plan, out, workers=1, quiet=True)
-
-
 @pytest.mark.parametrize(("name", "when"), POINTS)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_killed_at_a_named_point(plan, plain, contents, tmp_path, name, when):
+def test_killed_at_a_named_point(killed_at, plan, plain, contents, tmp_path, name, when):
     out = tmp_path / "out"
-    child = multiprocessing.get_context("fork").Process(target=run_and_die, args=(plan, out, name, when))
-    child.start()
-    child.join(timeout=300)
-    assert child.exitcode == -signal.SIGKILL, "the point was never reached"
+    killed_at(name, when, partial(cache.cache, plan, out, workers=1, quiet=True))
     whole = (out / MANIFEST).exists()
     assert whole == ((name, when) == (MANIFEST, "after"))
     if not whole:
@@ -94,11 +69,9 @@ def test_killed_at_a_named_point(plan, plain, contents, tmp_path, name, when):
     assert left == contents(plain)
 
 
-def test_a_head_that_was_lost_is_written_again(plan, plain, contents, tmp_path):
+def test_a_head_that_was_lost_is_written_again(killed_at, plan, plain, contents, tmp_path):
     out = tmp_path / "out"
-    child = multiprocessing.get_context("fork").Process(target=run_and_die, args=(plan, out, "00002.json", "after"))
-    child.start()
-    child.join(timeout=300)
+    killed_at("00002.json", "after", partial(cache.cache, plan, out, workers=1, quiet=True))
     (out / "head.safetensors").unlink()
     cache.cache(plan, out, workers=1, quiet=True)
     assert contents(out) == contents(plain)
@@ -327,11 +300,9 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_row(plan, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-def test_room_that_finished_shards_take_counts(plan, plain, contents, tmp_path, monkeypatch):
+def test_room_that_finished_shards_take_counts(killed_at, plan, plain, contents, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    child = multiprocessing.get_context("fork").Process(target=run_and_die, args=(plan, out, "00002.json", "after"))
-    child.start()
-    child.join(timeout=300)
+    killed_at("00002.json", "after", partial(cache.cache, plan, out, workers=1, quiet=True))
     there = sum(path.stat().st_size for path in (*(out / "shards").iterdir(), out / "head.safetensors"))
     usage = shutil.disk_usage(tmp_path)
     left = sum(plan.sizes().values()) - there
@@ -343,7 +314,7 @@ def test_room_that_finished_shards_take_counts(plan, plain, contents, tmp_path, 
     assert contents(out) == contents(plain)
 
 
-def test_a_disk_full_in_the_middle_loses_nothing(cache_plan, contents, tmp_path):
+def test_a_disk_full_in_the_middle_loses_nothing(on_full_disk, cache_plan, contents, tmp_path):
     """The kernel refuses to let a file grow past the limit, as a full disk does; the run then goes on without it."""
     plan, plain, out = cache_plan(), tmp_path / "plain", tmp_path / "out"
     cache.cache(plan, plain, workers=1, quiet=True)
@@ -359,11 +330,7 @@ def test_a_disk_full_in_the_middle_loses_nothing(cache_plan, contents, tmp_path)
     ]
     sizes = sorted(path.stat().st_size for path in (plain / "shards").iterdir())
 
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[-1] - 1, resource.RLIM_INFINITY))
-
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+    done = on_full_disk(command, sizes[-1] - 1)
     assert done.returncode == Exit.RESOURCE, done.stderr
     assert "No room left" in done.stderr
     assert not (out / MANIFEST).exists()

@@ -1,13 +1,12 @@
 """SIGKILL at named points and at random times: what is left is never taken for whole, and resuming gives the same bytes."""
 
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from functools import partial
 
 import pytest
 
@@ -33,32 +32,12 @@ POINTS = [
 ]
 
 
-def run_and_die(config, out, name, when):
-    """Prepare in this process, which kills itself at the point."""
-    real = Path.replace
-
-    def replace(self, target):
-        hit = Path(target).name.startswith(name)
-        if hit and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        moved = real(self, target)
-        if hit:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return moved
-
-    Path.replace = replace
-    prepare(config, out, workers=1, quiet=True)
-
-
 @pytest.mark.parametrize(("name", "when"), POINTS)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_killed_at_a_named_point(settings_for, prepared, contents, tmp_path, name, when):
+def test_killed_at_a_named_point(killed_at, settings_for, prepared, contents, tmp_path, name, when):
     out = tmp_path / "out"
     config = settings_for()
-    child = multiprocessing.get_context("fork").Process(target=run_and_die, args=(config, out, name, when))
-    child.start()
-    child.join(timeout=300)
-    assert child.exitcode == -signal.SIGKILL, "the point was never reached"
+    killed_at(name, when, partial(prepare, config, out, workers=1, quiet=True))
     whole = (out / MANIFEST).exists()
     assert whole == ((name, when) == (MANIFEST, "after"))
     if not whole:

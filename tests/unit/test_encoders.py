@@ -22,6 +22,7 @@ from pipeline.bench import score_of, stock_examples
 from pipeline.parse import network
 from pipeline.parse.base import Words
 from pipeline.parse.engine import Engine
+from pipeline.parse.scoring import joined_chains
 from pipeline.read.segment import Segmenter
 from schemas.config import SegmentConfig
 
@@ -252,21 +253,13 @@ def assert_trees_are_stocks(parser: ChartParser, given: list[Words]) -> None:
         if ours != spans:
             # random scores can tie to within the rounding of sums of some dozens of them; a tie it must then be
             (scores,) = parser.parse(stock_examples([sentence]), return_scores=True)
-            theirs = chained(spans)
-            assert abs(score_of(parser, scores, theirs) - score_of(parser, scores, chained(ours))) < 1e-4, (
+            theirs = set(joined_chains(spans))
+            assert abs(score_of(parser, scores, theirs) - score_of(parser, scores, set(joined_chains(ours)))) < 1e-4, (
                 sentence.words
             )
             unlike += 1
         assert tree.tags == tags
     assert unlike <= len(given) / 100
-
-
-def chained(spans: list[tuple[int, int, str]]) -> set[tuple[int, int, str]]:
-    """One span each, unary chains joined from the top."""
-    joined: dict[tuple[int, int], str] = {}
-    for start, end, label in spans:
-        joined[start, end] = f"{joined[start, end]}::{label}" if (start, end) in joined else label
-    return {(start, end, label) for (start, end), label in joined.items()}
 
 
 @pytest.mark.parametrize("kind", WRITERS)

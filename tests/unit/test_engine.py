@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from pipeline.parse import network
 from pipeline.parse.base import Words
-from pipeline.parse.engine import Engine, out_of_memory
+from pipeline.parse.engine import Engine
 from pipeline.parse.int8 import Int8Linear
 from pipeline.parse.packed import PackedParser, attention, runs_of
 from schemas.errors import ResourceError, UsageError
+from trainer.memory import out_of_memory
 
 TEXTS = [
     "The small cat that I saw has been sleeping quietly on the old sofa , and wants to stay .",
