@@ -1,0 +1,133 @@
+"""What a training config may say: student, data, terms of the loss, optimisation, checkpoints, logging."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from schemas.columns import Granularity
+from schemas.config import Strict, TeacherConfig
+from schemas.signals import Weights
+
+
+class CutConfig(Strict):
+    """A student cut from a deeper model: its decoder layers that are kept, from 0, in this order."""
+
+    layers: tuple[int, ...] = Field(min_length=1)
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters (peft). `targets` None: every linear layer but the output head."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=64, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    targets: tuple[str, ...] | None = None
+
+
+class StudentConfig(Strict):
+    """The model that learns."""
+
+    model: str | None = None  # folder or hub id; None: described by `config` alone
+    revision: str | None = None
+    gguf_file: str | None = None  # of that folder or repository
+    #: its weights, fresh ones of its config, or some of its layers
+    init: Literal["pretrained", "config"] | CutConfig = "pretrained"
+    #: keys of the model's config to override; without `model`: `model_type` and the rest
+    config: dict[str, Any] = Field(default_factory=dict)
+    trust_remote_code: bool = False
+    lora: LoraConfig | None = None  # None: full fine-tuning
+    gradient_checkpointing: bool = False
+    packing: bool = True  # documents without padding, where the architecture allows it
+
+    @model_validator(mode="after")
+    def _described(self) -> "StudentConfig":
+        if self.model is None and (self.init != "config" or "model_type" not in self.config):
+            raise ValueError("without `model`, a student needs `init: config` and a `config` with its `model_type`")
+        return self
+
+
+class PairConfig(Strict):
+    """A student layer, the teacher layer it is aligned with (indices into `hidden_states`), and their units."""
+
+    student: int = Field(ge=0)
+    teacher: int = Field(ge=0)
+    granularity: Granularity
+
+
+class DataConfig(Strict):
+    """Which documents, in what portions. The order is a function of `seed` and the epoch alone."""
+
+    dataset: str
+    caches: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1)  # only the first rows
+    held_out: int = Field(default=0, ge=0)  # rows kept for validation, chosen by `seed`
+    batch_size: int = Field(default=16, ge=1)  # documents of one optimizer step, over all ranks
+    micro_batches: int = Field(default=1, ge=1)  # parts in which a rank works through its share of them
+    workers: int = Field(default=1, ge=0)  # processes per rank that read ahead; 0: none
+    seed: int = 42
+
+
+class OptimConfig(Strict):
+    """AdamW."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    projector_lr: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0, ge=0)  # steps; below 1: part of all steps
+    final_lr: float = Field(default=0, ge=0, le=1)  # at the end, as a part of `lr`
+    clip: float = Field(default=1.0, ge=0)  # of the gradient's norm; 0: none
+
+
+class CheckpointConfig(Strict):
+    """When to save, and what to keep."""
+
+    every: int | None = Field(default=None, ge=1)  # steps; None: only at the end, and when interrupted
+    keep: int = Field(default=2, ge=1)  # newest ones
+    best: bool = False  # also the one with the lowest held-out loss
+
+
+class LogConfig(Strict):
+    """Where to tell."""
+
+    every: int = Field(default=10, ge=1)  # steps
+    tensorboard: bool = True
+    wandb: bool = False
+    trackio: bool = False
+    project: str = "mta-prep"  # of wandb and trackio
+
+
+class TrainConfig(Strict):
+    """Everything that decides a training run."""
+
+    student: StudentConfig
+    data: DataConfig
+    #: signals from caches, or computed in every step by `teacher_model`
+    teacher: Literal["cached", "live"] = "cached"
+    teacher_model: TeacherConfig | None = None
+    weights: Weights = "centrality"  # of the live teacher's tokens, and of the student's
+    #: None: the cache's layers, each with the student layer that it is the partner of
+    layers: tuple[PairConfig, ...] | None = None
+    #: terms by name, each with its own options (`trainer.objectives`)
+    objectives: dict[str, dict[str, Any]] = Field(min_length=1)
+    optim: OptimConfig = OptimConfig()
+    epochs: float = Field(default=1, gt=0)
+    steps: int | None = Field(default=None, ge=1)  # instead of epochs
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    deepspeed: str = "zero0"  # a name in trainer/configs/deepspeed, or a JSON file
+    device: str | None = None  # None: DeepSpeed's choice
+    seed: int = 42  # of fresh weights and dropout
+    validate_every: int | None = Field(default=None, ge=1)  # steps; None: at checkpoints and at the end
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    out: str = "runs/train"
+
+    @model_validator(mode="after")
+    def _taught(self) -> "TrainConfig":
+        if self.teacher == "live" and self.teacher_model is None:
+            raise ValueError("`teacher: live` needs `teacher_model`, the model to run")
+        if self.teacher == "live" and self.layers is None and set(self.objectives) & {"dsa", "hidden", "fdd"}:
+            raise ValueError("`teacher: live` needs `layers`: which student layer goes with which teacher layer")
+        return self

@@ -1,0 +1,132 @@
+"""What a term of the loss is. One file a term, registered in `trainer.objectives`.
+
+A term is a sum over elements (tokens, units, pairs) divided by a denominator, in one part or several (one a layer, say),
+which are averaged or added. Denominators depend on the data alone, so the trainer adds them up over all micro-batches and
+ranks of a step before anything is computed: the loss of a step, and its gradient, do not depend on how its documents were
+dealt out, and nothing of it depends on padding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor, nn
+
+from schemas.config import Strict
+from schemas.training import PairConfig
+from trainer.batch import Batch
+
+#: What a term may ask for of a teacher layer: signals of a cache; `position_states` are `states` at response positions.
+LayerNeed = Literal["relations", "units", "states", "position_states"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a term needs of the teacher."""
+
+    layers: Mapping[int, frozenset[LayerNeed]] = field(default_factory=dict)  # by teacher layer
+    final: bool = False
+    topk: bool = False
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether student and teacher must have the same tokens."""
+        return self.final or self.topk or any({"states", "position_states"} & each for each in self.layers.values())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a term is built for."""
+
+    pairs: tuple[PairConfig, ...]  # layers, lowest first
+    student_size: int  # hidden size
+    teacher_size: int
+    student_weights: Literal["centrality", "uniform"] = "centrality"  # of tokens
+
+
+class Ramp(Strict):
+    """A weight that changes linearly from `start` to `end` over the first part `over` of all steps, then stays."""
+
+    start: float = Field(ge=0)
+    end: float = Field(ge=0)
+    over: float = Field(default=1.0, gt=0, le=1)
+
+    def at(self, progress: float) -> float:
+        """The weight when `progress` (0 to 1) of all steps are done."""
+        return self.start + (self.end - self.start) * min(progress / self.over, 1.0)
+
+
+class Options(Strict):
+    """What every term's config has."""
+
+    weight: float | Ramp = 1.0
+
+    def weight_at(self, progress: float) -> float:
+        """The weight when `progress` (0 to 1) of all steps are done."""
+        return self.weight.at(progress) if isinstance(self.weight, Ramp) else self.weight
+
+
+class Objective(nn.Module):
+    """A term; its parameters, if it has any, are the projectors, which are no part of the student."""
+
+    options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Any, setting: Setting) -> None:
+        super().__init__()
+        self.config = options
+        self.setting = setting
+
+    def needs(self) -> Needs:
+        """What it needs of the teacher."""
+        return Needs()
+
+    def student_layers(self) -> tuple[int, ...]:
+        """Student layers (indices into `hidden_states`) whose states it looks at, besides the last one's logits."""
+        return ()
+
+    def denominators(self, batch: Batch) -> Float[Tensor, " parts"]:
+        """float64, on the CPU: a denominator for each part, of this micro-batch alone."""
+        raise NotImplementedError
+
+    def combined(self, parts: Float[Tensor, " parts"]) -> Float[Tensor, ""]:
+        """The term of its parts, each already divided: their mean."""
+        return parts.mean()
+
+
+class StateObjective(Objective):
+    """A term on hidden states."""
+
+    def forward(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch) -> Float[Tensor, " parts"]:
+        """Numerators, of this micro-batch alone, with gradients to `states` (the student's, flat) and projectors.
+
+        Finite, and connected to every parameter of its own, also for a batch without units.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Some positions, at which the student and the teacher give logits for the next token; float32."""
+
+    student: Float[Tensor, "positions vocabulary"]
+    targets: Int64[Tensor, " positions"]
+    inner: Mapping[int, Float[Tensor, "positions vocabulary"]]  # student layer -> its states through the output head
+    teacher: Float[Tensor, "positions teacher_vocabulary"] | None = None
+    teacher_inner: Mapping[int, Float[Tensor, "positions teacher_vocabulary"]] = field(default_factory=dict)
+    topk_indices: Int64[Tensor, "positions k"] | None = None
+    topk_logprobs: Float[Tensor, "positions k"] | None = None
+
+
+class LogitObjective(Objective):
+    """A term on logits: a mean over response tokens. Computed on some positions at a time (`trainer.logits`)."""
+
+    def denominators(self, batch: Batch) -> Float[Tensor, " one"]:
+        """The number of response tokens."""
+        return torch.tensor([len(batch.targets)], dtype=torch.float64)
+
+    def per_token(self, logits: Logits) -> Float[Tensor, " positions"]:
+        """The loss at each position, differentiable in the student's logits; float32."""
+        raise NotImplementedError
