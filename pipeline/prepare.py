@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline import assemble, embedded, run
+from pipeline import assemble, run
 from pipeline.dataset import DATASET, Outcome
 from pipeline.parse.base import Parser
 from pipeline.publish import publish
@@ -29,6 +29,7 @@ from pipeline.read.sources import Source, read_rows
 from pipeline.read.template import Rendered, Renderer, resolve_template
 from pipeline.read.tokenizers import OffsetTokenizer
 from pipeline.store import shards
+from schemas import embedded
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig, ParserConfig
 from schemas.errors import UserError

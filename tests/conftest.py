@@ -32,7 +32,7 @@ SAMPLE_ROWS = 24
 @pytest.fixture(scope="session")
 def sample_file(tmp_path_factory):
     """Some rows of the embedded sample: prose, code, scripts, emoji."""
-    from pipeline import embedded
+    from schemas import embedded
 
     lines = Path(embedded.resolve("embedded:sample")).read_text(encoding="utf-8").splitlines(keepends=True)
     path = tmp_path_factory.mktemp("sample") / "rows.jsonl"
@@ -101,7 +101,7 @@ def tiny_teacher(tmp_path_factory):
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pipeline import embedded
+    from schemas import embedded
 
     folder = tmp_path_factory.mktemp("tiny-teacher") / "llama"
     torch.manual_seed(3)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from huggingface_hub import HfApi, errors
 from transformers.utils import cached_file
 
+from schemas import embedded
 from schemas.config import TeacherConfig
 from schemas.errors import ResourceError, UserError
 
@@ -47,10 +48,10 @@ class Source:
 def locate(config: TeacherConfig) -> Source:
     """The model's folder, or its hub id at the commit that its revision is now.
 
-    `config.model` may also be a GGUF file. Raises UserError if it is neither there nor on the hub.
+    `config.model` may also be a GGUF file, or an embedded one's name. Raises UserError if it is neither there nor on the hub.
     """
     subject = f"The teacher {config.model!r}"
-    path = Path(config.model).expanduser()
+    path = Path(embedded.resolve(config.model)).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return Source(str(path.parent), gguf_file=path.name)
     if path.is_dir():

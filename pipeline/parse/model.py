@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from pipeline import DATA
 from pipeline.parse import network
+from schemas import embedded
 from schemas.errors import ResourceError, UserError
 
-EMBEDDED = DATA / "parser"
+EMBEDDED = embedded.DATA / "parser"
 WEIGHTS = "parser.safetensors"
 #: benepar builds the encoder with BERT's pooler, which no parser reads; our files leave it out.
 UNREAD = re.compile(r"^pretrained_model\.pooler\.")

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import assemble, embedded
+from pipeline import assemble
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
 from pipeline.store import files, shards
 from pipeline.store.table import read_shard
+from schemas import embedded
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, arrow_schema
 from schemas.config import ParseConfig
 from schemas.errors import UserError

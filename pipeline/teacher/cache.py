@@ -111,7 +111,7 @@ def planned(config: CacheConfig, notes: list[str], shape: TeacherShape) -> Plan:
         raise UserError(f"The dataset {folder} has no rows, so there is nothing to cache.")
     measured = planning.measure(documents, config, shape)
     unseen = matching.require_match(config.teacher, shape, dataset, documents, measured)
-    who = identity(matching.located(config.teacher))
+    who = identity(config.teacher)
     return Plan(
         config=config,
         shape=shape,
@@ -138,7 +138,6 @@ def make_stage(plan: Plan, local: int, threads: int) -> CacheStage:
 
 def _placed(teacher: TeacherConfig, number: int) -> TeacherConfig:
     """With `cuda` as its device, every process of a machine takes another GPU."""
-    teacher = matching.located(teacher)
     if teacher.device != "cuda" or not torch.cuda.is_available():
         return teacher
     return teacher.model_copy(update={"device": f"cuda:{number % torch.cuda.device_count()}"})

@@ -6,7 +6,6 @@ from typing import Any, Final
 import numpy as np
 import transformers
 
-from pipeline import embedded
 from pipeline.read.loading import TOKENIZER_FILES
 from pipeline.read.tokenizers import OffsetTokenizer
 from pipeline.teacher.documents import Documents
@@ -25,14 +24,9 @@ SAMPLED_ROWS: Final = 64
 _NAMES: Final = frozenset({"name", "revision"})
 
 
-def located(config: TeacherConfig) -> TeacherConfig:
-    """The same teacher with an embedded one's name resolved."""
-    return config.model_copy(update={"model": embedded.resolve(config.model)})
-
-
 def describe(config: TeacherConfig) -> TeacherShape:
     """What the model's config says of it. Reads no weights; raises `UserError` if there is no such model."""
-    source = locate(located(config))
+    source = locate(config)
     try:
         description = transformers.AutoConfig.from_pretrained(source.name, **source.options(config))
     except Exception as error:  # bad files make the library raise anything from KeyError to RuntimeError
@@ -92,7 +86,7 @@ def require_match(
 
 def _tokenizer(teacher: TeacherConfig, dataset: Manifest) -> SideConfig | None:
     """The tokenizer that comes with the model, under the dataset's limits; None where there is none to load."""
-    source = locate(located(teacher))
+    source = locate(teacher)
     folder = Path(source.name)
     if source.gguf_file is not None or (
         folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES)

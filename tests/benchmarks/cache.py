@@ -74,7 +74,7 @@ def main(
     deepest = max(each.layer for each in config.layers)
     cores = cache.threads_of(1, cache.ALONE)
     stage = cache.make_stage(plan, 0, cores)
-    cut = load_teacher(matching.located(config.teacher), deepest)
+    cut = load_teacher(config.teacher, deepest)
     tables = plan.documents.tables(["teacher_input_ids"])
     documents = [np.asarray(ids) for table in tables for ids in table.column(0).to_pylist()]
     lengths = [len(document) for document in documents]
@@ -128,7 +128,7 @@ def main(
         if usual:
             del cut
             torch.set_num_threads(cores)
-            whole = load_teacher(matching.located(config.teacher), None)
+            whole = load_teacher(config.teacher, None)
             took = seconds(the_usual_way)
             result["usual_s"] = round(took, 1)
             result["usual_bytes"] = (Path(folder) / "usual.pt").stat().st_size

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spacy.tokens import Doc, DocBin
 
-from pipeline import embedded
 from pipeline.parse import model
 from pipeline.parse.component import SPACE_TAG, sentences_of
+from schemas import embedded
 from schemas.errors import StateError, UsageError
 
 TEXT = "The small cat has been sleeping quietly on the old sofa."

@@ -83,8 +83,8 @@ def sample_sentences():
     import json
     from pathlib import Path
 
-    from pipeline import embedded
     from pipeline.read.segment import Segmenter
+    from schemas import embedded
     from schemas.config import SegmentConfig
 
     lines = Path(embedded.resolve("embedded:sample")).read_text(encoding="utf-8").splitlines()

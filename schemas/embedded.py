@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Final
 
-from pipeline import DATA
 from schemas.config import SideConfig
 from schemas.errors import UsageError
 
+#: Beside the packages in a checkout and in a wheel.
+DATA: Final = Path(__file__).resolve().parent.parent / "data"
 PREFIX: Final = "embedded:"
 NAMES: Final = {
     "sample": DATA / "sample" / "instructions.jsonl",
