@@ -1,14 +1,13 @@
 """The `mta-prep` command: flags and YAML to configs, one thin function per command."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import console
 from pipeline.parse.commands import eval_parser, export_parser, train_parser
 from pipeline.teacher.commands import cache_teacher
+from schemas import console
 from schemas.columns import Side
 from schemas.config import ParseConfig
 from schemas.errors import Exit, UsageError
@@ -383,23 +382,6 @@ app.command()(eval_parser)
 app.command()(export_parser)
 
 
-#: What typer raises for a wrong command line; it has no public name for the base class.
-USAGE_ERRORS = typer.BadParameter.__mro__[2]
-
-
 def main() -> None:
-    """Entry point: runs a command and turns every error into a sentence and an exit code (`schemas.errors.Exit`)."""
-    debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    try:
-        code = app(args=arguments, prog_name="mta-prep", standalone_mode=False)
-        if code == Exit.INTERRUPTED:  # typer's own word for Ctrl-C
-            console.stderr.print("Interrupted. Finished shards are kept: run the same command again to go on.")
-        sys.exit(code if isinstance(code, int) else Exit.OK)
-    except BrokenPipeError:
-        sys.exit(Exit.OK)  # the reader of our output (head, less) has seen enough
-    except Exception as error:
-        if isinstance(error, USAGE_ERRORS):
-            error.show()  # type: ignore[attr-defined]
-            sys.exit(Exit.USAGE)
-        sys.exit(console.explain(error, debug))
+    """Entry point."""
+    console.run(app, "mta-prep", "Interrupted. Finished shards are kept: run the same command again to go on.")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from pipeline import console, ranks, run
+from pipeline import ranks, run
 from pipeline.store.workspace import Layout, Workspace
+from schemas import console
 
 Manifested = TypeVar("Manifested")
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.text import Text
 
-from pipeline import console
 from pipeline.dataset import Outcome
 from pipeline.store.shards import REJECTED
 from pipeline.store.verify import LISTED, Findings
+from schemas import console
 from schemas.columns import GRANULARITIES, SIDES
 from schemas.manifest import Manifest
 

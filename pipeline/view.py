@@ -11,7 +11,7 @@ from jaxtyping import Int
 from rich.style import Style
 from rich.text import Text
 
-from pipeline import console
+from schemas import console
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, side_column
 from schemas.errors import UsageError
 from schemas.manifest import read_manifest

@@ -117,7 +117,6 @@ class TrainConfig(Strict):
     steps: int | None = Field(default=None, ge=1)  # instead of epochs
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     deepspeed: str = "zero0"  # a name in trainer/configs/deepspeed, or a JSON file
-    device: str | None = None  # None: DeepSpeed's choice
     seed: int = 42  # of fresh weights and dropout
     validate_every: int | None = Field(default=None, ge=1)  # steps; None: at checkpoints and at the end
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import console
+from schemas import console
 from schemas.errors import UsageError, UserError
 
 #: Training files of more trees than this are rotated through: every epoch takes the next part.

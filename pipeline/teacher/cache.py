@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline import console, counts, run
+from pipeline import counts, run
 from pipeline.publish import Outcome, Product, publish
 from pipeline.ranks import ALONE, Rank
 from pipeline.store import files
@@ -28,6 +28,7 @@ from pipeline.teacher.documents import Documents
 from pipeline.teacher.planning import Measured
 from pipeline.teacher.settings import TeacherShape
 from pipeline.teacher.stage import CacheStage
+from schemas import console
 from schemas.columns import side_column
 from schemas.config import CacheConfig, TeacherConfig
 from schemas.errors import ResourceError, UserError
@@ -98,7 +99,7 @@ class Plan:
             INDEX: measured.id_bytes + INDEX_ROW_BYTES * measured.counts.rows,
         }
         if "final" in config.signals:
-            found[HEAD] = self.shape.vocabulary * self.shape.hidden_size * self.shape.number_bytes
+            found[HEAD] = self.shape.vocabulary * self.shape.width(None) * self.shape.number_bytes
         return found
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import console
+from schemas import console
 from schemas.config import CacheConfig, TeacherConfig
 from schemas.errors import UsageError
 from schemas.signals import RECIPES, StateTokens, Storage, Weights

@@ -17,7 +17,7 @@ from schemas.columns import Granularity
 from schemas.config import CacheConfig
 from schemas.errors import StateError
 from schemas.manifest import CacheManifest, Manifest
-from schemas.signals import StateTokens
+from schemas.signals import LAYER_SIGNALS, StateTokens
 from trainer.shard import Counts, LayerCounts, LayerRows, ShardRows, Spec, specs
 from trainer.triangle import pair_rows
 
@@ -49,7 +49,14 @@ def state_tokens(config: CacheConfig) -> StateTokens | None:
 
 def tensors(config: CacheConfig, shape: TeacherShape, counts: Counts) -> dict[str, Spec]:
     """Tensors of a shard that holds this much, by name."""
-    return specs(counts, config.signals, config.storage, config.state_tokens, shape.hidden_size, config.topk)
+    found: dict[str, Spec] = {}
+    for last in (False, True):
+        layers = {layer: of for layer, of in counts.layers.items() if (layer == shape.depth) == last}
+        signals = config.signals if last else [each for each in config.signals if each in LAYER_SIGNALS]
+        width = shape.width(shape.depth) if last else shape.hidden_size
+        part = replace(counts, layers=layers)
+        found |= specs(part, signals, config.storage, config.state_tokens, width, config.topk)
+    return found
 
 
 def shard_bytes(config: CacheConfig, shape: TeacherShape, counts: Counts) -> int:
@@ -73,7 +80,8 @@ def parts(config: CacheConfig, shape: TeacherShape, counts: Counts) -> list[dict
 
 def plain_bytes(config: CacheConfig, shape: TeacherShape, counts: Counts) -> int:
     """What every token's hidden state would take in bf16, of as many layers (at least of one)."""
-    return 2 * counts.tokens * shape.hidden_size * max(1, len(config.layers))
+    layers = [each.layer for each in config.layers] or [shape.depth]
+    return 2 * counts.tokens * sum(map(shape.width, layers))
 
 
 def told(manifest: CacheManifest) -> tuple[TeacherShape, Counts]:
@@ -85,6 +93,7 @@ def told(manifest: CacheManifest) -> tuple[TeacherShape, Counts]:
         vocabulary=int(teacher["vocabulary"]),
         architecture=str(teacher["architecture"]),
         dtype=str(manifest.config["teacher"]["dtype"]),
+        final_size=teacher.get("final_size"),
     )
     found = {
         int(layer): LayerCounts(int(of["units"]), int(of["pairs"]), int(of["state_tokens"]))

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline import console
 from pipeline.publish import Outcome
 from pipeline.teacher import planning
+from schemas import console
 from schemas.config import CacheConfig
 from schemas.manifest import CacheManifest
 

@@ -36,11 +36,17 @@ class TeacherShape:
     vocabulary: int
     architecture: str
     dtype: str  # as it is loaded, if it says so itself
+    final_size: int | None = None  # features of the last hidden state, where they are not `hidden_size`
 
     @property
     def number_bytes(self) -> int:
         """Bytes of one of its weights."""
         return 4 if self.dtype == "float32" else 2
+
+    def width(self, layer: int | None) -> int:
+        """Features of a layer's hidden states; None: of `final`."""
+        last = layer is None or layer == self.depth
+        return self.final_size if last and self.final_size is not None else self.hidden_size
 
     def identity(self) -> dict[str, Any]:
         """What belongs into a manifest."""
@@ -49,6 +55,7 @@ class TeacherShape:
             "depth": self.depth,
             "hidden_size": self.hidden_size,
             "vocabulary": self.vocabulary,
+            **({} if self.final_size is None else {"final_size": self.final_size}),
         }
 
 

@@ -106,6 +106,7 @@ class CacheStage:
         self.threads = {"cpu": threads, "cuda": GPU_THREADS}.get(self.device.type, 1) if plain else 1
         self._idle: SimpleQueue[_Runner] = SimpleQueue()
         first = Forward(loaded, request)
+        self._require_widths(first)
         self._head = first.head
         for number in range(self.threads):
             forward = twin(first) if number else first
@@ -121,6 +122,17 @@ class CacheStage:
             final="final" in config.signals,
             topk=config.topk if "topk" in config.signals else None,
         )
+
+    def _require_widths(self, forward: Forward) -> None:
+        """Raises `UserError` if hidden states are not as wide as was planned with."""
+        last = [self.shape.depth] if "final" in self.config.signals else []
+        for layer in (*(each.layer for each in self.config.layers), *last):
+            if forward.widths[layer] != self.shape.width(layer):
+                raise UserError(
+                    f"The teacher {self.config.teacher.model!r} ({self.shape.architecture}) gives {forward.widths[layer]} "
+                    f"features at layer {layer}, where its config and its output matrix say {self.shape.width(layer)}, so "
+                    "that layer cannot be cached; choose others."
+                )
 
     def run(self, item: tuple[int, int], tick: Tick = untold) -> CacheShard:
         """Rows [first, last). Raises `UserError` naming row and layer of what cannot be stored."""

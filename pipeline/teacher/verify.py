@@ -249,7 +249,7 @@ def _check_against(
 def _check_head(path: Path, shape: TeacherShape, findings: Findings) -> None:
     tensors = load_file(path)
     weight = tensors.get("weight")
-    if weight is None or weight.shape != (shape.vocabulary, shape.hidden_size):
-        findings.problem(f"{path.name} is no output matrix [{shape.vocabulary}, {shape.hidden_size}].")
+    if weight is None or weight.shape != (shape.vocabulary, shape.width(None)):
+        findings.problem(f"{path.name} is no output matrix [{shape.vocabulary}, {shape.width(None)}].")
     elif not all(bool(tensor.to(torch.float32).isfinite().all()) for tensor in tensors.values()):
         findings.problem(f"{path.name} holds NaN or infinite values.")

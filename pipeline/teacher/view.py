@@ -8,9 +8,9 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import console
 from pipeline.teacher.planning import documents_of
 from pipeline.view import visible
+from schemas import console
 from schemas.columns import Granularity
 from schemas.errors import StateError, UsageError
 from schemas.manifest import is_finished, read_manifest

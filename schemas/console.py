@@ -8,8 +8,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NoReturn
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -117,6 +118,31 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         view.add_row(*(Text(cell) for cell in row))
     stdout.print(view)
+
+
+#: What typer raises for a wrong command line; it has no public name for the base class.
+_USAGE_ERRORS: Final = typer.BadParameter.__mro__[2]
+
+
+def run(app: typer.Typer, name: str, interrupted: str) -> NoReturn:
+    """Run a command line, and turn every error into a sentence and an exit code (`schemas.errors.Exit`).
+
+    `interrupted`: what is said after Ctrl-C. `--debug` anywhere shows tracebacks.
+    """
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name=name, standalone_mode=False)
+        if code == Exit.INTERRUPTED:  # typer's own word for Ctrl-C
+            stderr.print(interrupted)
+        sys.exit(code if isinstance(code, int) else Exit.OK)
+    except BrokenPipeError:
+        sys.exit(Exit.OK)  # the reader of our output (head, less) has seen enough
+    except Exception as error:
+        if isinstance(error, _USAGE_ERRORS):
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(Exit.USAGE)
+        sys.exit(explain(error, debug))
 
 
 def explain(error: BaseException, debug: bool) -> Exit:
