@@ -1,6 +1,7 @@
 """Typed configs: YAML in, frozen objects, resolved YAML out. Of an unknown key the nearest known one is named."""
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -55,12 +56,19 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
         return f"`{place}`: {problem['msg'].lower()}, got {problem.get('input')!r}."
     known: type[BaseModel] = model
     for part in problem["loc"][:-1]:
-        inner = known.model_fields[str(part)].annotation
-        candidates = [inner, *get_args(inner)]
-        known = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        if part in known.model_fields:  # else a place in a list, or which of several kinds was tried
+            known = next(_models(known.model_fields[str(part)].annotation), known)
     near = difflib.get_close_matches(str(problem["loc"][-1]), known.model_fields, n=1, cutoff=0.4)
     hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known.model_fields)}."
     return f"unknown key `{place}`; {hint}"
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in a type: itself, members of a union, items of a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
 
 
 class FieldsConfig(Strict):

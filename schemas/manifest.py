@@ -16,6 +16,8 @@ MANIFEST: Final = "manifest.json"
 DATASET_FORMAT: Final = "mta-prep/dataset"
 CACHE_FORMAT: Final = "mta-prep/teacher-cache"
 FORMAT_VERSION: Final = 1
+#: Of a tokenizer's identity, what says nothing of the tokens that it gives.
+_NAMES: Final = frozenset({"name", "revision"})
 
 #: A bare file name: no folder, no way out of the folder it stands in.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
@@ -73,6 +75,15 @@ class Manifest(Strict):
     def to_json(self) -> str:
         """The file's text."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def same_tokens(manifest: Manifest) -> bool:
+    """Whether teacher and student of a dataset have the same tokens, limits included."""
+    teacher, student = (
+        {key: value for key, value in manifest.tokenizers[side].items() if key not in _NAMES}
+        for side in ("teacher", "student")
+    )
+    return teacher == student
 
 
 def is_finished(folder: Path) -> bool:

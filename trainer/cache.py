@@ -12,16 +12,16 @@ when one of its rows is first asked for. A cache may be forked with shards open,
 
 import operator
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Float32, Int32, Int64, Shaped
+from jaxtyping import Float, Float32, Int32, Int64, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -37,6 +37,29 @@ from trainer.triangle import from_fixed_point, pair_rows, square
 
 if TYPE_CHECKING:
     from trainer.teacher import Head
+
+
+#: Of a row's elements, all.
+EVERYTHING: Final = slice(None)
+
+
+def command(config: CacheConfig) -> str:
+    """The command for a cache of this dataset, teacher, layers, signals and limit, into a folder OTHER."""
+    teacher = config.teacher
+    words = ["mta-prep", "cache-teacher", config.dataset, "--teacher", teacher.model]
+    optional = {
+        "--teacher-revision": teacher.revision,
+        "--gguf-file": teacher.gguf_file,
+        "--dtype": None if teacher.dtype == "auto" else teacher.dtype,
+        "--layers": ",".join(f"{each.layer}:{each.granularity}" for each in config.layers) or None,
+        "--signals": ",".join(config.signals),
+        "--state-tokens": None if config.state_tokens == "covered" else config.state_tokens,
+        "--weights": None if config.weights == "centrality" else config.weights,
+        "--limit": None if config.limit is None else str(config.limit),
+    }
+    for flag, value in optional.items():
+        words += [] if value is None else [flag, value]
+    return shlex.join([*words, "-o", "OTHER"])
 
 
 class TeacherCache:
@@ -104,6 +127,12 @@ class TeacherCache:
         """Cosines of every pair of units, as a flat upper triangle (`trainer.triangle`)."""
         return from_fixed_point(self._layer_values(row, layer, "relations", "relations", "pairs"))
 
+    def triangles(self, rows: Sequence[int], layer: int) -> Float32[Tensor, " pairs"]:
+        """Those of several rows, one after the other."""
+        return from_fixed_point(
+            torch.cat([self._layer_values(row, layer, "relations", "relations", "pairs") for row in rows])
+        )
+
     def relations(self, row: int, layer: int) -> Float32[Tensor, "units units"]:
         """Cosines of every pair of units: symmetric, ones on the diagonal."""
         return square(self.triangle(row, layer), len(self.unit_index(row, layer)))
@@ -136,13 +165,32 @@ class TeacherCache:
         shard, place = self._locate(row)
         return decode(*shard.vectors(names.FINAL, shard.pointers(names.ROW_POINTERS), place))
 
-    def topk(self, row: int) -> tuple[Int64[Tensor, "tokens k"], Float32[Tensor, "tokens k"]]:
-        """The most likely next tokens after each token, and their log-probabilities."""
+    def topk(self, row: int, part: slice = EVERYTHING) -> tuple[Int64[Tensor, "tokens k"], Float32[Tensor, "tokens k"]]:
+        """The most likely next tokens after each token, or each of some, and their log-probabilities."""
         self._require_signal("topk")
         shard, place = self._locate(row)
         rows = shard.pointers(names.ROW_POINTERS)
-        indices = shard.elements(names.TOPK_INDICES, rows, place)
-        return indices.to(torch.int64), shard.elements(names.TOPK_LOGPROBS, rows, place).to(torch.float32)
+        indices = shard.elements(names.TOPK_INDICES, rows, place)[part]
+        return indices.to(torch.int64), shard.elements(names.TOPK_LOGPROBS, rows, place)[part].to(torch.float32)
+
+    def vectors(
+        self, row: int, signal: Signal, layer: int | None = None, part: slice = EVERYTHING
+    ) -> Float[Tensor, "elements hidden"]:
+        """`units` or `states` of a layer, or `final`, or some of them, with as little work as can be.
+
+        Vectors without scales are views of the mapped file in the type that they are stored in, not to be written to;
+        others are decoded to float32.
+        """
+        if layer is None:
+            self._require_signal(signal)
+            shard, place = self._locate(row)
+            stored, scale = shard.vectors(names.FINAL, shard.pointers(names.ROW_POINTERS), place)
+        else:
+            self._require_layer(layer, signal)
+            shard, place = self._locate(row)
+            along: Along = "units" if signal == "units" else "states"
+            stored, scale = shard.vectors(layer_name(layer, signal), self._pointers(shard, layer, along), place)
+        return stored[part] if scale is None else decode(stored[part], scale[part])
 
     @cached_property
     def head(self) -> "Head":
@@ -161,6 +209,10 @@ class TeacherCache:
     def logits(self, row: int) -> Float32[Tensor, "tokens vocabulary"]:
         """The teacher's logits after each token, computed in the type of its output matrix, as the teacher does."""
         return self.head.logits(self.final(row)).to(torch.float32)
+
+    def command(self, **changed: Any) -> str:
+        """The command for a cache like this one but for what is `changed` (keys of `CacheConfig`)."""
+        return command(self.config.model_copy(update=changed))
 
     def _layer_values(
         self, row: int, layer: int, signal: Signal | None, part: str, along: Along
@@ -221,7 +273,7 @@ class TeacherCache:
             have = ", ".join(f"{each} ({granularity})" for each, granularity in self.layers.items())
             near = min(self.layers, key=lambda each: abs(each - layer), default=None)
             wanted = LayerConfig(layer=max(layer, 0), granularity="chunks" if near is None else self.layers[near])
-            command = self._command(layers=(*self.config.layers, wanted))
+            command = self.command(layers=(*self.config.layers, wanted))
             raise UsageError(
                 f"{self.folder} has {have or 'no layer'}, not layer {layer}; for one that has: `{command}`."
             )
@@ -230,30 +282,19 @@ class TeacherCache:
 
     def _require_signal(self, signal: Signal) -> None:
         if signal not in self.config.signals:
-            command = self._command(signals=(*self.config.signals, signal))
+            command = self.command(signals=(*self.config.signals, signal))
             have = ", ".join(self.config.signals)
             raise UsageError(f"{self.folder} has {have}, not `{signal}`; for one that has: `{command}`.")
 
     def _for_more_rows(self) -> str:
         if self.config.limit is not None:
-            return f"it was made with a limit of {self.config.limit}, for all rows: `{self._command(limit=None)}`"
-        return f"it holds every row of the dataset it was made of, for another: `{self._command(dataset='DATASET')}`"
-
-    def _command(self, **changed: Any) -> str:
-        """The command for a cache of this dataset, teacher, layers, signals and limit, but for what is `changed`."""
-        config = self.config.model_copy(update=changed)
-        words = ["mta-prep", "cache-teacher", config.dataset, "--teacher", config.teacher.model]
-        if config.layers:
-            words += ["--layers", ",".join(f"{each.layer}:{each.granularity}" for each in config.layers)]
-        words += ["--signals", ",".join(config.signals)]
-        if config.limit is not None:
-            words += ["--limit", str(config.limit)]
-        return shlex.join([*words, "-o", "OTHER"])
+            return f"it was made with a limit of {self.config.limit}, for all rows: `{self.command(limit=None)}`"
+        return f"it holds every row of the dataset it was made of, for another: `{self.command(dataset='DATASET')}`"
 
     def _damaged(self, what: str) -> StateError:
         return StateError(
             f"{self.folder} is damaged: {what}. `mta-prep verify` says what else is wrong; "
-            f"`{self._command()}` makes a new one."
+            f"`{self.command()}` makes a new one."
         )
 
 

@@ -83,7 +83,8 @@ class Forward:
 
     Packed is any model that attends through transformers' attention interface in ways that `packed_attention` knows,
     and that gives the same hidden states for documents in a pack as for each alone, which is tried. `head`: the
-    teacher's, if `final` or `topk` is asked for.
+    teacher's, if `final` or `topk` is asked for. `widths`: features of the hidden states of every layer in memory (some
+    models, OPT-350m for one, project the last one).
     """
 
     def __init__(self, teacher: Teacher, request: Request) -> None:
@@ -107,6 +108,7 @@ class Forward:
             self._kinds or ("sliding_attention" if getattr(config, "sliding_window", None) else "",) * teacher.depth
         )
         self._sliding = frozenset(layer for layer, kind in enumerate(windowed, 1) if kind == "sliding_attention")
+        self.widths: dict[int, int] = {}
         self.packed = self._can_pack()
 
     @torch.no_grad()
@@ -244,6 +246,7 @@ class Forward:
         documents = np.split(ids, np.cumsum(_PROBE_LENGTHS)[:-1])
         alone = [self._alone(document) for document in documents]
         expected = {layer: torch.cat([states[layer] for states in alone]) for layer in alone[0]}
+        self.widths.update((layer, each.shape[-1]) for layer, each in expected.items())
         wanted = frozenset(expected)
         if teacher.model.is_backend_compatible() and set(self._kinds) <= _KINDS:
             with suppress(NotPackable):

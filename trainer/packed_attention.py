@@ -5,7 +5,7 @@ padding stands on the right, a causal document never sees it, so no mask is need
 the batch exists, and of a document only where a sliding window or a soft cap leaves no choice, in blocks of queries.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,9 @@ from transformers import AttentionInterface
 from trainer.ragged import groups, normalize_rows
 
 NAME: Final = "mta_packed"
+#: The keyword under which a body that hands unknown ones on to its attention may be given its `Pack`. What is recomputed
+#: in the backward pass then has the pack of its own forward pass, whenever and in whichever thread that happens.
+PACK: Final = "mta_pack"
 #: Queries at once where scores have to be masked or capped.
 QUERIES_AT_ONCE: Final = 256
 #: What models tell an attention function that is either nothing to it here or known otherwise.
@@ -62,12 +65,24 @@ class Block:
 
     def scatter(self, values: Float[Tensor, "documents width ..."], out: Float[Tensor, "tokens ..."]) -> None:
         """Write its documents' values to their tokens."""
-        flat = values.flatten(0, 1)
-        if self.tokens is None or self.real is None:
+        flat = self.flat(values)
+        if self.tokens is None:
             assert self.start is not None
             out[self.start : self.start + len(flat)] = flat
         else:
-            out.index_copy_(0, self.tokens, flat.index_select(0, self.real))
+            out.index_copy_(0, self.tokens, flat)
+
+    def flat(self, values: Float[Tensor, "documents width ..."]) -> Float[Tensor, "real ..."]:
+        """Its documents' values one after the other, without padding."""
+        flat = values.flatten(0, 1)
+        return flat if self.real is None else flat.index_select(0, self.real)
+
+    def order(self) -> Int64[Tensor, " real"]:
+        """The token that each of `flat` belongs to."""
+        if self.tokens is not None:
+            return self.tokens
+        assert self.start is not None
+        return torch.arange(self.start, self.start + self.documents * self.width, device=self.lengths.device)
 
 
 def blocks(rows: Int64[Tensor, " pointers"], features: int) -> list[Block]:
@@ -97,12 +112,22 @@ class Pack:
     layer: int = 0  # the one in work, counted from 1
     kept: dict[int, Float32[Tensor, " tokens"]] = field(default_factory=dict)
     _blocks: dict[torch.device, list[Block]] = field(default_factory=dict)
+    _back: dict[torch.device, Int64[Tensor, " tokens"]] = field(default_factory=dict)
 
     def blocks(self, device: torch.device) -> list[Block]:
         """Its blocks, on a device."""
         if device not in self._blocks:
             self._blocks[device] = [block.to(device) for block in blocks(self.rows, self.features)]
         return self._blocks[device]
+
+    def join(self, parts: Sequence[Float[Tensor, "_ heads features"]]) -> Float[Tensor, "tokens heads features"]:
+        """What its blocks give as `flat`, in the order of the tokens; one permutation, whose gradient is one too."""
+        device = parts[0].device
+        if len(parts) == 1 and self.blocks(device)[0].tokens is None:
+            return parts[0]
+        if device not in self._back:
+            self._back[device] = torch.cat([block.order() for block in self.blocks(device)]).argsort()
+        return torch.cat(list(parts)).index_select(0, self._back[device])
 
 
 _current: ContextVar[Pack | None] = ContextVar("mta_packed_batch", default=None)
@@ -131,22 +156,23 @@ def attend(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    mta_pack: Pack | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads value_features"], None]:
-    """Softmax attention of every document of the current `Pack` to itself, causal; transformers calls it.
+    """Softmax attention of every document of `mta_pack`, or of the current `packed`, to itself, causal; transformers calls it.
 
-    Query i sees keys j with i - `sliding_window` < j <= i; scores are softcap · tanh(score / softcap) where one is given.
-    Raises NotPackable if the model asks for anything else.
+    Query i sees keys j with i - `sliding_window` < j <= i; scores are softcap · tanh(score / softcap) where one is given;
+    `dropout` is of the probabilities. Raises NotPackable if the model asks for anything else.
     """
-    pack = _current.get()
+    pack = mta_pack if mta_pack is not None else _current.get()
     unknown = sorted(name for name, each in others.items() if each is not None and name not in _HARMLESS)
     causal = getattr(module, "is_causal", True) and others.get("is_causal") is not False
-    if pack is None or attention_mask is not None or unknown or dropout or not causal or query.shape[2] != key.shape[2]:
+    if pack is None or attention_mask is not None or unknown or not causal or query.shape[2] != key.shape[2]:
         raise NotPackable
     if pack.layer in pack.sliding and sliding_window is None:  # it would come as a mask, and none is made
         raise NotPackable
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = value.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+    parts = []
     wanted = pack.layer in pack.attention
     kept = torch.empty(query.shape[2], device=query.device) if wanted else None
     for block in pack.blocks(query.device):
@@ -155,13 +181,15 @@ def attend(
             block.scatter(last_query(q, k, block.lengths, scale, sliding_window, softcap), kept)
         if softcap is None and (sliding_window is None or block.width <= sliding_window):
             grouped = k.shape[1] != q.shape[1]
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=grouped
+            )
         else:
-            mixed = _in_parts(q, k, v, scale, sliding_window, softcap)
-        block.scatter(mixed.transpose(1, 2), out)
+            mixed = _in_parts(q, k, v, scale, sliding_window, softcap, dropout)
+        parts.append(block.flat(mixed.transpose(1, 2)))
     if kept is not None:
         pack.kept[pack.layer] = normalize_rows(kept, pack.rows)
-    return out[None], None
+    return pack.join(parts)[None], None
 
 
 AttentionInterface.register(NAME, attend)  # without a mask function of that name, models build no mask for it
@@ -189,6 +217,7 @@ def _in_parts(
     scale: float,
     sliding_window: int | None,
     softcap: float | None,
+    dropout: float,
 ) -> Float[Tensor, "documents heads width value_features"]:
     """Attention that needs masked or capped scores, some queries at a time, and only the keys that these can see."""
     parts = []
@@ -202,10 +231,15 @@ def _in_parts(
         part = q[:, :, first:last], k[:, :, begin:last], v[:, :, begin:last]
         if softcap is None:
             grouped = k.shape[1] != q.shape[1]
-            parts.append(F.scaled_dot_product_attention(*part, attn_mask=seen, scale=scale, enable_gqa=grouped))
+            parts.append(
+                F.scaled_dot_product_attention(
+                    *part, attn_mask=seen, dropout_p=dropout, scale=scale, enable_gqa=grouped
+                )
+            )
         else:
             values = part[2].repeat_interleave(q.shape[1] // k.shape[1], 1)
-            parts.append(_scores(part[0], part[1], scale, softcap, seen[None, None]).to(q.dtype) @ values)
+            scores = _scores(part[0], part[1], scale, softcap, seen[None, None]).to(q.dtype)
+            parts.append(F.dropout(scores, dropout) @ values)
     return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
 

@@ -1,4 +1,4 @@
-"""Where a teacher's files are, and who it is: a hash over its weights, computed once."""
+"""Where a model's files are, and who it is: a hash over its weights, computed once."""
 
 import contextlib
 import hashlib
@@ -45,12 +45,13 @@ class Source:
         return options
 
 
-def locate(config: TeacherConfig) -> Source:
+def locate(config: TeacherConfig, role: str = "teacher") -> Source:
     """The model's folder, or its hub id at the commit that its revision is now.
 
-    `config.model` may also be a GGUF file, or an embedded one's name. Raises UserError if it is neither there nor on the hub.
+    `config.model` may also be a GGUF file, or an embedded one's name. `role`: what messages call it. Raises UserError if it
+    is neither there nor on the hub.
     """
-    subject = f"The teacher {config.model!r}"
+    subject = f"The {role} {config.model!r}"
     path = Path(embedded.resolve(config.model)).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return Source(str(path.parent), gguf_file=path.name)

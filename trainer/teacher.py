@@ -103,8 +103,12 @@ class Teacher:
             )
         plain = Head(weight, getattr(matrix, "bias", None))
         final, logits = self._probe(matrix, plain)
+        # what is not even of the output matrix's width is changed on its way there
+        candidates = _candidates(self.model.config.get_text_config(decoder=True), plain)
+        if final.shape[1] != weight.shape[1]:
+            candidates = []
         tolerance = max(2 * torch.finfo(logits.dtype).eps, _ROUNDING) * float(logits.abs().max())
-        for head in _candidates(self.model.config.get_text_config(decoder=True), plain):
+        for head in candidates:
             if float((head.logits(final).float() - logits.float()).abs().max()) <= tolerance:
                 return head
         raise UserError(
@@ -156,7 +160,7 @@ def load_teacher(config: TeacherConfig, deepest: int | None) -> Teacher:
     reached and its local cache lacks the model, no memory).
     """
     source = locate(config)
-    options = _options(config, source)
+    options = loading_options(config, source)
     subject = f"The teacher {config.model!r}"
     try:
         description = transformers.AutoConfig.from_pretrained(source.name, **source.options(config))
@@ -182,7 +186,7 @@ def load_teacher(config: TeacherConfig, deepest: int | None) -> Teacher:
     body, name = decoder(model, built)
     layers = body.get_submodule(name)
     del layers[cut if cut is not None else depth :]
-    _check_complete(subject, model, report, cut)
+    check_complete(subject, model, report, cut)
     model.eval().requires_grad_(False)
     text = description.get_text_config(decoder=True)
     return Teacher(
@@ -198,7 +202,7 @@ def load_teacher(config: TeacherConfig, deepest: int | None) -> Teacher:
     )
 
 
-def _options(config: TeacherConfig, source: Source) -> dict[str, Any]:
+def loading_options(config: TeacherConfig, source: Source) -> dict[str, Any]:
     """How weights are to be loaded, as arguments of `from_pretrained`."""
     options: dict[str, Any] = {"dtype": "auto" if config.dtype == "auto" else getattr(torch, config.dtype)}
     if config.device_map and importlib.util.find_spec("accelerate") is None:
@@ -248,11 +252,11 @@ def _model_class(description: Any, depth: int, cut: int | None) -> tuple[Any, in
     return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__}), cut
 
 
-def decoder(model: Any, built: int) -> tuple[Any, str]:
+def decoder(model: Any, built: int, role: str = "teacher") -> tuple[Any, str]:
     """The part of a causal language model that turns token ids into hidden states, and the name in it of its list of
     decoder layers, which holds `built` of them.
 
-    Raises UserError naming the architecture if there is no such list, or more than one.
+    Raises UserError naming the architecture if there is no such list, or more than one; `role`: what it calls the model.
     """
     root = model.get_decoder()
     found: dict[str, nn.ModuleList] = {}
@@ -273,13 +277,16 @@ def decoder(model: Any, built: int) -> tuple[Any, str]:
             path = max(around, key=len)
             return bodies[path], names[0][len(path) + 1 if path else 0 :]
     raise UserError(
-        f"The teacher ({type(model).__name__}) is not built as one list of decoder layers, so its hidden states cannot "
+        f"The {role} ({type(model).__name__}) is not built as one list of decoder layers, so its hidden states cannot "
         "be taken one by one; choose a decoder-only language model."
     )
 
 
-def _check_complete(subject: str, model: Any, report: dict[str, Any], cut: int | None) -> None:
-    """Whatever the files lack would be random; a cut model's output matrix is not used."""
+def check_complete(subject: str, model: Any, report: dict[str, Any], cut: int | None) -> None:
+    """Raises UserError if the files lack weights, which would be random; a cut model's output matrix is not used.
+
+    `report`: what `from_pretrained` tells with `output_loading_info`.
+    """
     missing = {*report["missing_keys"], *(key for key, *_shapes in report["mismatched_keys"])}
     if cut is not None:
         head = model.get_output_embeddings()

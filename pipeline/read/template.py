@@ -22,17 +22,11 @@ from pipeline.read.prompt import PromptTemplate
 from pipeline.read.records import Record, RowError, unpaired_surrogate
 from schemas.config import FieldsConfig
 from schemas.errors import UsageError
+from schemas.prompt import ALPACA, ALPACA_WITH_INPUT
 
+_PLACES: Final = {"instruction": "{{ instruction }}", "input": "{{ input }}"}
 _ALPACA: Final = (
-    "{% if input %}"
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{{ instruction }}\n\n### Input:\n{{ input }}\n\n### Response:\n"
-    "{% else %}"
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{{ instruction }}\n\n### Response:\n"
-    "{% endif %}"
+    f"{{% if input %}}{ALPACA_WITH_INPUT.format(**_PLACES)}{{% else %}}{ALPACA.format(**_PLACES)}{{% endif %}}"
 )
 _CHAT: Final = (
     "{% for turn in messages %}### {{ turn.role | capitalize }}:\n{{ turn.content }}\n\n{% endfor %}### Assistant:\n"

@@ -108,7 +108,7 @@ def cache_teacher(
     from pipeline.ranks import Rank
     from pipeline.teacher import cache as run
     from pipeline.teacher import estimate, matching, report, settings
-    from schemas.manifest import read_manifest
+    from schemas.manifest import read_manifest, same_tokens
 
     if out is None:
         raise UsageError("No output folder: pass --out FOLDER.")
@@ -140,7 +140,7 @@ def cache_teacher(
             raise UsageError(f"Nothing given for {flag} (see mta-prep cache-teacher --help).")
     shape = matching.describe(TeacherConfig.parse(values["teacher"], f"{where}, teacher"))
     choice = settings.Choice(recipe, signals, layers, student_layers, student_depth)
-    same = matching.same_tokens(read_manifest(Path(values["dataset"])))
+    same = same_tokens(read_manifest(Path(values["dataset"])))
     settled, notes = settings.resolved(values, where, choice, shape, same)
     plan = run.planned(settled, notes, shape)
     if dry_run:

@@ -24,8 +24,6 @@ from trainer.teacher import explained
 
 #: Rows that are tokenized again, spread over the dataset.
 SAMPLED_ROWS: Final = 64
-#: Of a tokenizer's identity, what says nothing of the tokens that it gives.
-_NAMES: Final = frozenset({"name", "revision"})
 #: What stands for bytes that are no whole character.
 REPLACEMENT: Final = "\ufffd"
 
@@ -57,15 +55,6 @@ def describe(config: TeacherConfig) -> TeacherShape:
         dtype=own if config.dtype == "auto" else config.dtype,
         final_size=None if last_size == text.hidden_size else last_size,
     )
-
-
-def same_tokens(manifest: Manifest) -> bool:
-    """Whether teacher and student of a dataset have the same tokens, limits included."""
-    teacher, student = (
-        {key: value for key, value in manifest.tokenizers[side].items() if key not in _NAMES}
-        for side in ("teacher", "student")
-    )
-    return teacher == student
 
 
 def require_match(

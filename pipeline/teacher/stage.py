@@ -28,7 +28,7 @@ from pipeline.teacher.documents import Documents, Rows
 from pipeline.teacher.settings import TeacherShape
 from schemas.config import CacheConfig, TeacherConfig
 from schemas.errors import UserError
-from schemas.signals import HEAD, LAYER_SIGNALS
+from schemas.signals import HEAD, LAYER_SIGNALS, VECTOR_SIGNALS
 from trainer.forward import Forward, Request, plan
 from trainer.memory import in_halves
 from trainer.shard import Packed, ShardTensors, pack
@@ -124,14 +124,15 @@ class CacheStage:
         )
 
     def _require_widths(self, forward: Forward) -> None:
-        """Raises `UserError` if hidden states are not as wide as was planned with."""
-        last = [self.shape.depth] if "final" in self.config.signals else []
-        for layer in (*(each.layer for each in self.config.layers), *last):
+        """Raises `UserError` if vectors that are to be kept are not as wide as was planned with."""
+        kept = VECTOR_SIGNALS & set(self.config.signals)
+        layers = [each.layer for each in self.config.layers] if kept & LAYER_SIGNALS else []
+        for layer in (*layers, *([self.shape.depth] if "final" in kept else [])):
             if forward.widths[layer] != self.shape.width(layer):
                 raise UserError(
                     f"The teacher {self.config.teacher.model!r} ({self.shape.architecture}) gives {forward.widths[layer]} "
                     f"features at layer {layer}, where its config and its output matrix say {self.shape.width(layer)}, so "
-                    "that layer cannot be cached; choose others."
+                    "vectors of that layer cannot be cached; choose other layers."
                 )
 
     def run(self, item: tuple[int, int], tick: Tick = untold) -> CacheShard:

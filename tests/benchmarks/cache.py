@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline import machine
 from pipeline.teacher import cache, matching, settings
 from schemas.config import TeacherConfig
-from schemas.manifest import read_manifest
+from schemas.manifest import read_manifest, same_tokens
 from trainer.forward import plan as batches_of
 from trainer.teacher import load_teacher
 
@@ -68,7 +68,7 @@ def main(
     }
     shape = matching.describe(TeacherConfig.parse(values["teacher"], "benchmark"))
     choice = settings.Choice("mta-dsa", None, layers, None, None)
-    same = matching.same_tokens(read_manifest(dataset))
+    same = same_tokens(read_manifest(dataset))
     config, notes = settings.resolved(values, "benchmark", choice, shape, same)
     plan = cache.planned(config, notes, shape)
     deepest = max(each.layer for each in config.layers)

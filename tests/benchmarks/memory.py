@@ -1,9 +1,11 @@
-"""Peak memory of `mta-prep parse` on a long corpus over that on a short one: it must not grow with the corpus.
+"""Peak memory of `mta-prep parse` and `cache-teacher` on a long corpus over that on a short one: it must not grow.
 
     python tests/benchmarks/memory.py [--rows 50000] [--json]
 
 Each run is a process of its own with one worker; its peak resident set, workers included, comes from the kernel.
-`rss_ratio`: the long corpus (default 50,000 rows) over a tenth of it. Rows are short and all different.
+`rss_ratio`, `cache_rss_ratio`: the long corpus (default 50,000 rows) over a tenth of it. Rows are short and all
+different. The embedded teacher's relations, states and last states are cached, about 1 KiB a token, in shards of so few
+tokens that the short corpus has several too.
 """
 
 import json
@@ -19,6 +21,8 @@ from pipeline import machine
 
 SUBJECTS = ["The old farmer", "My younger sister", "A tired engineer", "Every third visitor", "The committee", "Nobody"]
 VERBS = ["has carefully counted", "will never sell", "wanted to repaint", "is still looking for", "could not remember"]
+TEACHER = "embedded:teacher"
+SHARD_TOKENS = 16_384
 PLACES = ["near the river", "behind the station", "in the quiet valley", "on the third floor", "before winter"]
 
 
@@ -38,18 +42,21 @@ def write_rows(path: Path, rows: int) -> None:
             file.write("\n")
 
 
-def peak_mib(path: Path, out: Path) -> float:
+def parse(path: Path, out: Path) -> list[str]:
+    """Arguments of `mta-prep` for a dataset of these rows."""
+    tokenizers = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:bytelevel-bpe"]
+    return ["parse", str(path), "--out", str(out), *tokenizers]
+
+
+def cache_teacher(dataset: Path, out: Path) -> list[str]:
+    """Arguments of `mta-prep` for a cache of this dataset."""
+    kept = ["--signals", "relations,states,final", "--shard-tokens", str(SHARD_TOKENS)]
+    return ["cache-teacher", str(dataset), "--teacher", TEACHER, "--out", str(out), *kept]
+
+
+def peak_mib(arguments: list[str]) -> float:
     """Peak resident set of one run, in MiB."""
-    command = [sys.executable, "-m", "pipeline", "parse", str(path), "--out", str(out)]
-    command += [
-        "--teacher",
-        "embedded:sentencepiece-bpe",
-        "--student",
-        "embedded:bytelevel-bpe",
-        "--workers",
-        "1",
-        "--json",
-    ]
+    command = [sys.executable, "-m", "pipeline", *arguments, "--workers", "1", "--json"]
     code = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
@@ -60,16 +67,20 @@ def peak_mib(path: Path, out: Path) -> float:
 
 
 def main(rows: int = 50_000, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Run the short corpus, then the long one."""
-    peaks = {}
+    """Run both on the short corpus, then on the long one."""
+    peaks: dict[int, float] = {}
+    cache_peaks: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for count in (rows // 10, rows):
-            path = Path(folder) / f"{count}.jsonl"
+            path, dataset = Path(folder) / f"{count}.jsonl", Path(folder) / f"dataset-{count}"
             write_rows(path, count)
-            peaks[count] = peak_mib(path, Path(folder) / f"out-{count}")
+            peaks[count] = peak_mib(parse(path, dataset))
+            cache_peaks[count] = peak_mib(cache_teacher(dataset, Path(folder) / f"cache-{count}"))
     result = {
         "peak_mib": {str(count): round(peak, 1) for count, peak in peaks.items()},
         "rss_ratio": round(peaks[rows] / peaks[rows // 10], 3),
+        "cache_peak_mib": {str(count): round(peak, 1) for count, peak in cache_peaks.items()},
+        "cache_rss_ratio": round(cache_peaks[rows] / cache_peaks[rows // 10], 3),
     }
     machine.report(result, as_json)
 

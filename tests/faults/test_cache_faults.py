@@ -1,20 +1,26 @@
 """A teacher cache under SIGKILL, damage, wrong partners and a full disk: each is found and named, and nothing is lost."""
 
 import json
+import multiprocessing
+import random
+import re
 import shutil
 import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, ElectraConfig
 
 from pipeline import ranks
 from pipeline.realign import realign
 from pipeline.store import workspace
 from pipeline.teacher import cache, matching
 from pipeline.teacher.verify import verify
+from schemas import embedded
 from schemas.errors import Exit, ResourceError, StateError, UsageError, UserError
 from schemas.manifest import MANIFEST, read_cache_manifest
 from trainer.cache import TeacherCache
@@ -34,6 +40,9 @@ POINTS = [
     for when in ("before", "after")
 ]
 SIGNALS = ["relations", "final"]
+#: Caches made, and times that each one's run is killed, at random moments of about as long as it takes.
+CACHES = 3
+KILLS = 3
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +76,32 @@ def test_killed_at_a_named_point(killed_at, plan, plain, contents, tmp_path, nam
     assert all(path.stat().st_mtime_ns == when_written for path, when_written in finished.items()), "a shard was redone"
     left = {path: data for path, data in contents(out).items() if not path.startswith(workspace.WORK)}
     assert left == contents(plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_at_random_times(plan, plain, contents, tmp_path):
+    began = time.monotonic()
+    cache.cache(plan, tmp_path / "timed", workers=1, quiet=True)
+    took = time.monotonic() - began
+    moments = random.Random(5)
+    unfinished = 0
+    for out in (tmp_path / str(number) for number in range(CACHES)):
+        for _ in range(KILLS):
+            child = multiprocessing.get_context("fork").Process(
+                target=partial(cache.cache, plan, out, workers=1, quiet=True)
+            )
+            child.start()
+            child.join(moments.uniform(0, took))
+            child.kill()
+            child.join()
+            if not (out / MANIFEST).exists():
+                unfinished += 1
+                with pytest.raises(StateError):
+                    TeacherCache(out)
+        cache.cache(plan, out, workers=1, quiet=True)
+        left = {path: data for path, data in contents(out).items() if not path.startswith(workspace.WORK)}
+        assert left == contents(plain)
+    assert unfinished >= CACHES, "hardly a run was killed before its end"
 
 
 def test_a_head_that_was_lost_is_written_again(killed_at, plan, plain, contents, tmp_path):
@@ -248,6 +283,59 @@ def test_a_teacher_without_a_tokenizer_is_taken_and_told(cache_plan, tiny_teache
     assert "were not compared" in cache_plan(teacher={"model": str(bare)}).notes[0]
 
 
+def gguf_file(path, tokens, merges):
+    """A GGUF teacher without a tensor: sizes, and a byte-level tokenizer."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(2048)
+    writer.add_embedding_length(16)
+    writer.add_block_count(4)
+    writer.add_feed_forward_length(24)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * (len(tokens) - 1)])
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return {"model": str(path)}
+
+
+def test_the_tokenizer_in_a_gguf_file_is_compared(cache_plan, elsewhere, tmp_path):
+    """`elsewhere` has byte-level tokens, the prepared sample sentencepiece ones. A tokenizer.json beside it says nothing."""
+    beside = Path(embedded.resolve("embedded:sentencepiece-bpe")) / "tokenizer.json"
+    shutil.copy(beside, tmp_path)
+    model = json.loads((Path(embedded.resolve("embedded:bytelevel-bpe")) / "tokenizer.json").read_text())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    merges = [" ".join(pair) for pair in model["merges"]]
+    own = gguf_file(tmp_path / "own.gguf", tokens, merges)
+    assert cache_plan(dataset=str(elsewhere), teacher=own).notes == ()
+    with pytest.raises(UserError, match=r"prepared for another teacher: token \d+ of its row .*--teacher TOKENIZER"):
+        cache_plan(teacher=own)
+    # as where the rule by which text is split is not known: other tokens, spelled as they should be
+    fewer = gguf_file(tmp_path / "fewer.gguf", tokens, merges[:2000])
+    (told,) = cache_plan(dataset=str(elsewhere), teacher=fewer).notes
+    assert re.search(r"splits 24 of 24 compared rows into other tokens .*, though it spells", told)
+    # as where it is another one that splits like it
+    moved = gguf_file(tmp_path / "moved.gguf", [tokens[0], *tokens[2:], tokens[1]], merges)
+    with pytest.raises(UserError, match="prepared for another teacher"):
+        cache_plan(dataset=str(elsewhere), teacher=moved)
+
+
+def test_a_gguf_file_without_a_tokenizer_is_taken_and_told(cache_plan, tmp_path, monkeypatch):
+    bare = gguf_file(tmp_path / "bare.gguf", [f"<{token}>" for token in range(4096)], [])
+
+    def unknown(*_, **__):
+        raise KeyError("a kind that is not known")
+
+    monkeypatch.setattr(matching.transformers.AutoTokenizer, "from_pretrained", unknown)
+    assert "were not compared with its own. (Reading it from the GGUF file" in cache_plan(teacher=bare).notes[0]
+
+
 def test_a_row_longer_than_the_teacher_takes(cache_plan, tiny_teacher, tmp_path):
     short = tmp_path / "short"
     shutil.copytree(tiny_teacher, short)
@@ -255,6 +343,28 @@ def test_a_row_longer_than_the_teacher_takes(cache_plan, tiny_teacher, tmp_path)
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}), encoding="utf-8")
     with pytest.raises(UserError, match="takes 64; prepare the dataset with a teacher `max_length` of 64"):
         cache.cache(cache_plan(teacher={"model": str(short)}), tmp_path / "out", workers=1, quiet=True)
+
+
+def test_vectors_of_a_width_that_nothing_tells(cache_plan, tmp_path):
+    """ELECTRA's output matrix is narrower than its last hidden state, which is projected between the two."""
+    config = ElectraConfig(
+        vocab_size=4096,
+        hidden_size=16,
+        embedding_size=8,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        is_decoder=True,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "electra")
+    teacher = {"model": str(tmp_path / "electra")}
+    cache.cache(cache_plan(teacher=teacher, limit=2), tmp_path / "relations", workers=1, quiet=True)
+    for signals, told in ((["states"], "gives 16 features at layer 4, where .* say 8"), (["final"], "to its logits")):
+        layers = {} if signals == ["states"] else {"layers": []}
+        plan = cache_plan(teacher=teacher, limit=2, signals=signals, **layers)
+        with pytest.raises(UserError, match=f"electra.*{told}|ElectraForCausalLM.*{told}"):
+            cache.cache(plan, tmp_path / signals[0], workers=1, quiet=True)
 
 
 def test_a_layer_that_is_too_deep(command, prepared, tiny_teacher, tmp_path):

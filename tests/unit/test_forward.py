@@ -350,3 +350,15 @@ def test_blocks_hold_every_token_once(lengths, features):
         seen += int(block.lengths.sum())
     assert seen == len(out)
     assert torch.equal(out, values.flatten() * 2)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt_projected", "bloom"])
+@pytest.mark.parametrize("deepest", [2, None])
+def test_widths_are_those_of_the_hidden_states(teacher_of, name, deepest):
+    teacher = teacher_of(name, deepest)
+    run = Forward(teacher, Request(layers=tuple(range(len(teacher.layers) + 1)), final=deepest is None))
+    captured = run(documents_of(LENGTHS))
+    assert run.widths == {layer: states.shape[1] for layer, states in captured.states.items()}
+    assert run.widths[2] == 32
+    if captured.final is not None:
+        assert run.widths[DEPTH] == captured.final.shape[1] == (16 if name == "opt_projected" else 32)

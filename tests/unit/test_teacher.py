@@ -322,3 +322,11 @@ def test_a_cache_folder_that_cannot_be_written_is_no_matter(llama, tmp_path, mon
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert who(llama) == one
+
+
+def test_an_output_matrix_of_another_width_is_refused_by_name(tmp_path):
+    """ELECTRA projects the last hidden state on its way to the output matrix."""
+    config = transformers.ElectraConfig(**SIZES, embedding_size=8, intermediate_size=24, is_decoder=True)
+    loaded = teacher(save(config, tmp_path / "electra"))
+    with pytest.raises(UserError, match=r"ElectraForCausalLM.*logits"):
+        loaded.head()

@@ -1,0 +1,64 @@
+"""The terms of the loss, one file each; a config names them and gives each its options.
+
+1. A term says which teacher signals it needs (`Needs`) and which student layers it looks at.
+2. For a micro-batch it gives denominators, of data alone, and numerators, with gradients, in one part or several.
+3. The trainer divides by denominators added up over the whole step, so how documents are dealt out changes nothing.
+4. `StateObjective`s see hidden states, `LogitObjective`s logits, a few positions at a time. Projectors belong to terms.
+5. A new method is one file and one line of `REGISTRY`.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from schemas.columns import Granularity
+from schemas.errors import UsageError
+from trainer.objectives.base import Objective, Setting
+from trainer.objectives.cross_entropy import CrossEntropy
+from trainer.objectives.divergence import ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL
+from trainer.objectives.fdd import FeatureDynamics
+from trainer.objectives.hidden import HiddenAlignment
+from trainer.objectives.structure import StructuralAlignment
+
+REGISTRY: Final[dict[str, type[Objective]]] = {
+    "ce": CrossEntropy,
+    "fkl": ForwardKL,
+    "rkl": ReverseKL,
+    "sfkl": SkewedForwardKL,
+    "srkl": SkewedReverseKL,
+    "fdd": FeatureDynamics,
+    "dsa": StructuralAlignment,
+    "hidden": HiddenAlignment,
+}
+
+
+def build(objectives: Mapping[str, Mapping[str, Any]], setting: Setting, where: str) -> dict[str, Objective]:
+    """The terms of a config, in its order; `where` names the config's key in messages.
+
+    Raises `UsageError` for an unknown term or option, for a term on layers that has none, and for a teacher layer that
+    is asked for in two granularities, since a batch holds the units of one.
+    """
+    built: dict[str, Objective] = {}
+    units: dict[int, Granularity] = {}
+    for name, values in objectives.items():
+        if name not in REGISTRY:
+            near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.4)
+            hint = f"did you mean `{near[0]}`?" if near else f"known terms: {', '.join(REGISTRY)}."
+            raise UsageError(f"{where}: unknown term `{name}`; {hint}")
+        term = REGISTRY[name]
+        options = term.options.parse(dict(values), f"{where}.{name}")
+        if "layers" in term.options.model_fields:
+            chosen = getattr(options, "layers", None) or setting.pairs
+            if not chosen:
+                raise UsageError(
+                    f"{where}.{name}: no layers to align. Set `layers`, of the run or of this term: "
+                    "a list of `student`, `teacher`, `granularity`."
+                )
+            for pair in chosen:
+                if units.setdefault(pair.teacher, pair.granularity) != pair.granularity:
+                    raise UsageError(
+                        f"{where}.{name}: teacher layer {pair.teacher} is asked for in {units[pair.teacher]} and in "
+                        f"{pair.granularity}; give it the same units in every term."
+                    )
+        built[name] = term(options, setting)
+    return built

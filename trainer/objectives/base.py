@@ -8,6 +8,7 @@ dealt out, and nothing of it depends on padding.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -118,6 +119,11 @@ class Logits:
     teacher_inner: Mapping[int, Float[Tensor, "positions teacher_vocabulary"]] = field(default_factory=dict)
     topk_indices: Int64[Tensor, "positions k"] | None = None
     topk_logprobs: Float[Tensor, "positions k"] | None = None
+
+    @cached_property
+    def student_logprobs(self) -> Float[Tensor, "positions vocabulary"]:
+        """log softmax of `student`: computed, and differentiated, once for all terms."""
+        return self.student.log_softmax(1)
 
 
 class LogitObjective(Objective):

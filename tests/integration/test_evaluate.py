@@ -1,0 +1,348 @@
+"""`trainer/evaluate.py`: scores, files of mixed shapes, held-out loss, comparisons, and what it says of bad input."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from schemas import embedded
+from schemas.errors import Exit, UserError
+from schemas.prompt import alpaca
+from trainer import evaluate, evaluation
+from trainer.generate import Response
+from trainer.questions import names_of, read_questions
+from trainer.results import read_result
+from trainer.rouge import RougeL
+
+TEACHER = "embedded:teacher"
+SCRIPT = Path(evaluate.__file__)
+QUICK = ("--max-length", 40, "--max-prompt-length", 32, "--seeds", "10,20")
+ROWS = [
+    {"prompt": "Tell me about cats.\n", "output": "Cats are small animals."},
+    {"prompt": "Tell me about dogs.\n", "output": ["Dogs bark.", "Dogs are loyal animals."], "instruction": "not used"},
+    {"instruction": "Name a colour.", "input": "", "output": "Blue is a colour."},
+    {"instruction": "Shorten.", "input": "A very long text indeed.", "response": "A long text."},
+    {"instruction": "Answer.", "context": "Paris is in France.", "completion": ["Paris."]},
+]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main()
+        return stopped.value.code, *capsys.readouterr()
+
+    return call
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    return written(tmp_path / "mixed.jsonl", ROWS)
+
+
+@pytest.fixture(scope="module")
+def same_side(prepared, tmp_path_factory):
+    """The prepared sample with the teacher's tokenizer as the student's."""
+    from pipeline import realign
+
+    out = tmp_path_factory.mktemp("evaluate") / "same"
+    sides = {"student": {"tokenizer": "embedded:sentencepiece-bpe", "max_length": 120, "max_prompt_length": 40}}
+    realign.realign(prepared, out, sides, None, workers=1, overwrite=False, quiet=True)
+    return out
+
+
+def test_rows_of_mixed_shapes(mixed):
+    found = read_questions(mixed)
+    assert [question.prompt for question in found] == [
+        "Tell me about cats.\n",
+        "Tell me about dogs.\n",
+        alpaca("Name a colour."),
+        alpaca("Shorten.", "A very long text indeed."),
+        alpaca("Answer.", "Paris is in France."),
+    ]
+    assert [question.references for question in found] == [
+        ("Cats are small animals.",),
+        ("Dogs bark.", "Dogs are loyal animals."),
+        ("Blue is a colour.",),
+        ("A long text.",),
+        ("Paris.",),
+    ]
+    assert [question.row for question in read_questions(mixed, min_words=4)] == [0, 2], "the first reference counts"
+    assert [question.row for question in read_questions(mixed, min_words=3, limit=2)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"', "line 3: broken JSON"),
+        ('["prompt"]', "line 3: not a JSON object"),
+        (
+            '{"question": "a", "output": "b"}',
+            "line 3: neither `prompt` nor `instruction`; the fields are question, output",
+        ),
+        ('{"prompt": "a", "text": "b"}', "line 3: no reference; the fields are prompt, text"),
+        ('{"prompt": " ", "output": "b"}', "line 3: `prompt` is empty"),
+        ('{"prompt": 3, "output": "b"}', "line 3: `prompt` is 3, a text is wanted"),
+        ('{"prompt": "a", "output": []}', "line 3: `output` is an empty list"),
+        ('{"prompt": "a", "output": ["b", ""]}', "line 3: `output` is empty"),
+        ('{"prompt": "a", "output": ["b", null]}', "line 3: `output` is null"),
+        ('{"prompt": "\\ud800", "output": "b"}', "line 3: `prompt` holds an unpaired surrogate"),
+    ],
+)
+def test_bad_rows_are_told_with_their_place(tmp_path, run, line, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n\n" + line + "\n", encoding="utf-8")
+    code, out, err = run("run", TEACHER, path)
+    assert (code, out) == (Exit.INPUT, "")
+    assert f"{path}, {message}" in err
+    assert "Traceback" not in err
+
+
+def test_files_that_cannot_be_read(tmp_path, mixed):
+    empty, array, latin = (tmp_path / name for name in ("empty.jsonl", "array.jsonl", "latin.jsonl"))
+    empty.write_text("\n\n")
+    array.write_text(json.dumps(ROWS))
+    latin.write_bytes(b'{"prompt": "caf\xe9"}')
+    for path, message in (
+        (empty, "holds no rows"),
+        (array, "is a JSON array"),
+        (latin, "not UTF-8"),
+        (tmp_path / "none.jsonl", "No such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_questions(path)
+    with pytest.raises(UserError, match="lower --min-words"):
+        read_questions(mixed, min_words=50)
+
+
+def test_names_tell_files_apart():
+    paths = [Path("dolly/valid.jsonl"), Path("vicuna/valid.jsonl")]
+    assert names_of(paths) == ["dolly/valid", "vicuna/valid"]
+    assert names_of([Path("a/x.jsonl"), Path("a/y.jsonl")]) == ["x", "y"]
+    with pytest.raises(UserError, match="same name"):
+        names_of([paths[0], paths[0]])
+
+
+def test_json_alone_with_every_score(run, mixed, tmp_path):
+    out = tmp_path / "result.json"
+    code, printed, err = run("run", TEACHER, mixed, *QUICK, "--json", "--out", out, "--save-texts", "--batch-size", 3)
+    assert (code, err) == (Exit.OK, "")
+    assert printed.count("\n") == 1
+    result = json.loads(printed)
+    assert result == json.loads(out.read_text(encoding="utf-8"))
+    (file,) = result["files"]
+    assert (file["name"], file["rows"], file["row_numbers"]) == ("mixed", 5, [0, 1, 2, 3, 4])
+    questions = read_questions(mixed)
+    rouge = RougeL()
+    scores = [
+        [rouge.score(text, question.references) for text in texts]
+        for question, texts in zip(questions, file["texts"], strict=True)
+    ]
+    assert file["scores"] == scores
+    means = [math.fsum(row[seed] for row in scores) / 5 for seed in range(2)]
+    assert file["rouge_l"]["per_seed"] == pytest.approx(means)
+    assert file["rouge_l"]["mean"] == pytest.approx(sum(means) / 2)
+    assert file["rouge_l"]["deviation"] == pytest.approx(abs(means[0] - means[1]) / math.sqrt(2))
+    assert any(first != second for first, second in file["texts"]), "seeds give other texts"
+    assert 0 < file["tokens"] <= 8
+    assert file["cut_prompts"] == 3, "the Alpaca ones"
+    assert result["model"]["name"] == "teacher"
+    assert result["config"]["seeds"] == [10, 20]
+    assert result["mean"] is None
+    assert result["held_out"] is None
+
+    code, again, _ = run("run", TEACHER, mixed, *QUICK, "--json", "--save-texts", "--batch-size", 7)
+    assert json.loads(again)["files"] == result["files"], "whatever the batch size"
+    code, some, _ = run("run", TEACHER, mixed, *QUICK, "--json", "--save-texts", "--min-words", 4)
+    assert json.loads(some)["files"][0]["texts"] == [file["texts"][0], file["texts"][2]], "whatever the other rows"
+
+
+class Scripted:
+    """Stands for a generator: notes the prompts, and answers with the same ids."""
+
+    seen: tuple = ()
+
+    def __init__(self, model, stop, new_tokens, sampling):
+        self.options = (stop, new_tokens)
+
+    def __call__(self, prompts):
+        type(self).seen += tuple(prompts)
+        assert self.options == ((2,), 8)
+        return [Response(Scripted.answer, prompt.seed == 10) for prompt in prompts]
+
+
+def test_prompts_lose_their_beginning_and_responses_are_scored_as_text(run, mixed, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(embedded.resolve(TEACHER))
+    Scripted.answer = tuple(tokenizer("Cats are small animals.", add_special_tokens=False)["input_ids"])
+    Scripted.seen = ()
+    monkeypatch.setattr(evaluation, "Generator", Scripted)
+    code, printed, _ = run("run", TEACHER, mixed, *QUICK, "--json")
+    assert code == Exit.OK
+    by_row = {(prompt.row, prompt.seed): prompt.ids for prompt in Scripted.seen}
+    assert len(by_row) == len(Scripted.seen) == 10
+    for question in read_questions(mixed):
+        whole = tokenizer(question.prompt)["input_ids"]
+        assert whole[0] == tokenizer.bos_token_id
+        expected = whole if len(whole) <= 32 else whole[:1] + whole[-31:]
+        assert by_row[question.row, 10] == by_row[question.row, 20] == tuple(expected)
+    (file,) = json.loads(printed)["files"]
+    assert file["scores"][0] == [pytest.approx(100)] * 2
+    assert file["scores"][1] == [pytest.approx(50)] * 2, "`are animals` of the second reference"
+    assert (file["stopped"], file["tokens"]) == (0.5, len(Scripted.answer))
+
+
+def test_several_files_in_a_table(run, mixed, tmp_path):
+    other = written(tmp_path / "other.jsonl", ROWS[2:4])
+    code, printed, err = run("run", TEACHER, mixed, other, "--greedy", "--max-length", 36, "--max-prompt-length", 32)
+    assert code == Exit.OK
+    assert all(word in printed for word in ("greedy", "mixed", "other", "mean", "ROUGE-L", "prompts cut"))
+    assert "±" not in printed
+    assert "5/5 rows" in err
+    assert "2/2 rows" in err
+
+
+def test_held_out_loss_equals_a_plain_loop(run, same_side):
+    import pyarrow as pa
+
+    code, printed, err = run("run", TEACHER, "--held-out", same_side, "--json")
+    assert (code, err) == (Exit.OK, "")
+    found = json.loads(printed)["held_out"]
+    model = AutoModelForCausalLM.from_pretrained(embedded.resolve(TEACHER), dtype=torch.float32).eval()
+    total, count, rows = 0.0, 0, 0
+    for shard in sorted(same_side.glob("*.arrow")):
+        with pa.ipc.open_stream(shard) as reader:
+            table = reader.read_all()
+        for row in table.select(["student_input_ids", "student_response_start"]).to_pylist():
+            ids = row["student_input_ids"]
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0].double()
+            for place in range(max(row["student_response_start"], 1), len(ids)):
+                total -= float(logits[place - 1].log_softmax(0)[ids[place]])
+                count += 1
+            rows += 1
+    assert (found["tokens"], found["rows"]) == (count, rows)
+    assert found["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+def test_a_dataset_of_another_tokenizer_is_refused(run, prepared, tmp_path):
+    code, _, err = run("run", TEACHER, "--held-out", prepared)
+    assert code == Exit.INPUT
+    assert "another student tokenizer than the model's" in err
+    code, _, err = run("run", TEACHER, "--held-out", tmp_path)
+    assert code == Exit.STATE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), Exit.USAGE, "Nothing to evaluate on"),
+        (("FILE", "--seeds", "1,x"), Exit.USAGE, "whole numbers"),
+        (("FILE", "--seeds", "1,1"), Exit.USAGE, "once"),
+        (("FILE", "--temperature", "0"), Exit.USAGE, "above 0"),
+        (("FILE", "--max-length", "200"), Exit.USAGE, "leaves no token"),
+        (("FILE", "--max-length", "4096"), Exit.USAGE, "at most 2048 tokens"),
+        (("FILE", "--max-prompt-length", "1"), Exit.USAGE, "no room"),
+        (("FILE", "--out", "/nowhere/result.json"), Exit.USAGE, "no folder"),
+        (("FILE", "--dtype", "int8"), Exit.USAGE, "int8"),
+    ],
+)
+def test_wrong_command_lines(run, mixed, arguments, code, message):
+    found = run("run", TEACHER, *(mixed if each == "FILE" else each for each in arguments))
+    assert found[0] == code
+    assert found[1] == ""
+    assert message in found[2]
+
+
+def test_models_that_cannot_be_used(run, mixed, tmp_path):
+    code, _, err = run("run", tmp_path / "none", mixed)
+    assert code == Exit.INPUT
+    assert "no such folder" in err
+    bare = tmp_path / "bare"
+    AutoModelForCausalLM.from_pretrained(embedded.resolve(TEACHER)).save_pretrained(bare)
+    code, _, err = run("run", bare, mixed)
+    assert code == Exit.INPUT
+    assert "no usable tokenizer" in err
+
+
+def test_all_ends_of_sequence_count():
+    teacher = evaluation.load(evaluation.TeacherConfig(model=TEACHER))
+    assert teacher.stop == (2,)
+    teacher.teacher.model.generation_config.eos_token_id = [7, 2, 5]
+    assert teacher.stop == (2, 5, 7)
+    teacher.teacher.model.generation_config.eos_token_id = None
+    assert teacher.stop == (2,)
+
+
+@pytest.fixture
+def results(run, mixed, tmp_path):
+    other = written(tmp_path / "other.jsonl", ROWS[1:4])
+    paths = tmp_path / "a.json", tmp_path / "b.json"
+    for path, how in zip(paths, [(), ("--greedy",)], strict=True):
+        assert run("run", TEACHER, mixed, other, *QUICK, *how, "--json", "--out", path)[0] == Exit.OK
+    return paths
+
+
+def test_comparison(run, results):
+    code, printed, err = run("compare", *results, "--samples", 400, "--seed", 3, "--json")
+    assert (code, err) == (Exit.OK, "")
+    found = json.loads(printed)
+    a, b = map(read_result, results)
+    per_file = []
+    for number, difference in enumerate(found["files"]):
+        rows = [np.mean(file.files[number].scores, axis=1) for file in (a, b)]
+        assert difference["a"] == pytest.approx(a.files[number].rouge_l.mean)
+        assert difference["difference"] == pytest.approx(rows[1].mean() - rows[0].mean())
+        drawn = np.random.default_rng((3, number)).integers(len(rows[0]), size=(400, len(rows[0])))
+        means = (rows[1] - rows[0])[drawn].mean(1)
+        assert [difference["low"], difference["high"]] == pytest.approx(np.percentile(means, [2.5, 97.5]).tolist())
+        per_file.append(means)
+    total = np.mean(per_file, axis=0)
+    assert found["mean"]["difference"] == pytest.approx(b.mean.mean - a.mean.mean)
+    assert found["mean"]["low"] == pytest.approx(np.percentile(total, 2.5))
+    code, printed, _ = run("compare", *results)
+    assert code == Exit.OK
+    assert all(word in printed for word in ("mixed", "other", "mean", "95 % interval"))
+
+
+def test_results_on_other_rows_are_not_compared(run, results, mixed, tmp_path):
+    fewer, alone = tmp_path / "fewer.json", tmp_path / "alone.json"
+    other = tmp_path / "other.jsonl"
+    run("run", TEACHER, mixed, other, *QUICK, "--limit", 2, "--json", "--out", fewer)
+    run("run", TEACHER, mixed, *QUICK, "--limit", 2, "--json", "--out", alone)
+    for path, message in (
+        (fewer, "different rows of mixed (5 and 2)"),
+        (alone, "different files"),
+        (mixed, "no result of"),
+        (tmp_path / "none.json", "No such file"),
+    ):
+        code, _, err = run("compare", results[0], path)
+        assert code == Exit.INPUT
+        assert message in err
+
+
+def test_runs_as_a_script_from_any_folder(tmp_path):
+    found = subprocess.run(
+        [sys.executable, SCRIPT, "run", TEACHER, "none.jsonl"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (Exit.INPUT, "")
+    assert found.stderr == "Error: none.jsonl cannot be read (No such file or directory).\n"

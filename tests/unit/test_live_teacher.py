@@ -1,0 +1,228 @@
+"""Cached equals live: the same batches from caches as from the teacher in memory, for every need."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipeline import realign
+from pipeline.teacher import cache as caching
+from schemas.config import TeacherConfig
+from schemas.errors import UserError
+from schemas.training import PairConfig
+from trainer.cached import CachedTeacher, Caches
+from trainer.demand import demand
+from trainer.documents import Documents
+from trainer.geometry import centrality_weights
+from trainer.live import LiveTeacher
+from trainer.objectives.base import Needs
+from trainer.ragged import pointers
+
+ROWS = [5, 0, 23, 11, 11, 2]
+PAIRS = [
+    PairConfig(student=1, teacher=2, granularity="words"),
+    PairConfig(student=2, teacher=3, granularity="phrases"),
+    PairConfig(student=3, teacher=4, granularity="chunks"),
+]
+LAYERS = [{"layer": pair.teacher, "granularity": pair.granularity} for pair in PAIRS]
+#: What an element of a vector comes back within, of the vector's largest one (`trainer.storage`); and a float32's noise.
+BOUNDS = {"fp32": 0.0, "bf16": 2.0**-8, "fp16": 2.0**-11, "fp8": 2.0**-4, "int8": 0.5 / 127}
+NOISE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def same(prepared, tmp_path_factory):
+    """The sample for a student that has the teacher's tokenizer."""
+    out = tmp_path_factory.mktemp("same") / "out"
+    sides = {"student": {"tokenizer": "embedded:sentencepiece-bpe"}}
+    realign.realign(prepared, out, sides, None, workers=1, overwrite=False, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def make_cache(cache_plan, tmp_path_factory):
+    """A cache of the sample as it was for another student."""
+
+    def make(**values):
+        out = tmp_path_factory.mktemp("cache") / "out"
+        caching.cache(cache_plan(layers=LAYERS, **values), out, workers=1, quiet=True)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def teacher_config(tiny_teacher):
+    return TeacherConfig(model=str(tiny_teacher))
+
+
+def needing(documents, weights="centrality", pairs=PAIRS, **term):
+    term["layers"] = {pair.teacher: frozenset(term["layers"]) for pair in pairs} if "layers" in term else {}
+    return demand({"term": Needs(**term)}, pairs, weights, documents)
+
+
+def both(make_cache, teacher_config, dataset, cache, **term):
+    documents = Documents(dataset)
+    wanted = needing(documents, cache.get("weights", "centrality"), **term)
+    cached = CachedTeacher(Caches([make_cache(**cache)], documents), wanted)
+    live = LiveTeacher(teacher_config, documents, wanted, topk=cache.get("topk", 64))
+    return cached.fetch(ROWS), live.fetch(ROWS)
+
+
+def equal(cached, live, bound=0.0, vectors=(), path=""):
+    """Every part of two batches: structure exactly, values of `vectors` within `bound` of a vector's largest element."""
+    compared = 0
+    for name in (each.name for each in dataclasses.fields(cached)):
+        one, two = getattr(cached, name), getattr(live, name)
+        if name == "layers":
+            assert one.keys() == two.keys()
+            compared += sum(equal(one[layer], two[layer], bound, vectors, f"{layer} ") for layer in one)
+        elif one is None:
+            assert two is None, f"{path}{name}"
+        elif one.is_floating_point():
+            difference = (one.double() - two.double()).abs()
+            peak = two.double().abs().amax(-1, keepdim=True) if two.ndim == 2 else 1.0
+            within = NOISE * peak + (bound * peak if name in vectors else 0)
+            if name == "relations":
+                within = 2e-5 + NOISE
+            assert one.shape == two.shape, f"{path}{name}"
+            assert bool((difference <= within).all()), f"{path}{name}: {float(difference.max())}"
+            compared += one.numel()
+        else:
+            assert torch.equal(one, two), f"{path}{name}"
+            compared += one.numel()
+    return compared
+
+
+@pytest.mark.parametrize("weights", ["centrality", "uniform"])
+@pytest.mark.parametrize("need", ["relations", "units"])
+def test_units_of_another_tokenizer(make_cache, teacher_config, prepared, need, weights):
+    cache = {"signals": [need], "weights": weights, "storage": {"units": "fp32"}}
+    cached, live = both(make_cache, teacher_config, prepared, cache, layers=[need])
+    assert equal(cached, live) > 1000
+    assert getattr(cached.layers[3], need) is not None
+    assert cached.layers[3].states is None
+
+
+@pytest.mark.parametrize("storage", BOUNDS)
+def test_all_at_once_in_every_storage(make_cache, teacher_config, same, storage):
+    cache = {
+        "signals": ["relations", "units", "states", "final"],
+        "storage": {"units": storage, "states": storage, "final": storage},
+        "state_tokens": "all",
+    }
+    term = {"layers": ["relations", "units", "states", "position_states"], "final": True}
+    cached, live = both(make_cache, teacher_config, same, cache, **term)
+    vectors = ("units", "states", "final", "position_states")
+    equal(cached, live, BOUNDS[storage], vectors)
+    for name in ("units", "states", "position_states"):
+        assert len(getattr(cached.layers[2], name))
+    if storage not in ("fp32", "fp16"):
+        with pytest.raises(AssertionError):  # what the storage takes away is seen by the comparison
+            equal(cached, live)
+
+
+@pytest.mark.parametrize("state_tokens", ["covered", "all"])
+def test_states_of_units(make_cache, teacher_config, same, state_tokens):
+    cache = {"signals": ["relations", "states"], "storage": {"states": "fp32"}, "state_tokens": state_tokens}
+    cached, live = both(make_cache, teacher_config, same, cache, layers=["relations", "states"])
+    equal(cached, live)
+    for targets in cached.layers.values():
+        inside = {token for start, end in targets.spans.tolist() for token in range(start, end)}
+        assert targets.state_index.tolist() == sorted(inside)
+
+
+def test_states_of_the_response_alone(make_cache, teacher_config, same):
+    cache = {"signals": ["states", "final"], "storage": {"states": "fp32", "final": "fp32"}, "state_tokens": "all"}
+    cached, live = both(make_cache, teacher_config, same, cache, layers=["position_states"], final=True)
+    equal(cached, live)
+    assert cached.layers[4].states is None
+    # the last layer's states are the final ones
+    torch.testing.assert_close(cached.layers[4].position_states, cached.final)
+    assert len(cached.final) == len(cached.targets) > 0
+
+
+def test_topk(make_cache, teacher_config, same):
+    cached, live = both(make_cache, teacher_config, same, {"signals": ["topk", "units"], "topk": 5}, topk=True)
+    # log-probabilities are stored in float16; near ties may change places
+    torch.testing.assert_close(cached.topk_logprobs, live.topk_logprobs, rtol=2**-11, atol=1e-4)
+    assert float((cached.topk_indices == live.topk_indices).float().mean()) > 0.99
+    assert cached.topk_indices.shape == (len(cached.positions), 5)
+
+
+def test_logits_of_both_are_the_models(make_cache, teacher_config, tiny_teacher, same):
+    cache = {"signals": ["final", "units"], "storage": {"final": "fp32"}}
+    documents = Documents(same)
+    wanted = needing(documents, final=True)
+    cached = CachedTeacher(Caches([make_cache(**cache)], documents), wanted)
+    live = LiveTeacher(teacher_config, documents, wanted)
+    model = LlamaForCausalLM.from_pretrained(tiny_teacher).eval()
+    for row in (0, 7):
+        batch = cached.fetch([row])
+        with torch.no_grad():
+            expected = model(batch.ids[None]).logits[0, batch.positions]
+        for source in (cached, live):
+            torch.testing.assert_close(source.head.logits(source.fetch([row]).final), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_against_a_plain_pass_of_the_model(teacher_config, tiny_teacher, same):
+    """Live batches are right, not only equal to cached ones: one document by the model's own hidden states."""
+    documents = Documents(same)
+    source = LiveTeacher(teacher_config, documents, needing(documents, layers=["relations", "states"]))
+    batch = source.fetch([3, 8])
+    model = LlamaForCausalLM.from_pretrained(tiny_teacher).eval()
+    begin, end = batch.rows[1:].tolist()
+    with torch.no_grad():
+        hidden = model(batch.ids[None, begin:end], output_hidden_states=True).hidden_states[2][0].double()
+    token = centrality_weights(hidden, pointers([len(hidden)]))
+    targets = batch.layers[2]
+    units, omega = [], []
+    for start, stop in (targets.spans[targets.rows[1] :] - begin).tolist():
+        share = token[start:stop]
+        units.append((share[:, None] * hidden[start:stop]).sum(0) / share.sum())
+        omega.append(float(share.sum()))
+    cosines = [
+        float(torch.cosine_similarity(units[i], units[j], 0))
+        for i in range(len(units))
+        for j in range(i + 1, len(units))
+    ]
+    first = len(targets.relations) - len(cosines)
+    np.testing.assert_allclose(targets.relations[first:], cosines, atol=2e-5)
+    np.testing.assert_allclose(targets.weights[targets.rows[1] :], np.array(omega) / sum(omega), rtol=1e-4)
+    inside = targets.state_index >= begin
+    torch.testing.assert_close(
+        targets.states[inside].double(), hidden[targets.state_index[inside] - begin], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_only_as_deep_as_needed(teacher_config, prepared):
+    documents = Documents(prepared)
+    source = LiveTeacher(teacher_config, documents, needing(documents, layers=["relations"], pairs=PAIRS[:1]))
+    assert len(source._forward.teacher.layers) == 2
+    assert source.documents is documents
+
+
+def test_nothing_is_run_for_terms_without_a_teacher(teacher_config, prepared, monkeypatch):
+    documents = Documents(prepared)
+    source = LiveTeacher(teacher_config, documents, needing(documents))
+    monkeypatch.setattr(source, "_forward", None)
+    batch = source.fetch(ROWS)
+    assert batch.layers == {}
+    assert batch.final is None
+
+
+def test_a_row_that_is_too_long_is_told_before_the_first_step(prepared, tmp_path):
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    documents = Documents(prepared)
+    with pytest.raises(UserError, match=r"longest row .* takes 32; prepare"):
+        LiveTeacher(TeacherConfig(model=str(tmp_path)), documents, needing(documents))

@@ -1,0 +1,241 @@
+"""What a training step is made of: the order of rows, their portions for each rank, and the loader that reads ahead.
+
+Rows come in a stream: all of them in an order of the first epoch, then in one of the second, and so on; step s takes
+rows [s·B, (s+1)·B) of it. So the number of the step is the whole position, and what a step trains on is a function of
+seed and step alone, however many ranks and micro-batches it is dealt to.
+"""
+
+import heapq
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch.utils.data import DataLoader, Dataset
+
+from schemas.errors import UsageError, UserError
+from schemas.training import DataConfig
+from trainer.batch import Batch
+from trainer.documents import Documents
+from trainer.parcel import Parcel, pack
+
+#: Steps that each worker reads ahead.
+AHEAD: Final = 2
+#: Keeps the rows held out from depending on the same random numbers as an epoch's order.
+_HELD_OUT: Final = 0x48454C44
+
+Rows = Int64[np.ndarray, " _"]
+#: Rows of a step: of each rank, of each of its micro-batches.
+Dealt = list[list[list[int]]]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where batches come from: `trainer.cached.CachedTeacher`, `trainer.live.LiveTeacher`."""
+
+    documents: Documents
+    rows: int  # the dataset's first rows, of which it has everything
+    portable: ClassVar[bool]  # whether other processes may fetch
+
+    def fetch(self, rows: Sequence[int]) -> Batch:
+        """A batch of these rows."""
+
+
+def order(rows: int, seed: int, epoch: int) -> Rows:
+    """The order of an epoch: a permutation of 0 to `rows` - 1."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def held_out(rows: int, count: int, seed: int) -> tuple[Rows, Rows]:
+    """Rows to train on, and `count` of them to validate on, chosen by `seed`; both rising.
+
+    Raises `UsageError` if nothing would be left to train on.
+    """
+    if count >= rows:
+        raise UsageError(f"`data.held_out` is {count}, and there are only {rows} rows; hold out fewer.")
+    chosen = np.zeros(rows, dtype=bool)
+    chosen[np.random.default_rng([seed, _HELD_OUT]).permutation(rows)[:count]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def stream(rows: int, seed: int, first: int, last: int) -> Rows:
+    """Elements [first, last) of the epochs' orders one after the other."""
+    found = [np.zeros(0, dtype=np.int64)]
+    while first < last:
+        epoch, begin = divmod(first, rows)
+        end = min(begin + last - first, rows)
+        found.append(_order(rows, seed, epoch)[begin:end])
+        first += end - begin
+    return np.concatenate(found)
+
+
+#: A step asks for an epoch's order many times over.
+_order = lru_cache(maxsize=2)(order)
+
+
+def deal(lengths: Sequence[int], ranks: int, micro_batches: int) -> Dealt:
+    """Documents to ranks, and those of a rank to its micro-batches, so that each has about the same number of tokens.
+
+    `lengths`: tokens of each document of a step; what comes back is their places. The longest first, each to the lightest
+    that has room for it: every micro-batch gets a document. The heaviest micro-batch of a rank comes first, so that
+    ranks which wait for each other after each wait little. Raises `UsageError` for too few documents.
+    """
+    if len(lengths) < ranks * micro_batches:
+        raise UsageError(
+            f"A step of {len(lengths)} documents (`data.batch_size`) does not go round {ranks} ranks of {micro_batches} "
+            f"micro-batches (`data.micro_batches`) each; it takes at least {ranks * micro_batches}."
+        )
+    found = []
+    for mine in _evenly(range(len(lengths)), lengths, ranks, micro_batches):
+        parts = _evenly(mine, lengths, micro_batches, 1)
+        found.append(sorted(parts, key=lambda part: -sum(lengths[each] for each in part)))
+    return found
+
+
+def _evenly(documents: Iterable[int], lengths: Sequence[int], bins: int, least: int) -> list[list[int]]:
+    """The longest document first, each to the lightest bin; all bins get at least `least`."""
+    found: list[list[int]] = [[] for _ in range(bins)]
+    bare = [(0, each) for each in range(bins)]  # tokens, bin
+    heap = list(bare)
+    waiting = sorted(documents, key=lambda document: (-lengths[document], document))
+    short = bins * least
+    for left, document in zip(range(len(waiting), 0, -1), waiting, strict=True):
+        if left == short:  # all that are left are owed
+            heap = [each for each in heap if len(found[each[1]]) < least]
+            heapq.heapify(heap)
+        tokens, chosen = heapq.heappop(heap)
+        short -= len(found[chosen]) < least
+        found[chosen].append(document)
+        heapq.heappush(heap, (tokens + lengths[document], chosen))
+    return found
+
+
+class StepLoader:
+    """This rank's micro-batches, a step at a time."""
+
+    def __init__(self, source: Source, config: DataConfig, *, rank: int, ranks: int, pinned: bool) -> None:
+        """`pinned`: into page-locked memory, from where a GPU copies while it computes.
+
+        Raises `UsageError` if a step's documents, or those held out, do not go round the ranks.
+        """
+        self._source = source
+        self._config = config
+        self._rank = rank
+        self._ranks = ranks
+        self._pinned = pinned
+        self._lengths = source.documents.lengths("student")
+        self._training, self._held_out = held_out(source.rows, config.held_out, config.seed)
+        deal([0] * config.batch_size, ranks, config.micro_batches)
+        if 0 < config.held_out < ranks:
+            raise UsageError(
+                f"`data.held_out` is {config.held_out}, which does not go round {ranks} ranks; hold out at least {ranks}."
+            )
+
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self._training)
+
+    def training(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """Steps [start, stop)."""
+        return self._read(_Each(self._step, range(start, stop)))
+
+    def validation(self) -> Iterator[list[Batch]]:
+        """The rows held out, in a fixed order, in portions no larger than training's; as many steps on every rank."""
+        count = len(self._held_out)
+        steps = min(-(-count // self._config.batch_size), count // self._ranks)
+        return self._read(_Each(self._validation_step, np.array_split(self._held_out, max(steps, 1))[:steps]))
+
+    def dealt(self, step: int) -> Dealt:
+        """Rows of a training step, for every rank."""
+        size = self._config.batch_size
+        places = stream(len(self._training), self._config.seed, step * size, (step + 1) * size)
+        return self._dealt(self._training[places], self._config.micro_batches)
+
+    def _step(self, step: int) -> list[list[int]]:
+        return self.dealt(step)[self._rank]
+
+    def _validation_step(self, rows: Rows) -> list[list[int]]:
+        micro_batches = min(self._config.micro_batches, len(rows) // self._ranks)
+        return self._dealt(rows, micro_batches)[self._rank]
+
+    def _dealt(self, rows: Rows, micro_batches: int) -> Dealt:
+        found = deal(self._lengths[rows].tolist(), self._ranks, micro_batches)
+        return [[rows[places].tolist() for places in mine] for mine in found]
+
+    def _read(self, steps: "_Each") -> Iterator[list[Batch]]:
+        if not self._source.portable or self._config.workers == 0:
+            for step in steps:
+                yield [self._source.fetch(rows) for rows in step]
+            return
+        loader: DataLoader[Any] = DataLoader(
+            _Reader(self._source),
+            sampler=steps,
+            batch_size=None,
+            num_workers=self._config.workers,
+            prefetch_factor=AHEAD,
+            pin_memory=self._pinned,
+            multiprocessing_context=_context(),
+            worker_init_fn=_settle,
+            generator=torch.Generator(),  # else it takes a number from the generator that dropout uses
+        )
+        for parcel in loader:
+            if isinstance(parcel, UserError):
+                raise parcel
+            yield parcel.unpack()
+
+
+class _Each:
+    """A function of each item, as often as it is iterated over."""
+
+    def __init__(self, function: Callable[[Any], list[list[int]]], items: Sequence[Any]) -> None:
+        self._function = function
+        self._items = items
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        return map(self._function, self._items)
+
+
+class _Reader(Dataset[Any]):
+    """What a worker does: rows of a step's micro-batches to the batches."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __getitem__(self, step: list[list[int]]) -> Parcel | UserError:
+        try:
+            return pack([self._source.fetch(rows) for rows in step])
+        except UserError as error:  # raised where it is received: the loader would make a traceback of its message
+            return error
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """How workers start: from a server process that has imported what they need.
+
+    A fork of the training process itself would inherit the locks of its threads, and CUDA; a fresh interpreter for each
+    (`spawn`) imports torch anew, which takes seconds and 200 MB.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.cached", "trainer.data"])
+    return context
+
+
+def _settle(_worker: int) -> None:
+    """In a worker: leave signals to the training process, which may want batches still, and end when it does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

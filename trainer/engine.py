@@ -1,0 +1,137 @@
+"""DeepSpeed: its config, the optimizer, the engine."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from schemas.errors import UsageError
+from schemas.training import OptimConfig, TrainConfig
+
+CONFIGS: Final = Path(__file__).parent / "configs" / "deepspeed"
+#: What a DeepSpeed file may not say, since the training config says it: key -> there.
+_OURS: Final = {
+    "train_batch_size": "data.batch_size",
+    "train_micro_batch_size_per_gpu": "data.micro_batches",
+    "gradient_accumulation_steps": "data.micro_batches",
+    "gradient_clipping": "optim.clip",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "fp16": "precision",
+    "bf16": "precision",
+    "checkpoint": "checkpoint",
+}
+#: Loss scaling of fp16: begins lower than DeepSpeed's 2^16, so that a short run is not spent on finding it.
+_FP16: Final = {"enabled": True, "initial_scale_power": 12}
+
+
+def deepspeed_config(config: TrainConfig, universal: bool) -> dict[str, Any]:
+    """DeepSpeed's config: the named file, and what the training config says.
+
+    `universal`: a universal checkpoint is going to be loaded. Raises `UsageError` for a file that is not there, is no
+    JSON object, or says what the training config says.
+    """
+    path = CONFIGS / f"{config.deepspeed}.json"
+    if not path.is_file():
+        path = Path(config.deepspeed).expanduser()
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.json")))
+        raise UsageError(f"`deepspeed`: there is no file {config.deepspeed}; name one, or one of {known}.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} is no JSON ({error}).") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is no JSON object.")
+    for key, place in _OURS.items():
+        if key in values:
+            raise UsageError(f"{path}: `{key}` is set by `{place}` of the training config; leave it out here.")
+    values |= {
+        # each engine step is ours: as many micro-batches as `data.micro_batches`, of documents of any length
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": config.data.micro_batches,
+        "gradient_clipping": config.optim.clip,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if config.precision == "bf16":
+        values["bf16"] = {"enabled": True}
+    elif config.precision == "fp16":
+        values["fp16"] = dict(_FP16)
+    if not torch.cuda.is_available():
+        # its own Adam for the CPU compiles for a minute, and hardly learns there
+        values["zero_force_ds_cpu_optimizer"] = False
+    if universal:
+        values["checkpoint"] = {"load_universal": True}
+    return values
+
+
+def stage(values: dict[str, Any]) -> int:
+    """The ZeRO stage of a DeepSpeed config."""
+    return int(values.get("zero_optimization", {}).get("stage", 0))
+
+
+def offloads(values: dict[str, Any]) -> bool:
+    """Whether optimizer states live on the CPU."""
+    return bool(values.get("zero_optimization", {}).get("offload_optimizer"))
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a group of parameters learns with."""
+
+    lr: float  # at its highest
+    weight_decay: float
+
+
+def optimizer(
+    student: nn.Module, projectors: Iterable[nn.Parameter], config: OptimConfig, offloaded: bool
+) -> tuple[torch.optim.Optimizer, list[Role]]:
+    """AdamW, without weight decay for biases and norms; and the role of each of its groups.
+
+    `offloaded`: its states live on the CPU beside a GPU, where DeepSpeed's own is faster.
+    """
+    learning = [each for each in student.parameters() if each.requires_grad]
+    groups = [
+        ([each for each in learning if each.ndim >= 2], Role(config.lr, config.weight_decay)),
+        ([each for each in learning if each.ndim < 2], Role(config.lr, 0.0)),
+        (list(projectors), Role(config.projector_lr, config.weight_decay)),
+    ]
+    present = [(parameters, role) for parameters, role in groups if parameters]
+    values = [{"params": parameters, "lr": role.lr, "weight_decay": role.weight_decay} for parameters, role in present]
+    kind: Any = torch.optim.AdamW
+    if offloaded and torch.cuda.is_available():
+        from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiled when it is made
+
+        kind = DeepSpeedCPUAdam
+    return kind(values, betas=config.betas, eps=config.eps), [role for _, role in present]
+
+
+def set_rates(groups: Sequence[dict[str, Any]], roles: Sequence[Role], factor: float) -> None:
+    """Learning rates of a step. Everything a group has is set anew: universal checkpoints do not bring it all back."""
+    for group, role in zip(groups, roles, strict=True):
+        group["lr"] = role.lr * factor
+        group["weight_decay"] = role.weight_decay
+
+
+def rate(config: OptimConfig, step: int, steps: int) -> float:
+    """The learning rate of a step (from 0) as a part of its highest: linear warm-up, then the schedule.
+
+        cosine: f + (1 - f) (1 + cos(pi x)) / 2,   linear: 1 - (1 - f) x,   constant: 1
+
+    where x is how much of what follows the warm-up is done and f is `final_lr`.
+    """
+    warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "linear":
+        return 1 - (1 - config.final_lr) * done
+    return config.final_lr + (1 - config.final_lr) * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,242 @@
+"""Evaluate a model as the field does: ROUGE-L of sampled responses over several seeds, and held-out perplexity.
+
+    python trainer/evaluate.py run MODEL dolly.jsonl selfinst.jsonl --out results.json
+    python trainer/evaluate.py run MODEL --held-out prepared
+    python trainer/evaluate.py compare before.json after.json
+
+The protocol is MiniLLM's: at most 256 tokens of a prompt and 512 in all, which leaves every response 256 whatever its
+prompt took; sampled from the whole distribution with seeds 10 to 50; ROUGE-L with stemming against the best reference.
+One thing differs: a longer prompt loses its beginning, and not its end with the heading that asks for the response.
+A prompt is tokenized with whatever the model's tokenizer puts before a text (bos) and without what it puts behind it.
+"""
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+if __name__ == "__main__" and not __package__:
+    # as a script, this folder would come first, and its file names before those of other packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import typer
+
+from schemas import console
+from schemas.config import TeacherConfig
+from schemas.errors import UsageError
+from trainer.questions import names_of, read_questions
+
+if TYPE_CHECKING:
+    from trainer.results import Result
+
+app = typer.Typer(
+    help="Evaluate a model, or compare two evaluations.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SEEDS: Final = "10,20,30,40,50"
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help="Folder, GGUF file, or hub id.", show_default=False)],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Test rows, one JSON object a line: `prompt`, or `instruction` and `input`; and `output`.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON file for the result, as `compare` reads.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="One response a row with each.")] = SEEDS,
+    greedy: Annotated[bool, typer.Option("--greedy", help="The likeliest token always; one response a row.")] = False,
+    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this mass.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many likeliest tokens; 0: all.")] = 0,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of the longest prompt and a response together.")] = 512,
+    max_prompt_length: Annotated[
+        int, typer.Option(min=1, help="Tokens of a prompt; a longer one loses its start.")
+    ] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Responses generated at once.")] = 16,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N rows of each file and the dataset.")
+    ] = None,
+    min_words: Annotated[
+        int, typer.Option(min=0, help="Only rows whose first reference has as many words (S-NI: 11).")
+    ] = 0,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Prepared dataset for cross-entropy and perplexity of its responses.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Of the weights. With the shorter ones, sampled responses depend on the batch size."),
+    ] = "float32",
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    save_texts: Annotated[bool, typer.Option("--save-texts", help="Keep the responses in the result.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """ROUGE-L on files of test rows, mean and standard deviation over seeds; perplexity on a prepared dataset."""
+    paths = files or []
+    names = names_of(paths)
+    if not paths and held_out is None:
+        raise UsageError("Nothing to evaluate on: name files of test rows, or --held-out DATASET.")
+    if temperature <= 0 or top_p <= 0:
+        raise UsageError("--temperature and --top-p must be above 0; --greedy takes the likeliest token always.")
+    if max_prompt_length >= max_length:
+        raise UsageError(f"--max-prompt-length {max_prompt_length} leaves no token of --max-length {max_length}.")
+    if out is not None and not out.resolve().parent.is_dir():
+        raise UsageError(f"There is no folder {out.resolve().parent} for --out.")
+    chosen: list[int] | list[None] = [None] if greedy else _seeds(seeds)
+    questions = [read_questions(path, min_words, limit) for path in paths]
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from trainer.evaluation import Evaluation, default_device, load
+    from trainer.generate import Sampling
+    from trainer.held_out import held_out_loss, open_documents
+    from trainer.results import Result, Score
+
+    if as_json or not console.stderr.is_terminal:
+        disable_progress_bar()  # of loading weights
+    loaded = load(
+        TeacherConfig(
+            model=model,
+            revision=revision,
+            device=device or default_device(),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
+    )
+    sampling = Sampling(temperature, top_k, top_p)
+    evaluation = Evaluation(loaded, chosen, sampling, max_length, max_prompt_length, batch_size, quiet=as_json)
+    documents = None
+    if held_out is not None:  # before the long part
+        documents = open_documents(held_out, limit, loaded.teacher, loaded.tokenizer)
+    found = [evaluation.file_result(name, rows, save_texts) for name, rows in zip(names, questions, strict=True)]
+    by_seed = list(zip(*(file.rouge_l.per_seed for file in found), strict=True))
+    result = Result(
+        model=loaded.identity,
+        config={
+            "seeds": None if greedy else chosen,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "max_length": max_length,
+            "max_prompt_length": max_prompt_length,
+            "batch_size": batch_size,
+            "limit": limit,
+            "min_words": min_words,
+            "device": str(loaded.teacher.device),
+            "dtype": dtype,
+        },
+        versions={name: version(name) for name in ("mta-prep", "torch", "transformers", "rouge-score")},
+        files=tuple(found),
+        mean=Score.of([sum(scores) / len(scores) for scores in by_seed]) if len(found) > 1 else None,
+        held_out=None if documents is None else held_out_loss(loaded.teacher, documents),
+    )
+    if out is not None:
+        part = out.with_name(f"{out.name}.{os.getpid()}.part")
+        part.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        part.replace(out)
+    if as_json:
+        console.emit_json(result.model_dump(mode="json"))
+    else:
+        _show(result)
+
+
+@app.command("compare")
+def compare_command(
+    a: Annotated[Path, typer.Argument(help="A result of `run --out`.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Another, on the same rows.", show_default=False)],
+    samples: Annotated[int, typer.Option(min=1, help="How often the rows are drawn anew.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of these draws.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Is B better than A? Paired bootstrap over rows (Koehn 2004): difference, 95 % interval, p-value."""
+    from trainer.results import compare
+
+    found = compare(a, b, samples, seed)
+    if as_json:
+        console.emit_json(found.model_dump(mode="json"))
+        return
+    console.table(
+        f"ROUGE-L, {samples:,} resamples",
+        ["", "rows", "A", "B", "B − A", "95 % interval", "p"],
+        [
+            [
+                each.name,
+                str(each.rows),
+                f"{each.a:.2f}",
+                f"{each.b:.2f}",
+                f"{each.difference:+.2f}",
+                f"{each.low:+.2f} … {each.high:+.2f}",
+                f"{each.p_value:.4f}" if each.p_value else f"< {2 / samples:.2g}",
+            ]
+            for each in [*found.files, *([found.mean] if found.mean else [])]
+        ],
+    )
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds {text!r}: whole numbers with commas between them are wanted.") from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text!r}: each may stand there once, and none is below 0.")
+    return seeds
+
+
+def _show(result: "Result") -> None:
+    """A column for each file, as published tables have it."""
+    name, files = result.model["name"], result.files
+    if files:
+        scores = [*(file.rouge_l for file in files), *([result.mean] if result.mean else [])]
+        blank = [""] * (len(scores) - len(files))
+        console.table(
+            f"{name}: ROUGE-L, {_how(result)}",
+            ["", *(file.name for file in files), *(["mean"] if result.mean else [])],
+            [
+                ["ROUGE-L", *(_with_deviation(score.mean, score.deviation) for score in scores)],
+                ["rows", *(str(file.rows) for file in files), *blank],
+                ["prompts cut", *(str(file.cut_prompts) for file in files), *blank],
+                ["tokens a response", *(f"{file.tokens:.1f}" for file in files), *blank],
+                ["ended by itself", *(f"{file.stopped:.1%}" for file in files), *blank],
+            ],
+        )
+    if result.held_out is not None:
+        found = result.held_out
+        console.table(
+            f"{name}: responses of {found.dataset}",
+            ["rows", "tokens", "cross-entropy (nats)", "perplexity"],
+            [[str(found.rows), f"{found.tokens:,}", f"{found.loss:.4f}", f"{found.perplexity:.3f}"]],
+        )
+
+
+def _how(result: "Result") -> str:
+    seeds = result.config["seeds"]
+    return "greedy" if seeds is None else f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+
+
+def _with_deviation(mean: float, deviation: float | None) -> str:
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def main() -> None:
+    """Entry point."""
+    console.run(app, "evaluate.py", "Interrupted; nothing was kept.")
+
+
+if __name__ == "__main__":
+    main()

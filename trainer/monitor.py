@@ -1,0 +1,191 @@
+"""What a run says of itself: metrics.jsonl, a progress line, trackers, and curves at the end. Rank 0 only."""
+
+import importlib.util
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from schemas.console import duration, stderr
+from schemas.errors import UsageError
+from schemas.training import LogConfig
+
+METRICS: Final = "metrics.jsonl"
+CURVES: Final = "curves.png"
+TENSORBOARD: Final = "tensorboard"
+#: Of a record, what is told otherwise than as a term of the loss.
+_TOLD_APART: Final = frozenset(
+    {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "memory_gb", "seconds"}
+)
+
+Record = Mapping[str, float]
+
+
+class Tracker(Protocol):
+    """Where numbers go, beside the file."""
+
+    def log(self, step: int, values: Record) -> None:
+        """Note the values of a step."""
+        ...
+
+    def close(self) -> None:
+        """Finish."""
+        ...
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
+
+        self._writer = SummaryWriter(str(folder), purge_step=start)
+
+    def log(self, step: int, values: Record) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Service:
+    """wandb, and trackio, which has its face."""
+
+    def __init__(self, name: str, project: str, out: Path, config: dict[str, Any]) -> None:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"`log.{name}` needs the package `{name}`; install it, or leave the flag out.")
+        self._module = importlib.import_module(name)
+        self._module.init(project=project, name=out.name, config=config)
+
+    def log(self, step: int, values: Record) -> None:
+        self._module.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+class Monitor:
+    """Notes every logged step, and shows it."""
+
+    def __init__(self, out: Path, config: LogConfig, resolved: dict[str, Any], start: int, steps: int) -> None:
+        """`start`: steps that are done already; whatever was noted of later ones is forgotten."""
+        self._out = out
+        self._steps = steps
+        self._started = start
+        self._began = time.monotonic()
+        self._trackers: list[Tracker] = []
+        if config.tensorboard:
+            self._trackers.append(_TensorBoard(out / TENSORBOARD, start + 1))
+        for name in ("wandb", "trackio"):
+            if getattr(config, name):
+                self._trackers.append(_Service(name, config.project, out, resolved))
+        path = out / METRICS
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
+        path.write_text("".join(kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._bar: Progress | None = None
+        if stderr.is_terminal:
+            columns = [TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn()]
+            self._bar = Progress(*columns, TextColumn("{task.fields[told]}"), console=stderr)
+            self._bar.add_task("Training", total=steps, completed=start, told="")
+            self._bar.start()
+
+    def step(self, done: int) -> None:
+        """A step is done."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done)
+
+    def log(self, record: Record) -> None:
+        """Note what a step gave; `record` has `step`, and with it `loss` and every term, or `held_out_…` of them."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        step = int(record["step"])
+        for tracker in self._trackers:
+            tracker.log(step, {name: value for name, value in record.items() if name != "step"})
+        told = "  ".join(_told(record))
+        if self._bar is not None and "loss" in record:
+            self._bar.update(self._bar.task_ids[0], told=told)
+        else:
+            rate = (step - self._started) / (time.monotonic() - self._began)
+            left = f"  {duration((self._steps - step) / rate)} left" if rate > 0 and "loss" in record else ""
+            stderr.print(f"step {step}/{self._steps}  {told}{left}")
+
+    def close(self) -> None:
+        """Finish, and draw the curves."""
+        if self._bar is not None:
+            self._bar.stop()
+        for tracker in self._trackers:
+            tracker.close()
+        self._file.close()
+        draw_curves(self._out / METRICS, self._out / CURVES)
+
+
+def memory_gb() -> float:
+    """The most memory this process had so far, in 10^9 bytes: the GPU's if it has one, else its own."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Every record of a metrics file."""
+    return [json.loads(line) for line in _lines(path)]
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Loss, and every term of it, over the steps, as a PNG; held-out values as points."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no global state
+    from matplotlib.figure import Figure
+
+    records = read_metrics(metrics)
+    logged = [record for record in records if "loss" in record]
+    names = [name for name in (logged[0] if logged else {}) if name not in _TOLD_APART]
+    panels = ["loss", *names] if names != ["ce"] else ["loss"]
+    if not logged:
+        return
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.8 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, name in enumerate(panels, 1):
+        axes = figure.add_subplot(lines, columns, place)
+        axes.plot(
+            [record["step"] for record in logged], [record[name] for record in logged], linewidth=1, label="training"
+        )
+        points = [record for record in records if f"held_out_{name}" in record]
+        if points:
+            values = [record[f"held_out_{name}"] for record in points]
+            axes.plot([record["step"] for record in points], values, "o-", markersize=3, linewidth=1, label="held out")
+            axes.legend(fontsize=7)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=120)
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of a metrics file; one that a crash cut off is left out."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def _told(record: Record) -> list[str]:
+    parts = []
+    if "loss" in record:
+        parts.append(f"loss {record['loss']:.4f}")
+    parts += [f"{name} {value:.4f}" for name, value in record.items() if name not in _TOLD_APART]
+    if "lr" in record:
+        parts.append(f"lr {record['lr']:.2e}")
+    if "tokens_per_second" in record:
+        parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+    if "memory_gb" in record:
+        parts.append(f"{record['memory_gb']:.2f} GB")
+    return parts

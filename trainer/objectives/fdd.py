@@ -1,0 +1,69 @@
+"""Feature dynamics distillation (FDD): what inner layers would predict, and how that changes from layer to layer.
+
+Hidden states of chosen layers go through the output head, the teacher's through its own. At each position, with p_l and
+q_l the distributions of teacher and student at the l-th of n pairs of layers, lowest first:
+
+    1/n Σ_l KL(p_l ‖ q_l)                                              at `temperature`
+    + `trajectory` · 1/(n−1) Σ_l (1 − cos(Δ log q_l, Δ log p_l))       Δ x_l = x_{l+1} − x_l, at temperature 1
+
+with the cosine over the vocabulary; one pair alone has no second part. As in `divergence`, no temperature is squared, and
+vocabularies of different sizes are cut to the smaller one. Inner states meet the output head as they are: a final norm
+in between would have to be the teacher's, too, and caches do not hold it. The base loss beside it is a term of its own.
+"""
+
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from schemas.training import PairConfig
+from trainer.objectives.base import LogitObjective, Logits, Needs, Options, Setting
+from trainer.objectives.divergence import common_events, forward_kl
+
+
+class FeatureDynamicsOptions(Options):
+    """Options of `fdd`."""
+
+    temperature: float = Field(default=2.0, gt=0)
+    trajectory: float = Field(default=1.0, ge=0)  # weight of the second part
+    layers: tuple[PairConfig, ...] | None = Field(default=None, min_length=1)  # None: the run's
+
+
+class FeatureDynamics(LogitObjective):
+    """Inner layers as distributions of the next token."""
+
+    options: ClassVar[type[Options]] = FeatureDynamicsOptions
+
+    def __init__(self, options: FeatureDynamicsOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
+        chosen = setting.pairs if options.layers is None else options.layers
+        self.pairs = tuple(sorted(chosen, key=lambda pair: (pair.student, pair.teacher)))
+
+    def needs(self) -> Needs:
+        """States of its layers, and `final` for the output matrix that comes with it."""
+        return Needs({pair.teacher: frozenset({"position_states"}) for pair in self.pairs}, final=True)
+
+    def student_layers(self) -> tuple[int, ...]:
+        """Those of its pairs."""
+        return tuple(sorted({pair.student for pair in self.pairs}))
+
+    def per_token(self, logits: Logits) -> Float[Tensor, " positions"]:
+        """Both parts at each position."""
+        layers = [(logits.inner[pair.student], logits.teacher_inner[pair.teacher]) for pair in self.pairs]
+        loss = _mean([forward_kl(*common_events(*each, self.config.temperature)) for each in layers])
+        if len(layers) > 1 and self.config.trajectory > 0:
+            plain = [common_events(*each) for each in layers]
+            turns = [
+                1 - F.cosine_similarity(log_q - log_q_before, log_p - log_p_before, dim=1)
+                for (log_q_before, log_p_before), (log_q, log_p) in pairwise(plain)
+            ]
+            loss = loss + self.config.trajectory * _mean(turns)
+        return loss
+
+
+def _mean(values: list[Float[Tensor, " positions"]]) -> Float[Tensor, " positions"]:
+    return torch.stack(values).mean(0)
