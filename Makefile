@@ -16,7 +16,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: env
 	$(BIN)/mta-prep parse --config data/demo.yaml --out out/demo --overwrite
 	$(BIN)/mta-prep inspect out/demo --id prose-001
-	$(BIN)/mta-prep cache-teacher out/demo --teacher embedded:teacher --recipe mta-dsa --out out/demo-cache --overwrite
+	$(BIN)/mta-prep cache-teacher out/demo --teacher embedded:teacher --signals relations,states,final --out out/demo-cache --overwrite
+	$(BIN)/mta-prep align out/demo --student embedded:sentencepiece-bpe --out out/demo-same --overwrite
+	$(BIN)/deepspeed --num_gpus 2 trainer/train.py --config trainer/configs/demo.yaml --overwrite
 
 test: env
 	$(BIN)/pytest --numprocesses=2

@@ -151,7 +151,7 @@ class CachedTeacher:
         if len(chosen) and chosen.max() >= self.rows:
             raise ValueError(f"row {chosen.max()} of caches with rows 0 to {self.rows - 1}")
         batch = self.documents.batch(chosen)
-        units = {each: self.documents.units(each, chosen) for each in sorted(self._demand.units)}
+        units = {each: self.documents.units(each, batch) for each in sorted(self._demand.units)}
         layers = {
             layer: self._layer(layer, needs, batch, units[self._demand.granularities[layer]])
             for layer, needs in self._demand.layers.items()

@@ -20,6 +20,7 @@ from schemas.columns import MISSING, Granularity, Side, side_column
 from schemas.errors import StateError
 from schemas.manifest import read_manifest, same_tokens
 from trainer.batch import Batch
+from trainer.geometry import Units, units_with_span
 from trainer.join import SharedUnits, before_response, positions_of, shared_units
 from trainer.ragged import pointers
 
@@ -110,13 +111,18 @@ class Documents:
         """Of some rows, the student's first response token."""
         return torch.from_numpy(self._response_starts[rows])
 
-    def units(self, granularity: Granularity, rows: Rows) -> SharedUnits:
-        """The units of some rows that both sides have a span of."""
+    def units(self, granularity: Granularity, batch: Batch) -> SharedUnits:
+        """The units of a batch's rows that both sides have a span of."""
         sides: tuple[Side, Side] = ("teacher", "student")
+        rows = batch.documents.numpy()
         found = [self._lists(side_column(side, granularity)).take(rows) for side in sides]
         teacher, student = (torch.from_numpy(spans) for spans, _ in found)
-        tokens = [pointers(torch.from_numpy(self.lengths(side)[rows])) for side in sides]
-        return shared_units(found[0][1], teacher, tokens[0], student, tokens[1])
+        return shared_units(found[0][1], teacher, student, batch.rows)
+
+    def teacher_units(self, granularity: Granularity, batch: Batch, token_rows: Int64[Tensor, " pointers"]) -> Units:
+        """All units of a batch's rows that the teacher has a span of; `token_rows`: its tokens of each."""
+        spans, unit_rows = self._lists(side_column("teacher", granularity)).take(batch.documents.numpy())
+        return units_with_span(torch.from_numpy(spans), unit_rows, token_rows)
 
     @cached_property
     def _table(self) -> pa.Table:

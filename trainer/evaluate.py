@@ -118,12 +118,14 @@ def run(
             trust_remote_code=trust_remote_code,
         )
     )
-    sampling = Sampling(temperature, top_k, top_p)
-    evaluation = Evaluation(loaded, chosen, sampling, max_length, max_prompt_length, batch_size, quiet=as_json)
-    documents = None
-    if held_out is not None:  # before the long part
-        documents = open_documents(held_out, limit, loaded.teacher, loaded.tokenizer)
-    found = [evaluation.file_result(name, rows, save_texts) for name, rows in zip(names, questions, strict=True)]
+    lost = None  # first, since it takes less time to find that it cannot be had
+    if held_out is not None:
+        lost = held_out_loss(loaded.teacher, open_documents(held_out, limit, loaded.teacher, loaded.tokenizer))
+    found = []
+    if paths:
+        sampling = Sampling(temperature, top_k, top_p)
+        evaluation = Evaluation(loaded, chosen, sampling, max_length, max_prompt_length, batch_size, quiet=as_json)
+        found = [evaluation.file_result(name, rows, save_texts) for name, rows in zip(names, questions, strict=True)]
     by_seed = list(zip(*(file.rouge_l.per_seed for file in found), strict=True))
     result = Result(
         model=loaded.identity,
@@ -143,7 +145,7 @@ def run(
         versions={name: version(name) for name in ("mta-prep", "torch", "transformers", "rouge-score")},
         files=tuple(found),
         mean=Score.of([sum(scores) / len(scores) for scores in by_seed]) if len(found) > 1 else None,
-        held_out=None if documents is None else held_out_loss(loaded.teacher, documents),
+        held_out=lost,
     )
     if out is not None:
         part = out.with_name(f"{out.name}.{os.getpid()}.part")

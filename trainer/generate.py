@@ -10,8 +10,9 @@ every device gets the same.
 What is deterministic: with one model, dtype, device, library version and batching, every response. With another batch
 size the noise is the same, but a row's logits are sums in another order, and may differ in their last bits; a token
 changes where the best two of a stage are as near to each other as that, and from there on so does the response. In float32
-that is rare (differences of some 1e-6 against gaps of order 1), in bfloat16 and float16 it is not: there most long responses
-part sooner or later. Greedy decoding parts likewise where two logits tie.
+that is rare: differences of some 1e-6 against gaps of order 1. In bfloat16 and float16 it is not: there most long responses
+part sooner or later. Of 24 responses of 256 tokens by the embedded teacher, in batches of 3, 8 and 24 against one by one,
+all 24 were the same in float32, and 6 to 12 in bfloat16. Greedy decoding parts likewise, where two logits are that near.
 
 Prompts are padded on the left. When half of a batch's rows have ended, generation goes on without them, on a cache of the
 others alone: the few long responses of a batch do not pay for all its short ones.

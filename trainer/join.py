@@ -11,32 +11,33 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
+from schemas.columns import MISSING
 from trainer.batch import LayerTargets
-from trainer.geometry import Units, covered, units_with_span
+from trainer.geometry import covered
 from trainer.objectives.base import LayerNeed
-from trainer.ragged import normalize_rows, pointers, select, spread
+from trainer.ragged import check_pointers, normalize_rows, pointers, select, spread
 from trainer.signals import LayerSignals
 from trainer.triangle import pair_rows, select_pairs
 
 
 @dataclass(frozen=True)
 class SharedUnits:
-    """Units of one granularity, of some documents: the teacher's, and which of them the student has as well; on the CPU."""
+    """Units of one granularity, of some documents, that both sides have a span of; on the CPU."""
 
-    teacher: Units  # that the teacher has a span of; spans in the teacher's tokens of the batch
-    kept: Int64[Tensor, " units"]  # which of those both have, rising
-    spans: Int64[Tensor, "units 2"]  # the student's spans of these, in the student's tokens of the batch
-    rows: Int64[Tensor, " pointers"]  # of these, of each document
+    spans: Int64[Tensor, "units 2"]  # the student's, in the tokens of the batch
+    rows: Int64[Tensor, " pointers"]  # of each document
+    kept: Int64[Tensor, " units"]  # which they are of the units that the teacher has a span of, rising
+    teacher_rows: Int64[Tensor, " pointers"]  # of those
 
     @cached_property
     def pairs(self) -> Int64[Tensor, " pairs"]:
         """Which of the teacher's pairs of units are of units that both have."""
-        before, count = self.teacher.rows.diff(), self.rows.diff()
-        bounds = pair_rows(self.teacher.rows)
+        before, count = self.teacher_rows.diff(), self.rows.diff()
+        bounds = pair_rows(self.teacher_rows)
         keep = torch.ones(int(bounds[-1]), dtype=torch.bool)
         # most documents keep all, which costs nothing; the others' pairs are looked for
         for document in (count < before).nonzero().flatten().tolist():
-            mine = self.kept[self.rows[document] : self.rows[document + 1]] - self.teacher.rows[document]
+            mine = self.kept[self.rows[document] : self.rows[document + 1]] - self.teacher_rows[document]
             pairs = keep[bounds[document] : bounds[document + 1]]
             pairs.zero_()
             pairs[select_pairs(mine, pointers([int(before[document])]))] = True
@@ -46,21 +47,20 @@ class SharedUnits:
 def shared_units(
     unit_rows: Int64[Tensor, " pointers"],
     teacher_spans: Int[Tensor, "all_units 2"],
-    teacher_tokens: Int64[Tensor, " pointers"],
     student_spans: Int[Tensor, "all_units 2"],
-    student_tokens: Int64[Tensor, " pointers"],
+    token_rows: Int64[Tensor, " _"],
 ) -> SharedUnits:
     """The units with a faithful span on both sides; spans as a dataset holds them, [-1, -1) for none.
 
-    `unit_rows`: all units of each document; `teacher_tokens`, `student_tokens`: pointers of its tokens on either side.
+    `unit_rows`: all units of each document; `token_rows`: its student tokens.
     """
-    teacher = units_with_span(teacher_spans, unit_rows, teacher_tokens)
-    student = units_with_span(student_spans, unit_rows, student_tokens)
-    of_teacher, of_student = (torch.zeros(len(teacher_spans), dtype=torch.bool) for _ in range(2))
-    of_teacher[teacher.index] = True
-    of_student[student.index] = True
-    kept, rows = select(of_student[teacher.index], teacher.rows)
-    return SharedUnits(teacher, kept, student.spans[of_teacher[student.index]], rows)
+    check_pointers(unit_rows, len(teacher_spans))
+    of_teacher, of_student = (spans[:, 0] != MISSING for spans in (teacher_spans, student_spans))
+    index, rows = select(of_teacher & of_student, unit_rows)
+    kept = of_student[of_teacher].nonzero().squeeze(1)
+    _, teacher_rows = select(of_teacher, unit_rows)
+    spans = student_spans[index] + spread(token_rows[:-1], rows)[:, None]
+    return SharedUnits(spans, rows, kept, teacher_rows)
 
 
 def before_response(
@@ -99,13 +99,14 @@ def join_layer(
     """
     device = signals.unit_weights.device
     kept = shared.kept.to(device, non_blocking=True)
-    if len(signals.unit_weights) != len(shared.teacher.index):
-        raise ValueError(f"weights of {len(signals.unit_weights)} units, but {len(shared.teacher.index)} have a span")
+    units_before = int(shared.teacher_rows[-1])
+    if len(signals.unit_weights) != units_before:
+        raise ValueError(f"weights of {len(signals.unit_weights)} units, but {units_before} have a span")
     weights = normalize_rows(signals.unit_weights[kept], shared.rows)
     relations = units = states = state_index = state_weights = position_states = None
     if "relations" in needs:
         relations = _present(signals.relations, "relations")
-        if len(kept) < len(shared.teacher.index):
+        if len(kept) < units_before:
             relations = relations[shared.pairs.to(device, non_blocking=True)]
     if "units" in needs:
         units = _present(signals.units, "units")[kept]

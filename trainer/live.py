@@ -15,7 +15,7 @@ from trainer.batch import Batch, LayerTargets
 from trainer.demand import Demand
 from trainer.documents import Documents
 from trainer.forward import Captured, Forward, Request
-from trainer.join import SharedUnits, join_layer
+from trainer.join import join_layer
 from trainer.objectives.base import LayerNeed
 from trainer.signals import layer_signals
 from trainer.teacher import Head, load_teacher
@@ -65,11 +65,7 @@ class LiveTeacher:
         if not (self._demand.layers or self._demand.final or self._demand.topk):
             return batch
         captured = self._forward(np.split(ids, token_rows[1:-1].numpy()))
-        units = {each: self.documents.units(each, chosen) for each in sorted(self._demand.units)}
-        layers = {
-            layer: self._layer(captured, layer, needs, batch, units[self._demand.granularities[layer]])
-            for layer, needs in self._demand.layers.items()
-        }
+        layers = {layer: self._layer(captured, layer, needs, batch) for layer, needs in self._demand.layers.items()}
         final = indices = logprobs = None
         if captured.final is not None:
             final = _at(captured.final, batch)
@@ -77,20 +73,13 @@ class LiveTeacher:
             indices, logprobs = _at(captured.topk[0], batch).to(torch.int64), _at(captured.topk[1], batch)
         return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs)
 
-    def _layer(
-        self, captured: Captured, layer: int, needs: frozenset[LayerNeed], batch: Batch, units: SharedUnits
-    ) -> LayerTargets:
+    def _layer(self, captured: Captured, layer: int, needs: frozenset[LayerNeed], batch: Batch) -> LayerTargets:
+        granularity = self._demand.granularities[layer]
+        units = self.documents.teacher_units(granularity, batch, captured.rows)
         want: set[Signal] = {"states" if need == "position_states" else need for need in needs}
-        signals = layer_signals(
-            captured.states[layer],
-            captured.rows,
-            units.teacher.spans,
-            units.teacher.rows,
-            want,
-            "all",
-            self._demand.weights,
-        )
-        return join_layer(signals, units, needs, len(batch.ids), batch.positions)
+        weights = self._demand.weights
+        signals = layer_signals(captured.states[layer], captured.rows, units.spans, units.rows, want, "all", weights)
+        return join_layer(signals, self.documents.units(granularity, batch), needs, len(batch.ids), batch.positions)
 
 
 def _at(values: Tensor, batch: Batch) -> Tensor:

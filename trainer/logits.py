@@ -152,10 +152,11 @@ class _Losses(torch.autograd.Function):
             scale = _FLOAT16_SCALE / factors.abs().amax().clamp_min(_NO_FACTOR)
         with torch.autocast(weight.device.type, enabled=False):
             values = _accumulate(work, head, states, factors * scale, gradients)
+            loss = factors @ values
         ctx.scale, ctx.gradients = scale, gradients
         ctx.dtypes = [each if each is None else each.dtype for each in (weight, bias, *states)]
         ctx.mark_non_differentiable(values)
-        return factors @ values, values
+        return loss, values
 
     @staticmethod
     def backward(ctx: Any, by_loss: Tensor, _by_values: Tensor) -> tuple[Tensor | None, ...]:

@@ -34,6 +34,7 @@ from trainer.demand import demand
 from trainer.distiller import Distiller
 from trainer.documents import Documents
 from trainer.engine import deepspeed_config, offloads, optimizer, rate, set_rates, stage
+from trainer.export import export_run
 from trainer.live import LiveTeacher
 from trainer.monitor import CURVES, METRICS, TENSORBOARD, Monitor, memory_gb
 from trainer.objectives import build
@@ -66,6 +67,10 @@ def train(config: TrainConfig, overwrite: bool) -> Path:
 class Run:
     """Everything a run holds in memory."""
 
+    done: int  # steps
+    engine: Any  # deepspeed.DeepSpeedEngine
+    zero_stage: int
+
     def __init__(self, config: TrainConfig, overwrite: bool) -> None:
         self.config = config
         self.out = Path(config.out)
@@ -94,8 +99,8 @@ class Run:
         epoch = self.loader.rows / config.data.batch_size
         self.steps_per_epoch = epoch
         self.steps = config.steps or math.ceil(config.epochs * epoch)
-        self._start_engine(student, wanted.final)
         self._stop = False
+        self._start_engine(student, wanted.final)
 
     @property
     def first(self) -> bool:
@@ -124,8 +129,6 @@ class Run:
 
     def finish(self) -> Path:
         """Export the student, of the best checkpoint if those are kept, else as it is now."""
-        from trainer.export import export_run  # peft and tokenizers, which training does not need
-
         chosen = self.checkpoints.best() if self.config.checkpoint.best else None
         if chosen is not None and chosen[1].step != self.done:
             self.say(f"The best held-out loss was at step {chosen[1].step}: that one is exported.")
@@ -135,7 +138,7 @@ class Run:
         if self.first:
             assert state is not None
             export_run(state, self.distiller.student, self.config, self.documents, self._teacher_record(), self.out)
-            self.say(f"The student is in {folder}, curves in {self.out / CURVES}.")
+            self.say(f"The student is in {folder}, the curves are in {self.out / CURVES}.")
         dist.barrier()
         return folder
 
@@ -187,13 +190,14 @@ class Run:
             values += terms
         by_name = self._summed(values)
         total = sum(weights[name] * value for name, value in by_name.items())
+        norm = self.engine.get_global_grad_norm()  # not every stage tells
         return {
             "step": step + 1,
             "epoch": round((step + 1) / self.steps_per_epoch, 4),
             "loss": total,
             **by_name,
             "lr": self.config.optim.lr * rate(self.config.optim, step, self.steps),
-            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            **({} if norm is None else {"grad_norm": float(norm)}),
             "tokens": tokens,
             "stop": stop,
         }
@@ -224,7 +228,7 @@ class Run:
             flat = flat.to(self.engine.device)
             dist.all_reduce(flat)
             flat = flat.cpu()
-        *parts, rest = flat.split([*(len(part) for part in total.values()), len(also)])
+        *parts, rest = torch.split(flat, [*(len(part) for part in total.values()), len(also)])
         return dict(zip(total, parts, strict=True)), rest.tolist()
 
     def _summed(self, values: Tensor) -> dict[str, float]:
@@ -292,8 +296,7 @@ class Run:
         config = self.config
         newest = self.checkpoints.newest()
         self.done = 0 if newest is None else newest[1].step
-        values = deepspeed_config(config, universal=False)
-        self.zero_stage = stage(values)
+        self.zero_stage = stage(deepspeed_config(config, universal=False))
         # without ZeRO every rank has everything, whatever their number
         universal = newest is not None and newest[1].ranks != self.ranks and self.zero_stage > 0
         values = deepspeed_config(config, universal)
@@ -307,7 +310,8 @@ class Run:
             student, nn.ModuleDict(self.terms).parameters(), config.optim, offloads(values)
         )
         exact = {name: buffer.clone() for name, buffer in self.distiller.named_buffers() if buffer.is_floating_point()}
-        self.engine, *_ = deepspeed.initialize(model=self.distiller, optimizer=parameters, config=values)
+        engine, *_ = deepspeed.initialize(model=self.distiller, optimizer=parameters, config=values)
+        self.engine = engine
         for name, buffer in exact.items():
             # half precision is for weights: frequencies of rotary positions must not be rounded
             owner, _, key = name.rpartition(".")
@@ -318,7 +322,7 @@ class Run:
         if logits:
             self.distiller.teacher_head = _on(self.source.head, self.engine.device)
         if newest is not None:
-            self.checkpoints.load(self.engine, newest[0], universal)
+            self.checkpoints.load(engine, newest[0], universal)
             self.say(f"Going on from step {self.done} of {self.steps}.")
         self._describe(student)
 

@@ -181,7 +181,7 @@ def _padded_inputs(
     lengths = lengths[lengths > 0]
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(torch.int64)
     index, _ = flat_index(mask)
-    padded = pad_sequence(list(ids.split(lengths.tolist())), batch_first=True)
+    padded = pad_sequence(list(torch.split(ids, lengths.tolist())), batch_first=True)
     return {"input_ids": padded, "attention_mask": mask.to(ids.device, non_blocking=True)}, index
 
 

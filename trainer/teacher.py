@@ -103,10 +103,9 @@ class Teacher:
             )
         plain = Head(weight, getattr(matrix, "bias", None))
         final, logits = self._probe(matrix, plain)
-        # what is not even of the output matrix's width is changed on its way there
-        candidates = _candidates(self.model.config.get_text_config(decoder=True), plain)
-        if final.shape[1] != weight.shape[1]:
-            candidates = []
+        # some, ELECTRA for one, project the last hidden state on its way to the output matrix
+        fits = final.shape[1] == weight.shape[1]
+        candidates = _candidates(self.model.config.get_text_config(decoder=True), plain) if fits else []
         tolerance = max(2 * torch.finfo(logits.dtype).eps, _ROUNDING) * float(logits.abs().max())
         for head in candidates:
             if float((head.logits(final).float() - logits.float()).abs().max()) <= tolerance:

@@ -47,9 +47,9 @@ def train(
         if os.environ["RANK"] == "0":
             console.stderr.print(str(stopped), "The same command goes on.")
         raise typer.Exit(Exit.INTERRUPTED) from None
-    except UserError:
+    except UserError as error:
         if os.environ["RANK"] != "0":  # every rank finds the same; one says it
-            raise typer.Exit(Exit.FAILED) from None
+            raise typer.Exit(error.exit_code) from None
         raise
 
 

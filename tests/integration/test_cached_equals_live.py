@@ -59,15 +59,14 @@ ROUNDING = {"fp32": 2**-24, "bf16": 2**-8, "fp16": 2**-11, "fp8": 2**-4, "int8":
 def tolerance(loss, storage):
     """Relative, of a loss and of its gradient: invariant 1 for float32, relations and bf16.
 
-    To first order a loss moves as its teacher's vectors do, so other types get bf16's in proportion to their rounding. Of
-    `topk` the log-probabilities, here down to about -10, are off by up to 2^-11 of themselves, probabilities by as much.
+    To first order a loss moves as its teacher's vectors do, so other types get bf16's in proportion to their rounding.
+    Log-probabilities of `topk`, here from about -10, are off by up to 2^-11 of themselves, so probabilities, relatively,
+    by up to ten times that.
     """
     if loss == "dsa":
         return 1e-4
     if loss == "topk_kl":
         return 10 * 2**-11
-    if loss == "attention":
-        loss = "hidden"
     return max(1e-2 * ROUNDING[storage] / ROUNDING["bf16"], 1e-5)
 
 

@@ -190,6 +190,7 @@ def test_noise_is_a_function_of_seed_row_and_step():
     assert len({each.tobytes() for each in drawn}) == len(keys)
     for key, each in zip(keys, drawn, strict=True):
         np.testing.assert_array_equal(gumbel(*key, 1000), each)
+    assert len(set(np.concatenate(drawn).tolist())) == 1000 * len(keys), "no stretch of numbers serves twice"
     correlations = np.corrcoef(drawn)[np.triu_indices(len(keys), 1)]
     assert np.abs(correlations).max() < 4 / math.sqrt(1000)
     many = gumbel(1, 1, 1, 200_000)

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from trainer.logits import OutputHead
 
 from schemas.errors import UsageError, UserError
 from schemas.training import StudentConfig
 from trainer.batch import Batch
+from trainer.logits import OutputHead
 from trainer.packed_attention import Pack, attend
 from trainer.ragged import pointers
 from trainer.student import load_student
@@ -310,7 +310,7 @@ def cut_of(folder, layers):
 
 
 @pytest.mark.parametrize("name", CUTTABLE)
-@pytest.mark.parametrize("layers", [(0, 3), (1, 2), (2,)])
+@pytest.mark.parametrize("layers", [(0, 3), (2,)])
 def test_a_cut_model_is_the_deeper_one_without_the_other_layers(folder_of, name, layers):
     folder = folder_of(name, CUTTABLE[name])
     whole = plain_of(folder).eval()
@@ -331,7 +331,7 @@ def test_a_cut_model_is_the_deeper_one_without_the_other_layers(folder_of, name,
 
 
 @pytest.mark.parametrize("name", CUTTABLE)
-@pytest.mark.parametrize("layers", [(0, 3), (2, 1, 0), (1, 1)])
+@pytest.mark.parametrize("layers", [(0, 3), (2, 1, 1)])
 def test_a_cut_model_is_the_same_when_loaded_again_and_with_a_cache(folder_of, name, layers, tmp_path):
     student = cut_of(folder_of(name, CUTTABLE[name]), layers)
     ids = batch_of((20,)).ids

@@ -202,7 +202,7 @@ def test_shared_units_and_join_against_plain_loops(data):
         start += length
     rows = pointers(tokens)
     spans = [torch.tensor(each, dtype=torch.int32).reshape(-1, 2) for each in (teacher, student)]
-    shared = shared_units(pointers(counts), spans[0], rows, spans[1], rows)
+    shared = shared_units(pointers(counts), *spans, rows)
     assert shared.spans.tolist() == expected_spans
     assert shared.rows.diff().tolist() == kept_rows
     of_teacher = [unit for unit, span in enumerate(teacher) if span != [-1, -1]]
@@ -230,7 +230,7 @@ def test_shared_units_and_join_against_plain_loops(data):
 
 
 def test_join_refuses_what_is_not_there():
-    shared = shared_units(pointers([1]), torch.tensor([[0, 2]]), pointers([3]), torch.tensor([[0, 2]]), pointers([3]))
+    shared = shared_units(pointers([1]), torch.tensor([[0, 2]]), torch.tensor([[0, 2]]), pointers([3]))
     none = torch.zeros(0, dtype=torch.int64)
     signals = LayerSignals(torch.ones(1))
     for need in ("relations", "units", "states", "position_states"):
