@@ -1,6 +1,7 @@
 """Losses on logits against plain float64 loops over tokens and vocabulary, written from the equations."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,16 @@ from schemas.errors import UsageError
 from schemas.training import PairConfig
 from trainer.objectives.base import Logits, Needs, Setting
 from trainer.objectives.cross_entropy import CrossEntropy
-from trainer.objectives.divergence import ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL
+from trainer.objectives.divergence import (
+    ForwardKL,
+    ReverseKL,
+    SkewedForwardKL,
+    SkewedReverseKL,
+    forward_kl,
+    reverse_kl,
+    skewed_forward_kl,
+    skewed_reverse_kl,
+)
 from trainer.objectives.fdd import FeatureDynamics
 
 ROUNDING = 2.0**-24
@@ -154,6 +164,17 @@ def test_derivatives_of_divergences(name, size, teacher_size, temperature):
     assert_derivative(lambda x: objective.per_token(logits_of(x, teacher)), normal(3, size))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [forward_kl, reverse_kl, partial(skewed_forward_kl, skew=0.1), partial(skewed_reverse_kl, skew=0.1)],
+    ids=list(DIVERGENCES),
+)
+def test_derivatives_by_log_probabilities(function):
+    """Each by itself, which a softmax behind them would partly hide."""
+    log_p = normal(3, 9, seed=1).log_softmax(1)
+    assert_derivative(lambda x: function(x, log_p), normal(3, 9).log_softmax(1))
+
+
 @pytest.mark.parametrize("k", [1, 3, 8, 9])
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_topk_is_its_equation(name, k):
@@ -267,7 +288,7 @@ def layered(inner, teacher_inner):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_fdd_is_its_equation(count, size):
     inner, teacher_inner = normal(count, 4, size), normal(count, 4, 9, seed=1)
-    layers = [pair.model_dump() for pair in reversed(PAIRS[:count])]  # in whatever order
+    layers = [pair.model_dump() for pair in (*PAIRS[1:count], PAIRS[0])]  # in whatever order
     objective = term(FeatureDynamics, layers=layers, temperature=3, trajectory=0.7)
     teachers = {4 + 2 * place: each for place, each in enumerate(teacher_inner)}
     cut = min(size, 9)
