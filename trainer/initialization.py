@@ -109,23 +109,22 @@ def _overridden(description: Any, overrides: dict[str, Any]) -> Any:
     depth = int(text.num_hidden_layers)
     wanted = changes.get(text.attribute_map.get("num_hidden_layers", "num_hidden_layers"), depth)
     lists = _per_layer(text, depth) if wanted != depth else {}
-    # a deeper model's further layers have no entries: they get the class's own
-    kept = {key: value[:wanted] if isinstance(wanted, int) and wanted < depth else None for key, value in lists.items()}
-    return _with(description, kept | changes)
+    if isinstance(wanted, int) and wanted < depth:
+        return _with(description, {key: value[:wanted] for key, value in lists.items()} | changes)
+    # further layers have no entries
+    return _with(description, changes, by_default=lists)
 
 
-def _with(description: Any, changes: dict[str, Any]) -> Any:
-    """A config read anew, with other values for the language model in it; None: as its class has it by default."""
+def _with(description: Any, changes: dict[str, Any], by_default: Iterable[str] = ()) -> Any:
+    """A config read anew, with other values for the language model in it, some as its class has them by default."""
     values = description.to_dict()
     text = description.get_text_config(decoder=True)
     mine = values
     if text is not description:
         mine = next(values[key] for key, value in vars(description).items() if value is text)
-    for key, value in changes.items():
-        if value is None:
-            mine.pop(key, None)
-        else:
-            mine[key] = value
+    for key in by_default:
+        del mine[key]
+    mine |= changes
     found = type(description).from_dict(values)
     found.name_or_path = description.name_or_path  # where code that comes with a model is looked for
     return found
@@ -164,11 +163,9 @@ def _cut(whole: Any, layers: Sequence[int], subject: str, trust_remote_code: boo
     )
     model = _fresh(_with(whole.config, changes), 0, trust_remote_code)
     state = whole.state_dict()
-    names = {key: _moved(key, prefix, layers) for key in model.state_dict()}
-    if any(
-        state[old].shape != value.shape if (old := names[key]) in state else True
-        for key, value in model.state_dict().items()
-    ):
+    mine = model.state_dict()
+    names = {key: _moved(key, prefix, layers) for key in mine}
+    if any(names[key] not in state or state[names[key]].shape != each.shape for key, each in mine.items()):
         raise refused
     model.load_state_dict({key: state[old] for key, old in names.items()})
     model.eval()

@@ -24,7 +24,7 @@ _TOLD_APART: Final = frozenset(
     {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "memory_gb", "seconds"}
 )
 
-Record = Mapping[str, float]
+Record = Mapping[str, float | int]
 
 
 class Tracker(Protocol):
@@ -133,7 +133,7 @@ def memory_gb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, float | int]]:
     """Every record of a metrics file."""
     return [json.loads(line) for line in _lines(path)]
 

@@ -24,6 +24,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from schemas import console
+from schemas.config import TeacherConfig
 from schemas.errors import StateError, UsageError
 from schemas.training import PairConfig, TrainConfig
 from trainer.batch import Batch
@@ -34,7 +35,7 @@ from trainer.demand import demand
 from trainer.distiller import Distiller
 from trainer.documents import Documents
 from trainer.engine import deepspeed_config, offloads, optimizer, rate, set_rates, stage
-from trainer.export import export_run
+from trainer.export import export_run, student_tokenizer
 from trainer.live import LiveTeacher
 from trainer.monitor import CURVES, METRICS, TENSORBOARD, Monitor, memory_gb
 from trainer.objectives import build
@@ -90,9 +91,10 @@ class Run:
         self.source: CachedTeacher | LiveTeacher
         if config.teacher == "live":
             assert config.teacher_model is not None
-            self.source = LiveTeacher(config.teacher_model, self.documents, wanted)
+            self.source = LiveTeacher(_placed(config.teacher_model), self.documents, wanted)
         else:
             self.source = CachedTeacher(self.caches, wanted)
+        student_tokenizer(self.documents.manifest)  # one that has gone would else be missed only when all is done
         self.loader = StepLoader(
             self.source, config.data, rank=self.rank, ranks=self.ranks, pinned=torch.cuda.is_available()
         )
@@ -172,7 +174,7 @@ class Run:
             if stopping and not last:
                 raise Interrupted(f"Interrupted at step {self.done} of {self.steps}, which is saved in {self.out}.")
 
-    def step(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
+    def step(self, step: int, batches: Sequence[Batch]) -> dict[str, float | int]:
         """One optimizer step on this rank's micro-batches; what it gave, over all ranks."""
         progress = step / self.steps
         weights = {name: term.config.weight_at(progress) for name, term in self.terms.items()}
@@ -340,6 +342,10 @@ class Run:
             f"{self.loader.rows} rows, {self.config.data.batch_size} a step, {self.steps} steps; terms: "
             + ", ".join(f"{name} ({term.config.weight_at(0):g})" for name, term in self.terms.items())
         )
+        if self.source.rows < self.documents.rows:
+            self.say(
+                f"The caches hold the first {self.source.rows} of {self.documents.rows} rows: the others are not used."
+            )
         granularities = {pair.granularity for term in self.terms.values() for pair in getattr(term, "pairs", ())}
         for granularity in sorted(granularities):
             left = self.documents.left_out(granularity)
@@ -392,6 +398,13 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _placed(teacher: TeacherConfig) -> TeacherConfig:
+    """With `cuda` as its device, on this rank's GPU."""
+    if teacher.device != "cuda" or not torch.cuda.is_available():
+        return teacher
+    return teacher.model_copy(update={"device": f"cuda:{torch.cuda.current_device()}"})
 
 
 def _on(head: Head, device: torch.device) -> Head:

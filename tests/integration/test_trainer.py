@@ -203,12 +203,14 @@ def test_the_student_is_a_plain_folder(runs, folders, name):
 
 def started(ranks, file, out, step):
     """A run in the background that has logged some steps."""
-    running = subprocess.Popen(
-        command(ranks, TRAIN, "--config", file), env=environment(), start_new_session=True, stderr=subprocess.PIPE
-    )
+    said = out.with_suffix(".log")
+    with said.open("wb") as log:
+        running = subprocess.Popen(
+            command(ranks, TRAIN, "--config", file), env=environment(), start_new_session=True, stdout=log, stderr=log
+        )
     deadline = time.monotonic() + 240
     while not (out / "metrics.jsonl").is_file() or len(metrics_so_far(out)) < step:
-        assert running.poll() is None, running.stderr.read().decode()
+        assert running.poll() is None, said.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return running

@@ -1,6 +1,6 @@
 """Several runs of the trainer in one process of each rank: what `trainer/train.py` does, without starting anew for each.
 
-    deepspeed --num_gpus 2 tests/integration/trainer_runs.py CONFIG.yaml …
+deepspeed --num_gpus 2 tests/integration/trainer_runs.py CONFIG.yaml …
 """
 
 import sys

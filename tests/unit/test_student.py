@@ -407,6 +407,7 @@ def test_a_config_of_another_model_can_be_changed(folder_of):
     assert shallow.model.config.layer_types == MIXED[:3]
     assert made("gemma3", num_hidden_layers=6).model.config.num_hidden_layers == 6
     assert made("gpt2", hidden_size=16).hidden_size == 16
+    assert made("mistral", sliding_window=None).model.config.sliding_window is None
     assert not torch.equal(
         made("llama").model.model.norm.weight, plain_of(folder_of("llama")).model.norm.weight.float()
     )
