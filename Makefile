@@ -25,7 +25,7 @@ demo: env
 	$(BIN)/python trainer/evaluate.py run out/demo-student/student $(DEMO_ROWS)
 
 test: env
-	$(BIN)/pytest --numprocesses=2
+	$(BIN)/pytest --numprocesses=2 --dist=loadgroup
 
 check: env
 	$(BIN)/ruff format --check .

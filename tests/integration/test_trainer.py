@@ -13,6 +13,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+# one process has the runs that all of these look at
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "trainer" / "train.py"
 SEVERAL = Path(__file__).with_name("trainer_runs.py")
@@ -145,7 +148,6 @@ def runs(config, folders, tmp_path_factory):
     return {name: base / name for every in of_ranks.values() for name in every}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "other", "tolerance"),
     [
@@ -165,14 +167,12 @@ def test_every_logged_loss_is_the_same_whatever_the_road(runs, name, other, tole
     assert_same(metrics(runs[name]), metrics(runs[other]), tolerance)
 
 
-@pytest.mark.slow
 def test_half_precision_learns_the_same(runs):
     found, expected = metrics(runs["two-bf16"]), metrics(runs["cached"])
     assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.02)
     assert found[-1]["held_out_loss"] == pytest.approx(expected[-1]["held_out_loss"], rel=0.02)
 
 
-@pytest.mark.slow
 def test_it_learns_and_tells_every_term(runs):
     records = metrics(runs["cached"])
     steps = [record for record in records if "loss" in record]
@@ -186,7 +186,6 @@ def test_it_learns_and_tells_every_term(runs):
     assert (runs["cached"] / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cached", "two-zero3"])
 def test_the_student_is_a_plain_folder(runs, folders, name):
     folder = runs[name] / "student"
@@ -229,7 +228,6 @@ def metrics_so_far(out):
     return [line for line in lines if line.endswith("}")]
 
 
-@pytest.mark.slow
 def test_killed_and_gone_on_is_the_same_as_never_killed(config, runs, tmp_path):
     out = tmp_path / "killed"
     file = config(out, steps=STEPS, checkpoint={"every": 3})
@@ -244,7 +242,6 @@ def test_killed_and_gone_on_is_the_same_as_never_killed(config, runs, tmp_path):
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000018", "step-00000020"]
 
 
-@pytest.mark.slow
 def test_told_to_stop_it_saves_and_goes_on_with_other_ranks(config, runs, tmp_path):
     out = tmp_path / "stopped"
     file = config(out, deepspeed="zero2")
@@ -261,7 +258,6 @@ def test_told_to_stop_it_saves_and_goes_on_with_other_ranks(config, runs, tmp_pa
     assert_same(metrics(out), metrics(runs["cached"]), ANOTHER_ORDER)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "code", "message"),
     [
