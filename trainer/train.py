@@ -45,7 +45,7 @@ def train(
         run(settings, overwrite)
     except Interrupted as stopped:
         if os.environ["RANK"] == "0":
-            console.stderr.print(str(stopped), "The same command goes on.")
+            console.stderr.print(str(stopped))
         raise typer.Exit(Exit.INTERRUPTED) from None
     except UserError as error:
         if os.environ["RANK"] != "0":  # every rank finds the same; one says it
@@ -74,7 +74,7 @@ def start_ranks(local_rank: int) -> None:
 
 def main() -> None:
     """Entry point."""
-    console.run(app, "train.py", "Interrupted.")
+    console.run(app, "train.py", "The same command goes on.")
 
 
 if __name__ == "__main__":
