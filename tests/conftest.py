@@ -10,6 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 settings.register_profile(
     "project", deadline=None, max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -24,6 +26,27 @@ def embedded_parser():
     from pipeline.parse import model
 
     return model.load("embedded")
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements that any operation returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return result
+
+
+@pytest.fixture
+def largest_tensor():
+    """A context that records how large a tensor any operation in it returned."""
+    return LargestTensor()
 
 
 SAMPLE_ROWS = 24

@@ -7,7 +7,6 @@ in the folder is no checkpoint. DeepSpeed's files are pickles: resume from your 
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 import torch.distributed as dist
 
+from schemas.durability import flush
 from schemas.errors import ResourceError, StateError
 
 FOLDER: Final = "checkpoints"
@@ -80,12 +80,14 @@ class Checkpoints:
         dist.barrier()
         if _first():
             (part / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
-            for file in part.rglob("*"):
-                _flush(file)
-            _flush(part)
-            shutil.rmtree(path, ignore_errors=True)
-            part.rename(path)
-            _flush(self._folder)
+            try:
+                for file in [*part.rglob("*"), part]:
+                    flush(file)
+                shutil.rmtree(path, ignore_errors=True)
+                part.rename(path)
+                flush(self._folder)
+            except OSError as error:
+                raise ResourceError(f"The checkpoint {path} cannot be written: {error.strerror}.") from None
             self._prune()
         dist.barrier()
         return path
@@ -134,15 +136,3 @@ class Checkpoints:
 
 def _first() -> bool:
     return dist.get_rank() == 0
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise ResourceError(f"The checkpoint cannot be written: {path}: {error.strerror}.") from None

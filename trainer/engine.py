@@ -30,10 +30,10 @@ _OURS: Final = {
 _FP16: Final = {"enabled": True, "initial_scale_power": 12}
 
 
-def deepspeed_config(config: TrainConfig, universal: bool) -> dict[str, Any]:
+def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     """DeepSpeed's config: the named file, and what the training config says.
 
-    `universal`: a universal checkpoint is going to be loaded. Raises `UsageError` for a file that is not there, is no
+    Raises `UsageError` for a file that is not there, is no
     JSON object, or says what the training config says.
     """
     path = CONFIGS / f"{config.deepspeed}.json"
@@ -66,8 +66,6 @@ def deepspeed_config(config: TrainConfig, universal: bool) -> dict[str, Any]:
     if not torch.cuda.is_available():
         # its own Adam for the CPU compiles for a minute, and hardly learns there
         values["zero_force_ds_cpu_optimizer"] = False
-    if universal:
-        values["checkpoint"] = {"load_universal": True}
     return values
 
 

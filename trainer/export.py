@@ -1,6 +1,5 @@
 """A trained student as a plain Hugging Face folder, which needs nothing of this package."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from schemas import embedded
+from schemas.durability import flush
 from schemas.errors import ResourceError, StateError, UserError
 from schemas.manifest import Manifest
 from schemas.training import LoraConfig, TrainConfig
@@ -93,12 +93,12 @@ def export(
         (part / "README.md").write_text(card, encoding="utf-8")
         (part / TRAINING).write_text(config.to_yaml(), encoding="utf-8")
         for file in part.rglob("*"):
-            _flush(file)
-        _flush(part)
+            flush(file)
+        flush(part)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise ResourceError(f"The student cannot be written to {folder}: {first_line(error)}") from error
@@ -160,12 +160,3 @@ def _generation(tokenizer: Any, dataset: Manifest) -> Any:
     eos = ends[0] if len(ends) == 1 else ends or None
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
     return transformers.GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=pad)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,7 +13,7 @@ from schemas.config import TeacherConfig
 from schemas.errors import UsageError, UserError
 from schemas.training import CutConfig, StudentConfig
 from trainer.source import Source, first_line, locate
-from trainer.teacher import check_complete, decoder, explained, loading_options
+from trainer.teacher import check_complete, decoder, description, explained, loading_options
 
 #: Lists of a config that are not one entry a layer, however long they are.
 _NOT_PER_LAYER: Final = ("architectures", "_token_id", "_token_ids")
@@ -41,15 +41,12 @@ def initial_model(config: StudentConfig, seed: int) -> Any:
         trust_remote_code=config.trust_remote_code,
     )
     source = locate(where, "student")
-    try:
-        description = transformers.AutoConfig.from_pretrained(source.name, **source.options(where))
-    except Exception as error:  # bad files make the library raise anything from KeyError to RuntimeError
-        raise explained(error, subject, where, source) from error
+    described = description(where, source, subject)
     with _told(subject):
-        description = _overridden(description, config.config)
+        described = _overridden(described, config.config)
         if config.init == "config":
-            return _fresh(description, seed, config.trust_remote_code)
-    model = _pretrained(subject, where, source, description)
+            return _fresh(described, seed, config.trust_remote_code)
+    model = _pretrained(subject, where, source, described)
     if isinstance(config.init, CutConfig):
         with _told(subject):
             return _cut(model, config.init.layers, subject, config.trust_remote_code)

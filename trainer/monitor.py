@@ -20,9 +20,7 @@ METRICS: Final = "metrics.jsonl"
 CURVES: Final = "curves.png"
 TENSORBOARD: Final = "tensorboard"
 #: Of a record, what is told otherwise than as a term of the loss.
-_TOLD_APART: Final = frozenset(
-    {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "memory_gb", "seconds"}
-)
+_TOLD_APART: Final = frozenset({"step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "memory_gb"})
 
 Record = Mapping[str, float | int]
 

@@ -6,6 +6,7 @@ random numbers of dropout for every micro-batch. So the number of steps done, an
 """
 
 import math
+import os
 import shutil
 import signal
 import time
@@ -19,12 +20,10 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-import transformers
 from jaxtyping import Float64
 from torch import Tensor, nn
 
 from schemas import console
-from schemas.config import TeacherConfig
 from schemas.errors import StateError, UsageError
 from schemas.training import PairConfig, TrainConfig
 from trainer.batch import Batch
@@ -44,7 +43,7 @@ from trainer.pairs import automatic_pairs
 from trainer.settings import require_same
 from trainer.source import locate
 from trainer.student import Student, load_student
-from trainer.teacher import Head, explained
+from trainer.teacher import Head, description, placed
 
 CONFIG: Final = "config.yaml"
 STUDENT: Final = "student"
@@ -91,7 +90,9 @@ class Run:
         self.source: CachedTeacher | LiveTeacher
         if config.teacher == "live":
             assert config.teacher_model is not None
-            self.source = LiveTeacher(_placed(config.teacher_model), self.documents, wanted)
+            self.source = LiveTeacher(
+                placed(config.teacher_model, int(os.environ["LOCAL_RANK"])), self.documents, wanted
+            )
         else:
             self.source = CachedTeacher(self.caches, wanted)
         student_tokenizer(self.documents.manifest)  # one that has gone would else be missed only when all is done
@@ -268,11 +269,7 @@ class Run:
         if self.config.teacher == "live":
             model = self.config.teacher_model
             assert model is not None
-            source = locate(model)
-            try:
-                described = transformers.AutoConfig.from_pretrained(source.name, **source.options(model))
-            except Exception as error:  # bad files make the library raise anything from KeyError to RuntimeError
-                raise explained(error, f"The teacher {model.model!r}", model, source) from error
+            described = description(model, locate(model), f"The teacher {model.model!r}")
             text = described.get_text_config(decoder=True)
             return int(text.num_hidden_layers), int(text.hidden_size)
         if not self.caches.caches:
@@ -298,10 +295,12 @@ class Run:
         config = self.config
         newest = self.checkpoints.newest()
         self.done = 0 if newest is None else newest[1].step
-        self.zero_stage = stage(deepspeed_config(config, universal=False))
+        values = deepspeed_config(config)
+        self.zero_stage = stage(values)
         # without ZeRO every rank has everything, whatever their number
         universal = newest is not None and newest[1].ranks != self.ranks and self.zero_stage > 0
-        values = deepspeed_config(config, universal)
+        if universal:
+            values["checkpoint"] = {"load_universal": True}
         if newest is not None and newest[1].zero_stage != self.zero_stage:
             raise StateError(
                 f"{newest[0]} was saved under ZeRO stage {newest[1].zero_stage}, not {self.zero_stage}; go on with that, or "
@@ -398,13 +397,6 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _placed(teacher: TeacherConfig) -> TeacherConfig:
-    """With `cuda` as its device, on this rank's GPU."""
-    if teacher.device != "cuda" or not torch.cuda.is_available():
-        return teacher
-    return teacher.model_copy(update={"device": f"cuda:{torch.cuda.current_device()}"})
 
 
 def _on(head: Head, device: torch.device) -> Head:

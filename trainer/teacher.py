@@ -150,6 +150,21 @@ def _candidates(config: Any, plain: Head) -> list[Head]:
     ]
 
 
+def description(config: TeacherConfig, source: Source, subject: str) -> Any:
+    """The model's config (transformers.PreTrainedConfig), without any weight. Raises UserError, beginning with `subject`."""
+    try:
+        return transformers.AutoConfig.from_pretrained(source.name, **source.options(config))
+    except Exception as error:  # bad files make the library raise anything from KeyError to RuntimeError
+        raise explained(error, subject, config, source) from error
+
+
+def placed(config: TeacherConfig, number: int) -> TeacherConfig:
+    """With `cuda` as its device, every process of a machine, by number, takes another GPU."""
+    if config.device != "cuda" or not torch.cuda.is_available():
+        return config
+    return config.model_copy(update={"device": f"cuda:{number % torch.cuda.device_count()}"})
+
+
 def load_teacher(config: TeacherConfig, deepest: int | None) -> Teacher:
     """Load the model with its first `deepest` decoder layers only; None (or its depth): whole, as `final` and `topk` need.
 
@@ -161,16 +176,16 @@ def load_teacher(config: TeacherConfig, deepest: int | None) -> Teacher:
     source = locate(config)
     options = loading_options(config, source)
     subject = f"The teacher {config.model!r}"
+    described = description(config, source, subject)
     try:
-        description = transformers.AutoConfig.from_pretrained(source.name, **source.options(config))
-        depth = int(description.get_text_config(decoder=True).num_hidden_layers)
+        depth = int(described.get_text_config(decoder=True).num_hidden_layers)
         if deepest is not None and deepest > depth:
             raise UsageError(f"{subject} has layers 0 (embeddings) to {depth}, not {deepest}.")
         cut = max(deepest, 1) if deepest is not None and deepest < depth else None
-        kind, built = _model_class(description, depth, cut)
+        kind, built = _model_class(described, depth, cut)
         model, report = kind.from_pretrained(
             source.name,
-            config=description,
+            config=described,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # which are then told, by name, and refused
             **source.options(config),
@@ -187,7 +202,7 @@ def load_teacher(config: TeacherConfig, deepest: int | None) -> Teacher:
     del layers[cut if cut is not None else depth :]
     check_complete(subject, model, report, cut)
     model.eval().requires_grad_(False)
-    text = description.get_text_config(decoder=True)
+    text = described.get_text_config(decoder=True)
     return Teacher(
         model=model,
         body=body,

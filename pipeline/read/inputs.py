@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.read.sources import KNOWN, LoadedDataset, Source, TextFile, file_source, is_data_file
+from schemas.durability import flush
 from schemas.errors import ResourceError, UsageError, UserError
 
 STDIN: Final = "-"
@@ -169,9 +170,7 @@ def _spool_stdin(spool: Path) -> Path:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
-        folder = os.open(spool, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        flush(spool)
     except OSError as error:
         raise ResourceError(f"{spool}: standard input cannot be kept there ({error.strerror}).") from None
     return target

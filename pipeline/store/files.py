@@ -7,17 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from schemas.durability import flush
+
 #: Suffix of files being written; a leftover belongs to nobody and is cleared at the next start.
 PARTIAL = ".partial"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -32,7 +25,7 @@ def published(path: Path) -> Iterator[IO[bytes]]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    flush(path.parent)
 
 
 def publish_text(path: Path, text: str) -> None:

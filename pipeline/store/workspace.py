@@ -16,6 +16,7 @@ from typing import IO, Any, Protocol, runtime_checkable
 from filelock import FileLock, Timeout
 
 from pipeline.store import files
+from schemas.durability import flush
 from schemas.errors import StateError
 from schemas.manifest import MANIFEST, OtherFile, ShardFile, is_finished
 
@@ -181,7 +182,7 @@ class Workspace:
             files.publish_text(self.out / file, text)
         files.publish_text(self.out / MANIFEST, manifest)
         shutil.rmtree(self.work)
-        files.sync_folder(self.out)
+        flush(self.out)
 
 
 def differences(old: Any, new: Any, place: str = "") -> list[str]:

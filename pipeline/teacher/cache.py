@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import torch
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline import counts, run
@@ -30,11 +29,12 @@ from pipeline.teacher.settings import TeacherShape
 from pipeline.teacher.stage import CacheStage
 from schemas import console
 from schemas.columns import side_column
-from schemas.config import CacheConfig, TeacherConfig
+from schemas.config import CacheConfig
 from schemas.errors import ResourceError, UserError
 from schemas.manifest import CacheManifest, Manifest, OtherFile, read_cache_manifest, read_manifest
 from schemas.signals import HEAD, INDEX, SHARDS, index_schema
 from trainer.source import identity
+from trainer.teacher import placed
 
 #: Bytes a row of `index.arrow` takes besides its id: three int32 and an offset.
 INDEX_ROW_BYTES: Final = 16
@@ -129,19 +129,12 @@ def make_stage(plan: Plan, local: int, threads: int) -> CacheStage:
     disable_progress_bar()  # of loading weights; the run has its own
     return CacheStage(
         plan.config,
-        _placed(plan.config.teacher, local + run.worker_number()),
+        placed(plan.config.teacher, local + run.worker_number()),
         plan.shape,
         plan.documents,
         plan.measured.longest,
         threads,
     )
-
-
-def _placed(teacher: TeacherConfig, number: int) -> TeacherConfig:
-    """With `cuda` as its device, every process of a machine takes another GPU."""
-    if teacher.device != "cuda" or not torch.cuda.is_available():
-        return teacher
-    return teacher.model_copy(update={"device": f"cuda:{number % torch.cuda.device_count()}"})
 
 
 def threads_of(workers: int, rank: Rank) -> int:

@@ -20,7 +20,7 @@ from schemas.config import ParseConfig, TeacherConfig
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from trainer.source import Source, first_line, locate
-from trainer.teacher import explained
+from trainer.teacher import description, explained
 
 #: Rows that are tokenized again, spread over the dataset.
 SAMPLED_ROWS: Final = 64
@@ -34,17 +34,16 @@ def describe(config: TeacherConfig) -> TeacherShape:
     Raises `UserError` if there is no such model, or it is no causal language model.
     """
     source = locate(config)
+    subject = f"The teacher {config.model!r}"
+    described = description(config, source, subject)
     try:
-        description = transformers.AutoConfig.from_pretrained(source.name, **source.options(config))
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(
-                description, trust_remote_code=config.trust_remote_code
-            )
+            model = transformers.AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # bad files make the library raise anything from KeyError to RuntimeError
-        raise explained(error, f"The teacher {config.model!r}", config, source) from error
-    text = description.get_text_config(decoder=True)
-    architectures = description.architectures or (type(model).__name__,)
-    own = "float32" if source.gguf_file is not None else str(description.dtype or "float32").removeprefix("torch.")
+        raise explained(error, subject, config, source) from error
+    text = described.get_text_config(decoder=True)
+    architectures = described.architectures or (type(model).__name__,)
+    own = "float32" if source.gguf_file is not None else str(described.dtype or "float32").removeprefix("torch.")
     weight = getattr(model.get_output_embeddings(), "weight", None)
     last_size = int(text.hidden_size if weight is None else weight.shape[-1])
     return TeacherShape(

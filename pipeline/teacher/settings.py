@@ -8,6 +8,7 @@ from schemas.columns import GRANULARITIES, Granularity
 from schemas.config import CacheConfig, LayerConfig
 from schemas.errors import UsageError
 from schemas.signals import LAYER_SIGNALS, RECIPES, Signal, StateTokens
+from trainer.pairs import teacher_layer
 
 #: Recipes whose losses look at every token, not only at those in units: FDD at the response's, SRA at spans of its own.
 STATE_TOKENS: Final[dict[str, StateTokens]] = {"fdd": "all", "sra": "all"}
@@ -149,7 +150,7 @@ def mapped_layers(student: Sequence[int], student_depth: int, teacher_depth: int
         raise UsageError(
             f"--student-layers are from 0 to --student-depth, {student_depth}; got {lowest_first or 'none'}."
         )
-    pairs = [(layer * teacher_depth // student_depth, layer) for layer in lowest_first]
+    pairs = [(teacher_layer(layer, student_depth, teacher_depth), layer) for layer in lowest_first]
     return tuple(
         LayerConfig(layer=teacher, granularity=_granularity(layer == lowest_first[0])) for teacher, layer in pairs
     )

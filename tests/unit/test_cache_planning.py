@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.teacher.cache import _placed
 from pipeline.teacher.planning import _Cutter
 from schemas.config import TeacherConfig
+from trainer.teacher import placed
 
 SIZES = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 20)), min_size=1, max_size=40)
 
@@ -38,6 +38,6 @@ def test_processes_of_a_machine_share_its_gpus_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     every = TeacherConfig(model="m", device="cuda")
-    assert [_placed(every, number).device for number in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    assert _placed(every.model_copy(update={"device": "cuda:1"}), 0).device == "cuda:1"
-    assert _placed(every.model_copy(update={"device": "cpu"}), 1).device == "cpu"
+    assert [placed(every, number).device for number in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert placed(every.model_copy(update={"device": "cuda:1"}), 0).device == "cuda:1"
+    assert placed(every.model_copy(update={"device": "cpu"}), 1).device == "cpu"

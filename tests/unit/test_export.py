@@ -215,7 +215,7 @@ def test_an_export_is_replaced_only_by_a_whole_one(trained, dataset, tmp_path, m
         assert {path.name for path in folder.iterdir()} == set(before)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_flush", full)
+    monkeypatch.setattr(exporting, "flush", full)
     with pytest.raises(ResourceError, match="No space left"):
         write(student, config, dataset, folder, metrics={"step": 9})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from trainer.geometry import (
     centrality_weights,
@@ -34,21 +32,6 @@ def dsa(hidden, weights, target):
     """A loss of the kind that the geometry is for."""
     cosines = relations(pool(hidden, weights, SPANS), UNIT_ROWS)
     return sum_rows((cosines - target).square(), pair_rows(UNIT_ROWS))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements that any operation returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.elements = max(self.elements, leaf.numel())
-        return result
 
 
 def test_two_tokens_share_all_attention_and_one_has_it():
@@ -153,14 +136,14 @@ def test_the_same_batch_gives_the_same_bits():
 
 
 @pytest.mark.parametrize("documents", [64, 256])
-def test_nothing_is_quadratic_in_the_batch(documents):
+def test_nothing_is_quadratic_in_the_batch(documents, largest_tensor):
     tokens, units, features, nesting = 24, 12, 16, 4
     rows, unit_rows = pointers([tokens] * documents), pointers([units * nesting] * documents)
     start = torch.arange(0, tokens, 2).repeat_interleave(nesting)
     inner = torch.stack([start, (start + torch.arange(1, nesting + 1).repeat(units)).clamp_max(tokens)], dim=1)
     hidden = random(tokens * documents, features, requires_grad=True)
     budget = 2**12
-    with LargestTensor() as largest:
+    with largest_tensor as largest:
         chosen = units_with_span(inner.repeat(documents, 1), unit_rows, rows)
         weights = centrality_weights(hidden, rows, budget)
         pooled = pool(hidden, weights, chosen.spans)
@@ -171,18 +154,18 @@ def test_nothing_is_quadratic_in_the_batch(documents):
     assert largest.elements <= max(budget, hidden.numel(), pooled.numel(), squares) < len(hidden) ** 2 / 10
 
 
-def test_centrality_keeps_to_its_budget():
+def test_centrality_keeps_to_its_budget(largest_tensor):
     rows = pointers([24] * 60 + [40])
     hidden = random(int(rows[-1]), 8)
-    with LargestTensor() as largest:
+    with largest_tensor as largest:
         centrality_weights(hidden, rows, budget=2000)
     assert len(hidden) < largest.elements <= 2000
 
 
-def test_pooling_does_not_copy_a_token_for_each_of_its_units():
+def test_pooling_does_not_copy_a_token_for_each_of_its_units(largest_tensor):
     hidden = random(200, 64, requires_grad=True)
     spans = torch.tensor([[0, 200]] * 10)
-    with LargestTensor() as largest:
+    with largest_tensor as largest:
         pool(hidden, torch.ones(200), spans).sum().backward()
     assert largest.elements == hidden.numel() < 10 * 200 * 64
 

@@ -8,8 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from schemas.errors import UsageError
 from schemas.training import PairConfig
@@ -402,37 +400,22 @@ def test_angles_are_the_same_in_any_number_of_portions():
         torch.testing.assert_close(later, found[0], rtol=1e-12, atol=1e-15)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements that any operation returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.elements = max(self.elements, leaf.numel())
-        return result
-
-
 @pytest.mark.parametrize("metric", METRICS)
-def test_nothing_is_quadratic_in_the_batch(metric):
+def test_nothing_is_quadratic_in_the_batch(metric, largest_tensor):
     count, units = 200, 4
     made = [document(8, [(t, t + 2) for t in range(units)], seed=seed) for seed in range(count)]
     batch, hidden = batch_of(made), states_of(made)
-    with LargestTensor() as largest:
+    with largest_tensor as largest:
         objective = term(metric=metric)
         objective.denominators(batch)
         objective({STUDENT_LAYER: hidden}, batch).sum().backward()
     assert largest.elements <= max(hidden.numel(), count * units**3) < (count * units) ** 2 / 10
 
 
-def test_angles_keep_to_their_budget():
+def test_angles_keep_to_their_budget(largest_tensor):
     each = document(60, [(t, t + 1) for t in range(60)])
     units = torch.randn(60, 64, requires_grad=True)
-    with LargestTensor() as largest:
+    with largest_tensor as largest:
         weights = torch.tensor(each.weights)
         angle_numerator(units, each.units.float(), weights, pointers([60]), budget=4 * 60**2).backward()
     assert largest.elements <= 4 * 60**2 < 60**3
