@@ -202,7 +202,7 @@ def plan(config: ParseConfig, spool: Path) -> Plan:
         raise UserError(f"No usable row in {', '.join(config.inputs)}.{where}")
     fields = resolve_fields(config.fields, records)
     config = config.model_copy(update={"fields": fields, "template": resolve_template(config.template, fields)})
-    run.single_thread()
+    run.settle_torch()
     stage = PrepareStage(config)
     rendered, rejected = stage.render(sample)
     if not rendered:

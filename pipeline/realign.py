@@ -122,7 +122,7 @@ def realign(
     values = before.config | dict(sides) | ({"overflow": overflow} if overflow else {})
     config = ParseConfig.parse(values, f"align {dataset}")
     changed = tuple(side for side in SIDES if side in sides)
-    run.single_thread()
+    run.settle_torch()
     stage = RealignStage(config, changed)
     sample = read_shard(dataset / before.shards[0].file).slice(0, AUDIT_ROWS)
     for tokenizer in stage.tokenizers.values():

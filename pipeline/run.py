@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from pipeline.store.workspace import Output, Workspace
 from schemas.errors import ResourceError
@@ -38,6 +38,9 @@ class Stage(Protocol):
         ...
 
 
+#: Kernels that oneDNN keeps, enough for the batches of many threads; its default of 1,024 takes up to 400 MiB to fill.
+KERNELS: Final = 128
+
 _stage: Stage | None = None
 _workspace: Workspace | None = None
 _number = 0
@@ -48,12 +51,15 @@ def worker_number() -> int:
     return _number
 
 
-def single_thread() -> None:
-    """One thread for torch in every process, and in every thread that is started then.
+def settle_torch() -> None:
+    """One thread for torch in every process, and in every thread that is started then; few of oneDNN's kernels kept.
 
     Matrix products split over another number of threads may differ in their last bits, and shards must not depend on how
-    many workers there were; processes, or threads with batches of their own, give the parallelism.
+    many workers there were; processes, or threads with batches of their own, give the parallelism. oneDNN compiles and
+    keeps a kernel for each shape of a product: packed batches are of ever new ones, each used for all layers and never again.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))  # read when the first is compiled
+
     import torch
 
     torch.set_num_threads(1)
@@ -77,7 +83,7 @@ def _start(make: Callable[[], Stage], workspace: Workspace, started: "Synchroniz
     with started.get_lock():
         _number = started.value
         started.value += 1
-    single_thread()
+    settle_torch()
     _stage, _workspace = make(), workspace
 
 
@@ -109,7 +115,7 @@ def run_shards(
 
 
 def _run_here(make: Callable[[], Stage], items: Iterable[tuple[int, Any]], workspace: Workspace, tick: Tick) -> None:
-    single_thread()
+    settle_torch()
     stage: Stage | None = None
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1) as writer:

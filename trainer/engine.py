@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from schemas.errors import UsageError
@@ -33,8 +34,8 @@ _FP16: Final = {"enabled": True, "initial_scale_power": 12}
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     """DeepSpeed's config: the named file, and what the training config says.
 
-    Raises `UsageError` for a file that is not there, is no
-    JSON object, or says what the training config says.
+    Raises `UsageError` for a file that is not there, is no JSON object, or says what the training config says, and for a
+    precision that the machine does not have.
     """
     path = CONFIGS / f"{config.deepspeed}.json"
     if not path.is_file():
@@ -62,6 +63,8 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     if config.precision == "bf16":
         values["bf16"] = {"enabled": True}
     elif config.precision == "fp16":
+        if not get_accelerator().is_fp16_supported():
+            raise UsageError("`precision: fp16`: this processor does not compute in float16; take `bf16` or `fp32`.")
         values["fp16"] = dict(_FP16)
     if not torch.cuda.is_available():
         # its own Adam for the CPU compiles for a minute, and hardly learns there

@@ -225,7 +225,7 @@ def loading_options(config: TeacherConfig, source: Source) -> dict[str, Any]:
         options["device_map"] = config.device_map
     if source.gguf_file is not None:
         if importlib.util.find_spec("gguf") is None:
-            raise UsageError("A GGUF file needs the package `gguf`; install it, or name a model in safetensors.")
+            raise UsageError("A GGUF file needs the package `gguf`: pip install 'mta-prep[gguf]'.")
         if config.quantization:
             raise UsageError("A GGUF file is quantized already and is loaded unpacked; leave out --quantization.")
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)

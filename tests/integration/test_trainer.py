@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from deepspeed.accelerator import get_accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # one process has the runs that all of these look at
@@ -28,12 +29,15 @@ PAIRS = [
 ANOTHER_ORDER = 1e-4
 #: Relative, of invariant 1: relations are cached as int16.
 CACHED = 1e-4
+FDD = {"srkl": {}, "fdd": {}}
+UNITS = {"ce": {}, "hidden": {"level": "unit"}, "dsa": {"metric": "distance"}}
 NOT_COMPARED = {"tokens_per_second", "memory_gb", "lr", "grad_norm"}
 
 
 @pytest.fixture(scope="session")
 def folders(prepared, tiny_teacher, cache_plan, tmp_path_factory):
-    """A dataset with the same tokens on both sides, one with different ones, and one cache that serves both."""
+    """A dataset with the same tokens on both sides, one with different ones; one cache that serves both, and a second of
+    the same teacher, made later for what the first lacks."""
     from pipeline.realign import realign
     from pipeline.teacher import cache
 
@@ -42,9 +46,11 @@ def folders(prepared, tiny_teacher, cache_plan, tmp_path_factory):
         signals=["relations", "states", "final"], storage={"states": "fp32", "final": "fp32", "units": "fp32"}
     )
     cache.cache(plan, base / "cache", workers=1, quiet=True)
+    later = cache_plan(signals=["units", "states"], storage={"states": "fp32", "units": "fp32"}, state_tokens="all")
+    cache.cache(later, base / "later", workers=1, quiet=True)
     student = {"student": {"tokenizer": "embedded:sentencepiece-bpe"}}
     realign(prepared, base / "same", student, None, workers=1, overwrite=False, quiet=True)
-    return {"cache": base / "cache", "same": base / "same", "other": prepared, "teacher": tiny_teacher}
+    return {"caches": [base / "cache", base / "later"], "same": base / "same", "other": prepared, "teacher": tiny_teacher}
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +63,7 @@ def config(folders):
             "student": {"model": str(folders["teacher"]), "init": {"layers": [0, 3]}},
             "data": {
                 "dataset": str(folders[dataset]),
-                "caches": [str(folders["cache"])],
+                "caches": list(map(str, folders["caches"])),
                 "batch_size": 4,
                 "workers": 0,
                 "held_out": 4,
@@ -127,12 +133,19 @@ def runs(config, folders, tmp_path_factory):
             "cross": {"dataset": "other"},
             "cross-live": {"dataset": "other", **live},
             "zero2": {"deepspeed": "zero2"},
+            "fdd": {"objectives": FDD},
+            "fdd-live": {"objectives": FDD, **live},
+            "units": {"dataset": "other", "objectives": UNITS},
+            "units-live": {"dataset": "other", "objectives": UNITS, **live},
         },
         2: {
             "two": {},
             "two-zero2": {"deepspeed": "zero2"},
             "two-zero2-live": {"deepspeed": "zero2", **live},
             "two-zero3": {"deepspeed": "zero3", "student": {"gradient_checkpointing": True}},
+            "two-zero3-offload": {"deepspeed": "zero3-offload"},
+            "two-lora": {"deepspeed": "zero2", "student": {"lora": {"r": 4}}},
+            "two-lora-zero3": {"deepspeed": "zero3", "student": {"lora": {"r": 4}}},
             "two-cross-zero2": {"deepspeed": "zero2", "dataset": "other"},
             "two-cross-zero2-live": {"deepspeed": "zero2", "dataset": "other", **live},
             "two-bf16": {"deepspeed": "zero2", "precision": "bf16"},
@@ -152,6 +165,8 @@ def runs(config, folders, tmp_path_factory):
     ("name", "other", "tolerance"),
     [
         ("live", "cached", CACHED),
+        ("fdd-live", "fdd", CACHED),
+        ("units-live", "units", CACHED),
         ("cross-live", "cross", CACHED),
         ("two-zero2-live", "two-zero2", CACHED),
         ("two-cross-zero2-live", "two-cross-zero2", CACHED),
@@ -160,6 +175,8 @@ def runs(config, folders, tmp_path_factory):
         ("two", "cached", ANOTHER_ORDER),
         ("two-zero2", "cached", ANOTHER_ORDER),
         ("two-zero3", "cached", ANOTHER_ORDER),
+        ("two-zero3-offload", "cached", ANOTHER_ORDER),
+        ("two-lora-zero3", "two-lora", ANOTHER_ORDER),
         ("two-cross-zero2", "cross", ANOTHER_ORDER),
     ],
 )
@@ -198,6 +215,22 @@ def test_the_student_is_a_plain_folder(runs, folders, name):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
     manifest = json.loads((folders["same"] / "manifest.json").read_text())
     assert manifest["fingerprint"] in (folder / "README.md").read_text()
+
+
+def test_adapters_learn_alone_and_end_in_plain_weights(runs, folders):
+    teacher = AutoModelForCausalLM.from_pretrained(folders["teacher"])
+    student = AutoModelForCausalLM.from_pretrained(runs["two-lora"] / "student").state_dict()
+    begun = {  # layers 0 and 3
+        name.replace(".layers.3.", ".layers.1."): value
+        for name, value in teacher.state_dict().items()
+        if ".layers.1." not in name and ".layers.2." not in name
+    }
+    assert student.keys() == begun.keys()
+    moved = {name for name, value in student.items() if not torch.equal(value, begun[name])}
+    linear = {name for name in begun if "_proj." in name}
+    assert moved == linear
+    losses = [record["loss"] for record in metrics(runs["two-lora"]) if "loss" in record]
+    assert losses[-1] < losses[0]
 
 
 def started(ranks, file, out, step):
@@ -267,6 +300,12 @@ def test_told_to_stop_it_saves_and_goes_on_with_other_ranks(config, runs, tmp_pa
         ({"dataset": "other", "objectives": {"srkl": {}}}, 2, "token by token"),
         ({"data": {"batch_size": 1, "micro_batches": 2}}, 2, "data.batch_size"),
         ({"deepspeed": "zero7"}, 2, "zero0"),
+        pytest.param(
+            {"precision": "fp16"},
+            2,
+            "precision",
+            marks=pytest.mark.skipif(get_accelerator().is_fp16_supported(), reason="it has float16"),
+        ),
         ({"optim": {"lr": 1e-3, "warmpu": 2}}, 2, "did you mean `warmup`"),
     ],
 )
