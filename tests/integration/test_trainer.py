@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from deepspeed.accelerator import get_accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # one process has the runs that all of these look at
@@ -50,7 +49,12 @@ def folders(prepared, tiny_teacher, cache_plan, tmp_path_factory):
     cache.cache(later, base / "later", workers=1, quiet=True)
     student = {"student": {"tokenizer": "embedded:sentencepiece-bpe"}}
     realign(prepared, base / "same", student, None, workers=1, overwrite=False, quiet=True)
-    return {"caches": [base / "cache", base / "later"], "same": base / "same", "other": prepared, "teacher": tiny_teacher}
+    return {
+        "caches": [base / "cache", base / "later"],
+        "same": base / "same",
+        "other": prepared,
+        "teacher": tiny_teacher,
+    }
 
 
 @pytest.fixture(scope="session")
@@ -291,27 +295,43 @@ def test_told_to_stop_it_saves_and_goes_on_with_other_ranks(config, runs, tmp_pa
     assert_same(metrics(out), metrics(runs["cached"]), ANOTHER_ORDER)
 
 
-@pytest.mark.parametrize(
-    ("values", "code", "message"),
-    [
-        ({"objectives": {"dsaa": {}}}, 2, "did you mean `dsa`"),
-        ({"layers": [{"student": 1, "teacher": 3, "granularity": "words"}]}, 2, "mta-prep cache-teacher"),
-        ({"layers": [{"student": 9, "teacher": 4, "granularity": "words"}]}, 2, "layers 0 (embeddings) to 2, not 9"),
-        ({"dataset": "other", "objectives": {"srkl": {}}}, 2, "token by token"),
-        ({"data": {"batch_size": 1, "micro_batches": 2}}, 2, "data.batch_size"),
-        ({"deepspeed": "zero7"}, 2, "zero0"),
-        pytest.param(
-            {"precision": "fp16"},
-            2,
-            "precision",
-            marks=pytest.mark.skipif(get_accelerator().is_fp16_supported(), reason="it has float16"),
-        ),
-        ({"optim": {"lr": 1e-3, "warmpu": 2}}, 2, "did you mean `warmup`"),
-    ],
-)
-def test_what_does_not_fit_is_one_sentence(config, tmp_path, values, code, message):
-    file = config(tmp_path / "out", **values)
+REFUSED = {
+    "term": ({"objectives": {"dsaa": {}}}, "did you mean `dsa`"),
+    "layer": ({"layers": [{"student": 1, "teacher": 3, "granularity": "words"}]}, "mta-prep cache-teacher"),
+    "depth": ({"layers": [{"student": 9, "teacher": 4, "granularity": "words"}]}, "layers 0 (embeddings) to 2, not 9"),
+    "tokens": ({"dataset": "other", "objectives": {"srkl": {}}}, "token by token"),
+    "portions": ({"data": {"batch_size": 1, "micro_batches": 2}}, "data.batch_size"),
+    "zero": ({"deepspeed": "zero7"}, "zero0"),
+    "key": ({"optim": {"lr": 1e-3, "warmpu": 2}}, "did you mean `warmup`"),
+    "precision": ({"precision": "fp16"}, "bf16"),
+}
+
+
+@pytest.fixture(scope="session")
+def refusals(config, tmp_path_factory):
+    """Exit code and what was said, by name."""
+    base = tmp_path_factory.mktemp("refused")
+    files = {name: config(base / name, **values) for name, (values, _) in REFUSED.items()}
+    launch(1, SEVERAL, "--refused", *files.values())
+    return {
+        name: (json.loads(file.with_suffix(".code").read_text()), file.with_suffix(".err").read_text())
+        for name, file in files.items()
+    }
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_one_sentence(refusals, name):
+    if name == "precision" and torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        pytest.skip("this processor computes in float16")
+    code, said = refusals[name]
+    assert code == 2
+    assert REFUSED[name][1] in said
+    assert "Traceback" not in said
+
+
+def test_the_command_ends_as_it_says(config, tmp_path):
+    file = config(tmp_path / "out", **REFUSED["term"][0])
     done = subprocess.run(command(1, TRAIN, "--config", file), env=environment(), capture_output=True, text=True)
-    assert done.returncode == code
-    assert message in done.stderr
+    assert done.returncode == 2
+    assert REFUSED["term"][1] in done.stderr
     assert "Traceback" not in done.stderr
