@@ -261,21 +261,25 @@ class Run:
             student_size=student.hidden_size,
             teacher_size=shape[1] if shape is not None else student.hidden_size,
             student_weights=self.config.weights,
+            student_last=(student.depth, student.head.in_features),
+            teacher_last=None if shape is None else (shape[0], shape[2]),
         )
         return build(self.config.objectives, setting, "objectives")
 
-    def _teacher_shape(self) -> tuple[int, int] | None:
-        """The teacher's depth and hidden size; None where there is none."""
+    def _teacher_shape(self) -> tuple[int, int, int] | None:
+        """The teacher's depth, hidden size and features of its last hidden states; None where there is none."""
         if self.config.teacher == "live":
             model = self.config.teacher_model
             assert model is not None
             described = description(model, locate(model), f"The teacher {model.model!r}")
             text = described.get_text_config(decoder=True)
-            return int(text.num_hidden_layers), int(text.hidden_size)
+            last = getattr(text, "word_embed_proj_dim", text.hidden_size)  # OPT's
+            return int(text.num_hidden_layers), int(text.hidden_size), int(last)
         if not self.caches.caches:
             return None
         teacher = self.caches.teacher
-        return int(teacher["depth"]), int(teacher["hidden_size"])
+        size = int(teacher["hidden_size"])
+        return int(teacher["depth"]), size, int(teacher.get("final_size", size))
 
     def _teacher_record(self) -> dict[str, Any] | None:
         """Who the teacher is, for the student's card."""

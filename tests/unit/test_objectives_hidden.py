@@ -305,3 +305,9 @@ def test_it_says_what_it_needs():
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         term(**options)
+
+
+def test_last_layers_of_another_size_have_projectors_of_that_size():
+    setting = Setting(PAIRS, STUDENT, TEACHER, student_last=(4, 3), teacher_last=(8, 5))
+    term = HiddenAlignment(HiddenOptions(), setting)
+    assert [each.weight.shape for each in term.projectors] == [(TEACHER, STUDENT), (5, 3)]

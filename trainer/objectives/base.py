@@ -46,6 +46,14 @@ class Setting:
     student_size: int  # hidden size
     teacher_size: int
     student_weights: Literal["centrality", "uniform"] = "centrality"  # of tokens
+    #: The last layer and its features, where those are not the hidden size (as OPT-350m's).
+    student_last: tuple[int, int] | None = None
+    teacher_last: tuple[int, int] | None = None
+
+    def sizes(self, pair: PairConfig) -> tuple[int, int]:
+        """Features of the hidden states that a pair aligns: the student's and the teacher's."""
+        student, teacher = (dict([last] if last else []) for last in (self.student_last, self.teacher_last))
+        return student.get(pair.student, self.student_size), teacher.get(pair.teacher, self.teacher_size)
 
 
 class Ramp(Strict):

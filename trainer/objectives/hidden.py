@@ -42,9 +42,7 @@ class HiddenAlignment(StateObjective):
     def __init__(self, options: HiddenOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.pairs = setting.pairs if options.layers is None else options.layers
-        self.projectors = nn.ModuleList(
-            nn.Linear(setting.student_size, setting.teacher_size, bias=options.bias) for _ in self.pairs
-        )
+        self.projectors = nn.ModuleList(nn.Linear(*setting.sizes(pair), bias=options.bias) for pair in self.pairs)
 
     def needs(self) -> Needs:
         """States at token level, units at unit level."""
