@@ -5,6 +5,7 @@ import json
 import resource
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,6 +20,7 @@ from schemas.training import LogConfig
 METRICS: Final = "metrics.jsonl"
 CURVES: Final = "curves.png"
 TENSORBOARD: Final = "tensorboard"
+WANDB_ID: Final = "wandb-id"
 #: Of a record, what is told otherwise than as a term of the loss.
 _TOLD_APART: Final = frozenset({"step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "memory_gb"})
 
@@ -52,13 +54,16 @@ class _TensorBoard:
 
 
 class _Service:
-    """wandb, and trackio, which has its face."""
+    """wandb, and trackio, which has its face. A run that goes on is the same run there."""
 
-    def __init__(self, name: str, project: str, out: Path, config: dict[str, Any]) -> None:
+    def __init__(self, name: str, project: str, out: Path, config: dict[str, Any], resumed: bool) -> None:
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"`log.{name}` needs the package `{name}`; install it, or leave the flag out.")
         self._module = importlib.import_module(name)
-        self._module.init(project=project, name=out.name, config=config)
+        options = {"resume": "allow" if resumed else "never"}
+        if name == "wandb":  # trackio knows a run by its name
+            options["id"] = _run_id(out / WANDB_ID, resumed)
+        self._module.init(project=project, name=out.name, config=config, **options)
 
     def log(self, step: int, values: Record) -> None:
         self._module.log(dict(values), step=step)
@@ -81,7 +86,7 @@ class Monitor:
             self._trackers.append(_TensorBoard(out / TENSORBOARD, start + 1))
         for name in ("wandb", "trackio"):
             if getattr(config, name):
-                self._trackers.append(_Service(name, config.project, out, resolved))
+                self._trackers.append(_Service(name, config.project, out, resolved, resumed=start > 0))
         path = out / METRICS
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
         path.write_text("".join(kept), encoding="utf-8")
@@ -166,6 +171,13 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=120)
+
+
+def _run_id(path: Path, resumed: bool) -> str:
+    """The id that is kept there, or a new one."""
+    if not (resumed and path.is_file()):
+        path.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def _lines(path: Path) -> list[str]:
