@@ -38,8 +38,8 @@ class Stage(Protocol):
         ...
 
 
-#: Kernels that oneDNN keeps, enough for the batches of many threads; its default of 1,024 takes up to 400 MiB to fill.
-KERNELS: Final = 128
+#: Kernels that oneDNN keeps: a batch needs a few, for every layer anew, and each takes 2 MB or so. By default it keeps 1,024.
+KERNELS: Final = 16
 
 _stage: Stage | None = None
 _workspace: Workspace | None = None

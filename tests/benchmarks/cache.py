@@ -21,6 +21,7 @@ import typer
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline import machine
+from pipeline.run import settle_torch
 from pipeline.teacher import cache, matching, settings
 from schemas.config import TeacherConfig
 from schemas.manifest import read_manifest, same_tokens
@@ -58,6 +59,9 @@ def main(
     budgets: Annotated[str, typer.Option(help="Tokens of a padded batch of the bare forward: the best counts.")] = (
         "1024,2048,4096,8192"
     ),
+    token_budget: Annotated[
+        int | None, typer.Option(help="Of our batches; few rows need a small one for all cores.")
+    ] = None,
     usual: Annotated[bool, typer.Option(help="Also the usual way, once.")] = True,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -67,6 +71,7 @@ def main(
         "dataset": str(dataset),
         "teacher": {"model": teacher, "dtype": dtype},
         "limit": rows,
+        **({} if token_budget is None else {"token_budget": token_budget}),
     }
     shape = matching.describe(TeacherConfig.parse(values["teacher"], "benchmark"))
     choice = settings.Choice("mta-dsa", None, layers, None, None)
@@ -84,7 +89,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
 
         def ours() -> None:
-            torch.set_num_threads(1)
+            settle_torch()
             for index, item in plan.items(lambda _: True):
                 with (Path(folder) / f"{index}.safetensors").open("wb") as stream:
                     stage.run(item).write(stream)
@@ -102,6 +107,7 @@ def main(
                 kept.append((out.hidden_states, mask))
             torch.save(kept, Path(folder) / "usual.pt")
 
+        settle_torch()
         stage.run((0, 1))  # libraries choose and compile on first use
         ratios, ours_s, forward_s, best = [], [], [], 0
         for number in range(rounds):  # the best batch size of the first round serves the others

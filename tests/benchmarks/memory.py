@@ -5,8 +5,7 @@
 Each run is a process of its own with one worker; its peak resident set, workers included, comes from the kernel.
 `rss_ratio`, `cache_rss_ratio`: the long corpus (default 50,000 rows) over a tenth of it. Rows are short and all
 different. The embedded teacher's relations, states and last states are cached, about 1 KiB a token, in shards of so few
-tokens that the short corpus has several too. What still grows there is oneDNN's store of kernels, one for each shape of
-a batch and at most 1,024: about 150 MiB, filled after some sixty shards (ONEDNN_PRIMITIVE_CACHE_CAPACITY=0 keeps it empty).
+tokens that the short corpus has several too.
 """
 
 import json
