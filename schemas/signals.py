@@ -9,7 +9,7 @@ indices into Hugging Face `hidden_states` (0 the embeddings, the last one after 
 | `layer{l}.unit_rows` | [R+1] | int64 | always, per layer: pointers of its units |
 | `layer{l}.unit_index` | [units] | int32 | always, per layer: which of the row's units have a teacher span |
 | `layer{l}.unit_weights` | [units] | float32 | always, per layer: they add up to 1 in a row |
-| `layer{l}.relations` | [pairs] | int16 | `relations`: upper triangles (`trainer.triangle`), cos · 32767 |
+| `layer{l}.relations` | [pairs] | int16 | `relations`: upper triangles (`trainer.maths.triangle`), cos · 32767 |
 | `layer{l}.units` | [units, d] | storage | `units`: pooled vectors |
 | `layer{l}.states` | [state tokens, d] | storage | `states` |
 | `layer{l}.state_rows` | [R+1] | int64 | `states` of covered tokens: pointers |
@@ -83,3 +83,7 @@ def layer_name(layer: int, part: str) -> str:
 def scale_name(name: str) -> str:
     """Name of the scales beside a tensor."""
     return f"{name}.scale"
+
+
+#: By what a tensor is ragged: of what a row has how many elements. `structure` is known without a teacher.
+Along = Literal["structure", "tokens", "units", "pairs", "states"]

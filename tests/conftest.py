@@ -84,7 +84,7 @@ def settings_for(sample_file):
 @pytest.fixture(scope="session")
 def prepared(settings_for, tmp_path_factory):
     """An uninterrupted run of the sample in one process."""
-    from pipeline.prepare import prepare
+    from pipeline.dataset.prepare import prepare
 
     out = tmp_path_factory.mktemp("prepared") / "out"
     prepare(settings_for(), out, workers=1, quiet=True)
@@ -146,7 +146,7 @@ def tiny_teacher(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cache_plan(prepared, tiny_teacher):
     """Plans a teacher cache of the prepared sample; keyword arguments override the config."""
-    from pipeline.teacher import cache, matching
+    from pipeline.cache import matching, plan
     from schemas.config import CacheConfig
 
     def make(**values):
@@ -159,6 +159,6 @@ def cache_plan(prepared, tiny_teacher):
             "shard_tokens": 1500,
         }
         config = CacheConfig.parse(base | values, "test")
-        return cache.planned(config, [], matching.describe(config.teacher))
+        return plan.planned(config, [], matching.describe(config.teacher))
 
     return make

@@ -30,13 +30,12 @@ from schemas.columns import Granularity
 from schemas.config import CacheConfig, LayerConfig
 from schemas.errors import StateError, UsageError
 from schemas.manifest import OtherFile, ShardFile, read_cache_manifest
-from schemas.signals import Signal, layer_name, scale_name
-from trainer.shard import Along
-from trainer.storage import decode
-from trainer.triangle import from_fixed_point, pair_rows, square
+from schemas.signals import Along, Signal, layer_name, scale_name
+from trainer.maths.quantization import decode
+from trainer.maths.triangle import from_fixed_point, pair_rows, square
 
 if TYPE_CHECKING:
-    from trainer.teacher import Head
+    from trainer.models.head import Head
 
 
 #: Of a row's elements, all.
@@ -124,7 +123,7 @@ class TeacherCache:
         return self._layer_values(row, layer, None, "unit_weights", "units").clone()
 
     def triangle(self, row: int, layer: int) -> Float32[Tensor, " pairs"]:
-        """Cosines of every pair of units, as a flat upper triangle (`trainer.triangle`)."""
+        """Cosines of every pair of units, as a flat upper triangle (`trainer.maths.triangle`)."""
         return from_fixed_point(self._layer_values(row, layer, "relations", "relations", "pairs"))
 
     def triangles(self, rows: Sequence[int], layer: int) -> Float32[Tensor, " pairs"]:
@@ -196,7 +195,7 @@ class TeacherCache:
     def head(self) -> "Head":
         """The teacher's output matrix, memory-mapped, and what it does to its logits."""
         # imported here: data-loader workers that read no logits need no transformers
-        from trainer.teacher import Head
+        from trainer.models.head import Head
 
         self._require_signal("final")
         entry, logits = self.manifest.head, self.manifest.logits

@@ -25,10 +25,10 @@ import typer
 from schemas import console
 from schemas.config import TeacherConfig
 from schemas.errors import UsageError
-from trainer.questions import names_of, read_questions
+from trainer.evaluation.questions import names_of, read_questions
 
 if TYPE_CHECKING:
-    from trainer.results import Result
+    from trainer.evaluation.results import Result
 
 app = typer.Typer(
     help="Evaluate a model, or compare two evaluations.",
@@ -102,10 +102,10 @@ def run(
 
     from transformers.utils.logging import disable_progress_bar
 
-    from trainer.evaluation import Evaluation, default_device, load
-    from trainer.generate import Sampling
-    from trainer.held_out import held_out_loss, open_documents
-    from trainer.results import Result, Score
+    from trainer.evaluation.generate import Sampling
+    from trainer.evaluation.perplexity import held_out_loss, open_documents
+    from trainer.evaluation.responses import Evaluation, default_device, load
+    from trainer.evaluation.results import Result, Score
 
     if as_json or not console.stderr.is_terminal:
         disable_progress_bar()  # of loading weights
@@ -166,7 +166,7 @@ def compare_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Is B better than A? Paired bootstrap over rows (Koehn 2004): difference, 95 % interval, p-value."""
-    from trainer.results import compare
+    from trainer.evaluation.results import compare
 
     found = compare(a, b, samples, seed)
     if as_json:

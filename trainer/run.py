@@ -1,7 +1,7 @@
 """A training run: assembled from its config, and stepped from its last checkpoint to the exported student.
 
 A step is the same whatever it is dealt to: denominators of its terms are added up over micro-batches and ranks before the
-first of them is computed (`trainer.objectives.base`), its rows follow from its number (`trainer.data`), and so do the
+first of them is computed (`trainer.objectives.base`), its rows follow from its number (`trainer.batches.loader`), and so do the
 random numbers of dropout for every micro-batch. So the number of steps done, and what DeepSpeed saves, is the whole state.
 """
 
@@ -26,24 +26,27 @@ from torch import Tensor, nn
 from schemas import console
 from schemas.errors import StateError, UsageError
 from schemas.training import PairConfig, TrainConfig
-from trainer.batch import Batch
-from trainer.cached import CachedTeacher, Caches
-from trainer.checkpoint import FOLDER, Checkpoints, State
-from trainer.data import StepLoader
-from trainer.demand import demand
-from trainer.distiller import Distiller
-from trainer.documents import Documents
-from trainer.engine import deepspeed_config, offloads, optimizer, rate, set_rates, stage
-from trainer.export import export_run, student_tokenizer
-from trainer.live import LiveTeacher
-from trainer.monitor import CURVES, METRICS, TENSORBOARD, Monitor, memory_gb
+from trainer.batches.batch import Batch
+from trainer.batches.documents import Documents
+from trainer.batches.loader import StepLoader
+from trainer.config import require_same
+from trainer.engine.checkpoint import FOLDER, Checkpoints, State
+from trainer.engine.monitor import CURVES, METRICS, TENSORBOARD, Monitor, memory_gb
+from trainer.engine.optimizer import optimizer, rate, set_rates
+from trainer.engine.zero import deepspeed_config, offloads, stage
+from trainer.models.head import Head
+from trainer.models.hub import locate
+from trainer.models.loading import description, placed
 from trainer.objectives import build
 from trainer.objectives.base import Objective, Setting
-from trainer.pairs import automatic_pairs
-from trainer.settings import require_same
-from trainer.source import locate
-from trainer.student import Student, load_student
-from trainer.teacher import Head, description, placed
+from trainer.student.distiller import Distiller
+from trainer.student.export import export_run, student_tokenizer
+from trainer.student.model import Student, load_student
+from trainer.teacher.cached import CachedTeacher
+from trainer.teacher.caches import Caches
+from trainer.teacher.live import LiveTeacher
+from trainer.teacher.needs import demand
+from trainer.teacher.pairing import automatic_pairs
 
 CONFIG: Final = "config.yaml"
 STUDENT: Final = "student"

@@ -34,7 +34,7 @@ def train(
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     """Train a student from a prepared dataset and a teacher cache, or with the teacher live."""
-    from trainer.settings import load_config
+    from trainer.config import load_config
 
     settings = load_config(config, set_ or [])
     start_ranks(local_rank)

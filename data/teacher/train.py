@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline import prepare
+from pipeline.dataset import prepare
 from schemas.config import ParseConfig, SideConfig
 
 HERE = Path(__file__).parent

@@ -144,7 +144,7 @@ def token_spans(
 
 
 def audit(reasons: Mapping[Side, Mapping[Granularity, Int8[np.ndarray, " _"]]]) -> dict[str, dict[str, dict[str, int]]]:
-    """Units of each side and granularity counted by reason; parts of a corpus add up with `pipeline.counts.added`.
+    """Units of each side and granularity counted by reason; parts of a corpus add up with `pipeline.shards.counts.added`.
 
     `{side: {granularity: counts}, "both": {granularity: counts}}`, where `counts` has `units`, and what they are the
     sum of: `kept`, `cut` and `inside`. In `both`, a unit is kept if it is on both sides, else cut if it is on either.

@@ -29,7 +29,7 @@ from typing import Final, Literal
 import numpy as np
 from jaxtyping import Int32
 
-from pipeline.parse.base import Constituents, Document, Sentence, Units
+from pipeline.text import Constituents, Document, Sentence, Units
 
 #: Punctuation to Unicode that stands for a word: `50 %`, `§ 4`, `# 1`, `R & D`.
 SPOKEN: Final = frozenset("%‰‱&@#§¶％＆＠＃")

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.align.units import document_units
 from pipeline.parse import model
-from pipeline.parse.base import Constituents, Document, Sentence, Units, Words
 from pipeline.parse.engine import Engine
+from pipeline.text import Constituents, Document, Sentence, Units, Words
 from schemas.config import ParserConfig
 
 #: Where a sentence too long for the model is best cut, best first.
@@ -77,7 +77,7 @@ def trees_of(engine: Engine, parts: Sequence[Sentence]) -> list[Constituents | N
 
 
 class BeneparParser:
-    """The default parser: NP and VP from constituents (protocol: `pipeline.parse.base.Parser`)."""
+    """The default parser: NP and VP from constituents (protocol: `pipeline.text.Parser`)."""
 
     def __init__(self, config: ParserConfig) -> None:
         self.config = config

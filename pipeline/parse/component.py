@@ -36,7 +36,7 @@ from spacy.tokens import Doc, Span
 from spacy.util import minibatch
 
 from pipeline.align.units import units_of
-from pipeline.parse.base import Constituents, Sentence, Words
+from pipeline.text import Constituents, Sentence, Words
 from schemas.errors import StateError, UsageError
 
 NAME = "mta_benepar"

@@ -19,10 +19,10 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from pipeline.parse import network
-from pipeline.parse.base import Constituents, Words
 from pipeline.parse.chart import best_trees, best_trees_on_device, span_count
 from pipeline.parse.packed import PackedParser
-from trainer.memory import in_halves
+from pipeline.text import Constituents, Words
+from trainer.models.memory import in_halves
 
 #: Label-head rows computed at once. On a CPU few, since their hidden units (2 MB at 256) then stay in its cache.
 SPANS_AT_ONCE = {"cpu": 2048}

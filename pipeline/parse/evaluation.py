@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from pipeline.parse.base import Constituents, Document, Sentence
 from pipeline.parse.benepar import parsed_parts, trees_of
 from pipeline.parse.engine import Engine
 from pipeline.parse.scoring import Bracket, Scores, brackets, compacted, is_scored, scored
 from pipeline.parse.treebank import GoldTree, read_trees, words_of
 from pipeline.read.segment import Segmenter
+from pipeline.text import Constituents, Document, Sentence
 from schemas.errors import UserError
 
 SENTENCES_PER_DOCUMENT = 10

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.parse.base import Words
 from pipeline.parse.chart import triangle
+from pipeline.text import Words
 
 #: Forms benepar's spaCy component feeds in place of typographic ones: its models were trained on the plain forms.
 PLAIN_FORMS = {

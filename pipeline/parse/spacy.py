@@ -25,8 +25,8 @@ from jaxtyping import Bool, Int32, Int64
 from spacy.tokens import Doc
 from spacy.vocab import Vocab
 
-from pipeline.parse.base import Document, Sentence, Units
 from pipeline.read.spacy_models import HOW_TO_INSTALL, bounded_memory, load_pipeline, pipeline_identity
+from pipeline.text import Document, Sentence, Units
 from schemas.config import ParserConfig
 from schemas.errors import UsageError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from benepar.ptb_unescape import guess_space_after, ptb_unescape
 from nltk.tree import Tree
 
-from pipeline.parse.base import Words
+from pipeline.text import Words
 from schemas.errors import UserError
 
 #: Phrase labels of the Penn Treebank II bracketing guidelines (Bies et al. 1995).

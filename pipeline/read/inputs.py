@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.read.sources import KNOWN, LoadedDataset, Source, TextFile, file_source, is_data_file
-from schemas.durability import flush
 from schemas.errors import ResourceError, UsageError, UserError
+from schemas.files import flush
 
 STDIN: Final = "-"
 HUB: Final = "hf://datasets/"

@@ -8,7 +8,7 @@ import transformers
 from schemas.columns import Side
 from schemas.config import SideConfig
 from schemas.errors import ResourceError, UserError
-from trainer.source import first_line, hub_commit
+from trainer.models.hub import first_line, hub_commit
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -21,10 +21,10 @@ from spacy.about import __version__ as spacy_version
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from pipeline.parse.base import Document, Sentence, Words
 from pipeline.read.markup import Block, blocks
 from pipeline.read.sentence_rules import sentence_ends, unambiguous_ends
 from pipeline.read.spacy_models import HOW_TO_INSTALL, bounded_memory, load_pipeline, pipeline_identity
+from pipeline.text import Document, Sentence, Words
 from schemas.config import SegmentConfig
 from schemas.errors import UsageError
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.read.fields import response_field
-from pipeline.read.prompt import PromptTemplate
+from pipeline.read.jinja import PromptTemplate
 from pipeline.read.records import Record, RowError, unpaired_surrogate
+from schemas.alpaca import ALPACA, ALPACA_WITH_INPUT
 from schemas.config import FieldsConfig
 from schemas.errors import UsageError
-from schemas.prompt import ALPACA, ALPACA_WITH_INPUT
 
 _PLACES: Final = {"instruction": "{{ instruction }}", "input": "{{ input }}"}
 _ALPACA: Final = (

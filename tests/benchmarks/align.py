@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.align.spans import Ragged, Texts, Tokens
-from pipeline.machine import report
+from pipeline.bench.machine import report
 
 Span = tuple[int, int]
 Document = tuple[str, list[Span], list[Span]]  # text, token offsets, units

@@ -20,13 +20,15 @@ import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline import machine
-from pipeline.run import settle_torch
-from pipeline.teacher import cache, matching, settings
+from pipeline.bench import machine
+from pipeline.cache import matching
+from pipeline.cache import plan as planning
+from pipeline.cache.choice import Choice, resolved
+from pipeline.shards.pool import settle_torch
 from schemas.config import TeacherConfig
 from schemas.manifest import read_manifest, same_tokens
-from trainer.forward import plan as batches_of
-from trainer.teacher import load_teacher
+from trainer.models.hidden_states import plan as batches_of
+from trainer.models.loading import load_teacher
 
 USUAL_BATCH = 8
 
@@ -74,13 +76,13 @@ def main(
         **({} if token_budget is None else {"token_budget": token_budget}),
     }
     shape = matching.describe(TeacherConfig.parse(values["teacher"], "benchmark"))
-    choice = settings.Choice("mta-dsa", None, layers, None, None)
+    choice = Choice("mta-dsa", None, layers, None, None)
     same = same_tokens(read_manifest(dataset))
-    config, notes = settings.resolved(values, "benchmark", choice, shape, same)
-    plan = cache.planned(config, notes, shape)
+    config, notes = resolved(values, "benchmark", choice, shape, same)
+    plan = planning.planned(config, notes, shape)
     deepest = max(each.layer for each in config.layers)
-    cores = cache.threads_of(1, cache.ALONE)
-    stage = cache.make_stage(plan, 0, cores)
+    cores = planning.threads_of(1, planning.ALONE)
+    stage = planning.make_stage(plan, 0, cores)
     cut = load_teacher(config.teacher, deepest)
     tables = plan.documents.tables(["teacher_input_ids"])
     documents = [np.asarray(ids) for table in tables for ids in table.column(0).to_pylist()]

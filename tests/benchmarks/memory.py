@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline import machine
+from pipeline.bench import machine
 
 SUBJECTS = ["The old farmer", "My younger sister", "A tired engineer", "Every third visitor", "The committee", "Nobody"]
 VERBS = ["has carefully counted", "will never sell", "wanted to repaint", "is still looking for", "could not remember"]

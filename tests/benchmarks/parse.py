@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import assemble, machine, prepare, run
-from pipeline.store import shards
-from pipeline.store.workspace import workspace
+from pipeline.bench import machine
+from pipeline.dataset import assemble, prepare, shards
+from pipeline.shards import pool
+from pipeline.shards.workspace import workspace
 from schemas.config import ParseConfig, SideConfig
 
 Timed = tuple[Any, float]
@@ -38,7 +39,7 @@ def main(
     config = ParseConfig(
         inputs=(source,), limit=rows, teacher=SideConfig(tokenizer=teacher), student=SideConfig(tokenizer=student)
     )
-    run.settle_torch()
+    pool.settle_torch()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         with prepare.planned(config, out) as plan:

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline import bench, machine
-from pipeline.parse.base import Words
+from pipeline.bench import machine, parser
 from pipeline.parse.treebank import read_trees, words_of
+from pipeline.text import Words
 
 
 def from_trees(path: Path, limit: int, longest: int) -> list[list[Words]]:
@@ -38,8 +38,8 @@ def main(
     """Measure; without inputs on the embedded sample."""
     documents = [doc for path in trees or [] for doc in from_trees(path, sentences_a_treebank, longest)]
     if text or not documents:
-        documents += bench.documents_of(text or ["embedded:sample"], longest=longest)
-    result = bench.measure(parser_model, documents, rounds, cores, lambda line: print(line, flush=True))
+        documents += parser.documents_of(text or ["embedded:sample"], longest=longest)
+    result = parser.measure(parser_model, documents, rounds, cores, lambda line: print(line, flush=True))
     machine.report(result, as_json)
 
 

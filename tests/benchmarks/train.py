@@ -29,7 +29,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from pipeline import machine
+from pipeline.bench import machine
 
 WAYS = ("sft", "cached", "cached_srkl", "live", "usual")
 WARM_UP = 2  # steps
@@ -70,7 +70,7 @@ def config_of(
     }
     if way == "live":
         from trainer.cache import TeacherCache
-        from trainer.pairs import automatic_pairs
+        from trainer.teacher.pairing import automatic_pairs
 
         held = TeacherCache(cache)
         pairs = automatic_pairs(held.layers, STUDENT["num_hidden_layers"], held.manifest.teacher["depth"])
@@ -101,9 +101,9 @@ def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from schemas.config import TeacherConfig
+    from trainer.batches.order import stream
     from trainer.cache import TeacherCache
-    from trainer.data import stream
-    from trainer.teacher import load_teacher
+    from trainer.models.loading import load_teacher
 
     torch.manual_seed(0)
     student = AutoModelForCausalLM.from_config(AutoConfig.for_model(**STUDENT, vocab_size=vocabulary))

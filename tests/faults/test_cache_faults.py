@@ -15,11 +15,11 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, ElectraConfig
 
-from pipeline import ranks
-from pipeline.realign import realign
-from pipeline.store import workspace
-from pipeline.teacher import cache, matching
-from pipeline.teacher.verify import verify
+from pipeline.cache import matching
+from pipeline.cache import plan as planning
+from pipeline.cache.verify import verify
+from pipeline.dataset.realign import realign
+from pipeline.shards import ranks, workspace
 from schemas import embedded
 from schemas.errors import Exit, ResourceError, StateError, UsageError, UserError
 from schemas.manifest import MANIFEST, read_cache_manifest
@@ -54,7 +54,7 @@ def plan(cache_plan):
 def plain(plan, tmp_path_factory):
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("cache") / "plain"
-    cache.cache(plan, out, workers=1, quiet=True)
+    planning.cache(plan, out, workers=1, quiet=True)
     return out
 
 
@@ -62,7 +62,7 @@ def plain(plan, tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_killed_at_a_named_point(killed_at, plan, plain, contents, tmp_path, name, when):
     out = tmp_path / "out"
-    killed_at(name, when, partial(cache.cache, plan, out, workers=1, quiet=True))
+    killed_at(name, when, partial(planning.cache, plan, out, workers=1, quiet=True))
     whole = (out / MANIFEST).exists()
     assert whole == ((name, when) == (MANIFEST, "after"))
     if not whole:
@@ -72,7 +72,7 @@ def test_killed_at_a_named_point(killed_at, plan, plain, contents, tmp_path, nam
     finished = {
         path: path.stat().st_mtime_ns for path in (out / "shards").glob("*.safetensors") if path.stem in receipts
     }
-    cache.cache(plan, out, workers=1, quiet=True)
+    planning.cache(plan, out, workers=1, quiet=True)
     assert all(path.stat().st_mtime_ns == when_written for path, when_written in finished.items()), "a shard was redone"
     left = {path: data for path, data in contents(out).items() if not path.startswith(workspace.WORK)}
     assert left == contents(plain)
@@ -81,14 +81,14 @@ def test_killed_at_a_named_point(killed_at, plan, plain, contents, tmp_path, nam
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_killed_at_random_times(plan, plain, contents, tmp_path):
     began = time.monotonic()
-    cache.cache(plan, tmp_path / "timed", workers=1, quiet=True)
+    planning.cache(plan, tmp_path / "timed", workers=1, quiet=True)
     took = time.monotonic() - began
     moments = random.Random(5)
     unfinished = 0
     for out in (tmp_path / str(number) for number in range(CACHES)):
         for _ in range(KILLS):
             child = multiprocessing.get_context("fork").Process(
-                target=partial(cache.cache, plan, out, workers=1, quiet=True)
+                target=partial(planning.cache, plan, out, workers=1, quiet=True)
             )
             child.start()
             child.join(moments.uniform(0, took))
@@ -98,7 +98,7 @@ def test_killed_at_random_times(plan, plain, contents, tmp_path):
                 unfinished += 1
                 with pytest.raises(StateError):
                     TeacherCache(out)
-        cache.cache(plan, out, workers=1, quiet=True)
+        planning.cache(plan, out, workers=1, quiet=True)
         left = {path: data for path, data in contents(out).items() if not path.startswith(workspace.WORK)}
         assert left == contents(plain)
     assert unfinished >= CACHES, "hardly a run was killed before its end"
@@ -106,9 +106,9 @@ def test_killed_at_random_times(plan, plain, contents, tmp_path):
 
 def test_a_head_that_was_lost_is_written_again(killed_at, plan, plain, contents, tmp_path):
     out = tmp_path / "out"
-    killed_at("00002.json", "after", partial(cache.cache, plan, out, workers=1, quiet=True))
+    killed_at("00002.json", "after", partial(planning.cache, plan, out, workers=1, quiet=True))
     (out / "head.safetensors").unlink()
-    cache.cache(plan, out, workers=1, quiet=True)
+    planning.cache(plan, out, workers=1, quiet=True)
     assert contents(out) == contents(plain)
 
 
@@ -131,7 +131,7 @@ def rewritten(folder, file, change):
     """Change tensors of a file whose checksum is then made to fit."""
     from safetensors.torch import load_file, save
 
-    from pipeline.store import files
+    from schemas import files
 
     path = folder / file
     tensors = load_file(path)
@@ -272,7 +272,7 @@ def test_a_wrong_teacher(plan, plain, cache_plan, tiny_teacher, tmp_path):
         model.model.norm.weight.mul_(1.5)
     model.save_pretrained(other)
     with pytest.raises(StateError, match=r"`teacher\.sha256` was"):
-        cache.cache(cache_plan(signals=SIGNALS, teacher={"model": str(other)}), plain, workers=1, quiet=True)
+        planning.cache(cache_plan(signals=SIGNALS, teacher={"model": str(other)}), plain, workers=1, quiet=True)
     with pytest.raises(UserError, match="no such folder"):
         cache_plan(teacher={"model": str(tmp_path / "nowhere")})
 
@@ -342,7 +342,7 @@ def test_a_row_longer_than_the_teacher_takes(cache_plan, tiny_teacher, tmp_path)
     config = json.loads((short / "config.json").read_text(encoding="utf-8"))
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}), encoding="utf-8")
     with pytest.raises(UserError, match="takes 64; prepare the dataset with a teacher `max_length` of 64"):
-        cache.cache(cache_plan(teacher={"model": str(short)}), tmp_path / "out", workers=1, quiet=True)
+        planning.cache(cache_plan(teacher={"model": str(short)}), tmp_path / "out", workers=1, quiet=True)
 
 
 def test_vectors_of_a_width_that_nothing_tells(cache_plan, tmp_path):
@@ -359,12 +359,12 @@ def test_vectors_of_a_width_that_nothing_tells(cache_plan, tmp_path):
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "electra")
     teacher = {"model": str(tmp_path / "electra")}
-    cache.cache(cache_plan(teacher=teacher, limit=2), tmp_path / "relations", workers=1, quiet=True)
+    planning.cache(cache_plan(teacher=teacher, limit=2), tmp_path / "relations", workers=1, quiet=True)
     for signals, told in ((["states"], "gives 16 features at layer 4, where .* say 8"), (["final"], "to its logits")):
         layers = {} if signals == ["states"] else {"layers": []}
         plan = cache_plan(teacher=teacher, limit=2, signals=signals, **layers)
         with pytest.raises(UserError, match=f"electra.*{told}|ElectraForCausalLM.*{told}"):
-            cache.cache(plan, tmp_path / signals[0], workers=1, quiet=True)
+            planning.cache(plan, tmp_path / signals[0], workers=1, quiet=True)
 
 
 def test_a_layer_that_is_too_deep(command, prepared, tiny_teacher, tmp_path):
@@ -406,28 +406,28 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_row(plan, tmp_path, m
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     with pytest.raises(ResourceError, match=r"The cache needs about .* has room for"):
-        cache.cache(plan, tmp_path / "out", workers=1, quiet=True)
+        planning.cache(plan, tmp_path / "out", workers=1, quiet=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_room_that_finished_shards_take_counts(killed_at, plan, plain, contents, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    killed_at("00002.json", "after", partial(cache.cache, plan, out, workers=1, quiet=True))
+    killed_at("00002.json", "after", partial(planning.cache, plan, out, workers=1, quiet=True))
     there = sum(path.stat().st_size for path in (*(out / "shards").iterdir(), out / "head.safetensors"))
     usage = shutil.disk_usage(tmp_path)
     left = sum(plan.sizes().values()) - there
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=left - 1))
     with pytest.raises(ResourceError):
-        cache.cache(plan, out, workers=1, quiet=True)
+        planning.cache(plan, out, workers=1, quiet=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=left))
-    cache.cache(plan, out, workers=1, quiet=True)
+    planning.cache(plan, out, workers=1, quiet=True)
     assert contents(out) == contents(plain)
 
 
 def test_a_disk_full_in_the_middle_loses_nothing(on_full_disk, cache_plan, contents, tmp_path):
     """The kernel refuses to let a file grow past the limit, as a full disk does; the run then goes on without it."""
     plan, plain, out = cache_plan(), tmp_path / "plain", tmp_path / "out"
-    cache.cache(plan, plain, workers=1, quiet=True)
+    planning.cache(plan, plain, workers=1, quiet=True)
     command = [
         sys.executable,
         "-m",
@@ -445,7 +445,7 @@ def test_a_disk_full_in_the_middle_loses_nothing(on_full_disk, cache_plan, conte
     assert "No room left" in done.stderr
     assert not (out / MANIFEST).exists()
     assert not list(out.rglob("*.partial"))
-    cache.cache(plan, out, workers=1, quiet=True)
+    planning.cache(plan, out, workers=1, quiet=True)
     assert contents(out) == contents(plain)
 
 
@@ -456,18 +456,18 @@ def test_a_second_writer_is_refused(plan, tmp_path):
         FileLock(out / workspace.WORK / workspace.LOCK),
         pytest.raises(StateError, match="Another run is writing"),
     ):
-        cache.cache(plan, out, workers=1, quiet=True)
+        planning.cache(plan, out, workers=1, quiet=True)
 
 
 def test_another_run_in_the_same_folder_is_refused(plan, cache_plan, plain, contents):
     before = contents(plain)
     with pytest.raises(StateError, match=r"finished teacher cache of another run.*`config\.limit` was null, is now 3"):
-        cache.cache(cache_plan(signals=SIGNALS, limit=3), plain, workers=1, quiet=True)
+        planning.cache(cache_plan(signals=SIGNALS, limit=3), plain, workers=1, quiet=True)
     assert contents(plain) == before
 
 
 def test_a_rank_that_ended_is_named(plan, tmp_path):
-    held = workspace.workspace(tmp_path / "out", cache.LAYOUT, plan.record(), plan.shards, overwrite=False)
+    held = workspace.workspace(tmp_path / "out", planning.LAYOUT, plan.record(), plan.shards, overwrite=False)
     with held as space, pytest.raises(ResourceError, match="Rank 1 ended before its shards were finished"):
         ranks.wait_for_others(space, ranks.Rank(0, 2))
 
@@ -477,7 +477,7 @@ def test_ranks_do_not_wait_forever(plan, tmp_path, monkeypatch):
     for number, told in ((0, "Only 1 of 2 ranks came"), (1, "Rank 1 waited")):
         with (
             pytest.raises(ResourceError, match=told),
-            ranks.shared_workspace(tmp_path / "o", cache.LAYOUT, plan.record(), 4, False, ranks.Rank(number, 2)),
+            ranks.shared_workspace(tmp_path / "o", planning.LAYOUT, plan.record(), 4, False, ranks.Rank(number, 2)),
         ):
             pass
 
@@ -486,12 +486,12 @@ def test_a_rank_takes_no_answer_to_an_earlier_run(plan, tmp_path, monkeypatch):
     """What a killed run left in the working folder is not taken for rank 0's word."""
     monkeypatch.setattr(ranks, "PATIENCE", 0.5)
     out = tmp_path / "out"
-    with workspace.workspace(out, cache.LAYOUT, plan.record(), plan.shards, overwrite=False) as space:
+    with workspace.workspace(out, planning.LAYOUT, plan.record(), plan.shards, overwrite=False) as space:
         for name in ("hello-1", "answer-1"):
             (space.work / name).write_text("0" * 32)
     with (
         pytest.raises(ResourceError, match="Rank 1 waited"),
-        ranks.shared_workspace(out, cache.LAYOUT, plan.record(), plan.shards, False, ranks.Rank(1, 2)),
+        ranks.shared_workspace(out, planning.LAYOUT, plan.record(), plan.shards, False, ranks.Rank(1, 2)),
     ):
         pass
 

@@ -10,8 +10,8 @@ from functools import partial
 
 import pytest
 
-from pipeline.prepare import prepare
-from pipeline.store import workspace
+from pipeline.dataset.prepare import prepare
+from pipeline.shards import workspace
 from schemas.errors import StateError
 from schemas.manifest import MANIFEST, read_manifest
 

@@ -13,19 +13,19 @@ from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipeline import run
-from pipeline.realign import realign
-from pipeline.store.workspace import CONFIG
-from pipeline.teacher import cache, planning
-from pipeline.teacher.estimate import estimate
-from pipeline.teacher.stage import CacheStage
-from pipeline.teacher.verify import verify
+from pipeline.cache import sizes
+from pipeline.cache.estimate import estimate
+from pipeline.cache.stage import CacheStage
+from pipeline.cache.verify import verify
+from pipeline.dataset.realign import realign
+from pipeline.shards import pool as processes
+from pipeline.shards.workspace import CONFIG
 from schemas.config import CacheConfig
 from schemas.errors import ResourceError, UserError
 from schemas.signals import STORAGE
 from trainer.cache import TeacherCache
-from trainer.geometry import centrality_weights, covered, pool, units_with_span
-from trainer.ragged import normalize_rows, pointers
+from trainer.maths.geometry import centrality_weights, covered, pool, units_with_span
+from trainer.maths.ragged import normalize_rows, pointers
 
 EVERY = ["relations", "units", "states", "final", "topk", "attention"]
 LAYERS = [
@@ -42,13 +42,13 @@ def written(plan, out, threads=None, **options):
     """A cache by this process."""
     if threads is not None:
         options["workers"] = options.get("workers", 1)
-        cores = run.default_workers
-        run.default_workers = lambda: threads
+        cores = processes.default_workers
+        processes.default_workers = lambda: threads
         try:
-            return cache.cache(plan, out, quiet=True, **options)
+            return plan.cache(plan, out, quiet=True, **options)
         finally:
-            run.default_workers = cores
-    return cache.cache(plan, out, quiet=True, **{"workers": 1} | options)
+            processes.default_workers = cores
+    return plan.cache(plan, out, quiet=True, **{"workers": 1} | options)
 
 
 @pytest.fixture(scope="module")
@@ -339,9 +339,9 @@ def test_the_command_caches_and_says_what_it_left_out(command, prepared, tiny_te
 def test_weights_of_a_shard_cost_what_the_plan_says(cache_plan):
     """Bytes by row, which decide where shards begin, add up to the bytes of the whole."""
     plan = cache_plan(signals=EVERY, layers=LAYERS)
-    rows = plan.documents.read(planning.granularities(plan.config), 0, plan.documents.rows)
+    rows = plan.documents.read(sizes.granularities(plan.config), 0, plan.documents.rows)
     shard = rows.shard(plan.config.layers, "covered")
-    each = planning._Price.of(plan.config, plan.shape).of_rows(shard)
-    tensors = planning.tensors(plan.config, plan.shape, shard.counts()).values()
-    pointer = planning._total(plan.config, plan.shape, planning.nothing(plan.config))
+    each = sizes._Price.of(plan.config, plan.shape).of_rows(shard)
+    tensors = sizes.tensors(plan.config, plan.shape, shard.counts()).values()
+    pointer = sizes._total(plan.config, plan.shape, sizes.nothing(plan.config))
     assert int(each.sum()) + pointer == sum(spec.bytes for spec in tensors)

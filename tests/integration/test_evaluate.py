@@ -12,13 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from schemas import embedded
+from schemas.alpaca import alpaca
 from schemas.errors import Exit, UserError
-from schemas.prompt import alpaca
-from trainer import evaluate, evaluation
-from trainer.generate import Response
-from trainer.questions import names_of, read_questions
-from trainer.results import read_result
-from trainer.rouge import RougeL
+from trainer import evaluate
+from trainer.evaluation import responses
+from trainer.evaluation.generate import Response
+from trainer.evaluation.questions import names_of, read_questions
+from trainer.evaluation.results import read_result
+from trainer.evaluation.rouge import RougeL
 
 TEACHER = "embedded:teacher"
 SCRIPT = Path(evaluate.__file__)
@@ -58,7 +59,7 @@ def mixed(tmp_path):
 @pytest.fixture(scope="module")
 def same_side(prepared, tmp_path_factory):
     """The prepared sample with the teacher's tokenizer as the student's."""
-    from pipeline import realign
+    from pipeline.dataset import realign
 
     out = tmp_path_factory.mktemp("evaluate") / "same"
     sides = {"student": {"tokenizer": "embedded:sentencepiece-bpe", "max_length": 120, "max_prompt_length": 40}}
@@ -190,7 +191,7 @@ def test_prompts_lose_their_beginning_and_responses_are_scored_as_text(run, mixe
     tokenizer = AutoTokenizer.from_pretrained(embedded.resolve(TEACHER))
     Scripted.answer = tuple(tokenizer("Cats are small animals.", add_special_tokens=False)["input_ids"])
     Scripted.seen = ()
-    monkeypatch.setattr(evaluation, "Generator", Scripted)
+    monkeypatch.setattr(responses, "Generator", Scripted)
     code, printed, _ = run("run", TEACHER, mixed, *QUICK, "--json")
     assert code == Exit.OK
     by_row = {(prompt.row, prompt.seed): prompt.ids for prompt in Scripted.seen}
@@ -281,7 +282,7 @@ def test_models_that_cannot_be_used(run, mixed, tmp_path):
 
 
 def test_all_ends_of_sequence_count():
-    teacher = evaluation.load(evaluation.TeacherConfig(model=TEACHER))
+    teacher = responses.load(responses.TeacherConfig(model=TEACHER))
     assert teacher.stop == (2,)
     teacher.teacher.model.generation_config.eos_token_id = [7, 2, 5]
     assert teacher.stop == (2, 5, 7)

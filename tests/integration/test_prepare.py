@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 from datasets import load_from_disk
 
-from pipeline.prepare import estimate, prepare
-from pipeline.realign import realign
-from pipeline.store import shards, workspace
-from pipeline.store.verify import verify
+from pipeline.dataset import shards
+from pipeline.dataset.prepare import estimate, prepare
+from pipeline.dataset.realign import realign
+from pipeline.dataset.verify import verify
+from pipeline.shards import workspace
 from schemas.columns import GRANULARITIES, SIDES, arrow_schema
 from schemas.config import ParseConfig
 from schemas.errors import StateError
@@ -191,8 +192,8 @@ def test_verify_finds_a_flipped_byte_a_missing_shard_and_a_false_count(prepared,
 
 def test_verify_finds_rows_that_lie_though_their_checksums_fit(prepared, tmp_path):
     """A shard rewritten with one token's offset moved, its checksum made to fit."""
-    from pipeline.store import files
-    from pipeline.store.table import read_shard
+    from pipeline.dataset.columns import read_shard
+    from schemas import files
 
     copy = tmp_path / "copy"
     shutil.copytree(prepared, copy)

@@ -37,16 +37,16 @@ NOT_COMPARED = {"tokens_per_second", "memory_gb", "lr", "grad_norm"}
 def folders(prepared, tiny_teacher, cache_plan, tmp_path_factory):
     """A dataset with the same tokens on both sides, one with different ones; one cache that serves both, and a second of
     the same teacher, made later for what the first lacks."""
-    from pipeline.realign import realign
-    from pipeline.teacher import cache
+    from pipeline.cache.plan import cache
+    from pipeline.dataset.realign import realign
 
     base = tmp_path_factory.mktemp("training")
     plan = cache_plan(
         signals=["relations", "states", "final"], storage={"states": "fp32", "final": "fp32", "units": "fp32"}
     )
-    cache.cache(plan, base / "cache", workers=1, quiet=True)
+    cache(plan, base / "cache", workers=1, quiet=True)
     later = cache_plan(signals=["units", "states"], storage={"states": "fp32", "units": "fp32"}, state_tokens="all")
-    cache.cache(later, base / "later", workers=1, quiet=True)
+    cache(later, base / "later", workers=1, quiet=True)
     student = {"student": {"tokenizer": "embedded:sentencepiece-bpe"}}
     realign(prepared, base / "same", student, None, workers=1, overwrite=False, quiet=True)
     return {

@@ -27,7 +27,7 @@ def refused(files):
 
 def finished(files, local_rank):
     """Runs, from first step to exported student."""
-    from trainer.settings import load_config
+    from trainer.config import load_config
     from trainer.train import start_ranks
 
     start_ranks(local_rank)

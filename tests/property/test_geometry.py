@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.geometry import (
+from trainer.maths.geometry import (
     attention_weights,
     centrality_weights,
     covered,
@@ -21,8 +21,18 @@ from trainer.geometry import (
     unit_weights,
     units_with_span,
 )
-from trainer.ragged import BUDGET, FREE_PADDING, flat_index, flatten, groups, normalize_rows, pointers, select, sum_rows
-from trainer.triangle import from_fixed_point, pair_rows, pairs, select_pairs, square, to_fixed_point
+from trainer.maths.ragged import (
+    BUDGET,
+    FREE_PADDING,
+    flat_index,
+    flatten,
+    groups,
+    normalize_rows,
+    pointers,
+    select,
+    sum_rows,
+)
+from trainer.maths.triangle import from_fixed_point, pair_rows, pairs, select_pairs, square, to_fixed_point
 
 ROUNDING = 2.0**-24
 FEWER = settings(max_examples=40)  # where the loops, or all the functions at once, take their time

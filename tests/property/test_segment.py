@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.parse.base import Document
 from pipeline.read.markup import blocks
 from pipeline.read.segment import Segmenter
 from pipeline.read.sentence_rules import sentence_ends
+from pipeline.text import Document
 from schemas.config import SegmentConfig
 
 SEGMENTER = Segmenter(SegmentConfig())

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.align.spans import Ragged, Reason, Texts, Tokens, audit, token_spans
-from pipeline.counts import added
+from pipeline.shards.counts import added
 from schemas.columns import GRANULARITIES, SIDES
 
 Span = tuple[int, int]

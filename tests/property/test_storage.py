@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from schemas.errors import UserError
 from schemas.signals import STORAGE
-from trainer.storage import DTYPES, SMALLEST_SCALE, TOP, decode, encode, refuse_unstorable
+from trainer.maths.quantization import DTYPES, SMALLEST_SCALE, TOP, decode, encode, refuse_unstorable
 
 NEARLY_LARGEST = float(np.finfo(np.float32).max) * (1 - 2**-20)
 SHAPES = st.tuples(st.integers(0, 4), st.integers(1, 5))

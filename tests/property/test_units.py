@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nltk.tree import Tree
 
 from pipeline.align.units import CONJUNCTIONS, bracketed, is_punctuation, units_of
-from pipeline.parse.base import Constituents, Sentence, Words
+from pipeline.text import Constituents, Sentence, Words
 
 #: Labels that the children of a node may have; None is a word.
 BELOW = {

@@ -27,9 +27,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.parse.base import Document, Units
 from pipeline.parse.benepar import BeneparParser
 from pipeline.read.segment import Segmenter
+from pipeline.text import Document, Units
 from schemas.config import ParserConfig, SegmentConfig
 
 INPUTS = Path(__file__).with_name("inputs.jsonl")

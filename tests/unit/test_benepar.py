@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.parse.base import Words
 from pipeline.parse.benepar import BeneparParser, plain, split_points
 from pipeline.read.segment import Segmenter
+from pipeline.text import Words
 from schemas.config import ParserConfig, SegmentConfig
 
 

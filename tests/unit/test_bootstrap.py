@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from trainer import bootstrap
-from trainer.bootstrap import interval, resampled_means
+from trainer.evaluation import bootstrap
+from trainer.evaluation.bootstrap import interval, resampled_means
 
 
 def test_equals_a_plain_loop():

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.teacher.planning import _Cutter
+from pipeline.cache.sizes import _Cutter
 from schemas.config import TeacherConfig
-from trainer.teacher import placed
+from trainer.models.loading import placed
 
 SIZES = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 20)), min_size=1, max_size=40)
 

@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+from pipeline.cache.shard import ShardRows, ShardTensors, layer_rows, pack, specs
 from schemas import signals as names
 from schemas.config import CacheConfig
 from schemas.errors import StateError, UsageError
 from schemas.manifest import CacheManifest, OtherFile, ShardFile, read_cache_manifest, read_manifest
 from schemas.signals import LAYER_SIGNALS, STORAGE
 from trainer.cache import TeacherCache
-from trainer.geometry import units_with_span
-from trainer.ragged import pointers
-from trainer.shard import ShardRows, ShardTensors, layer_rows, pack, specs
-from trainer.signals import layer_signals
-from trainer.storage import decode, encode
+from trainer.maths.geometry import units_with_span
+from trainer.maths.layer_signals import layer_signals
+from trainer.maths.quantization import decode, encode
+from trainer.maths.ragged import pointers
 
 EVERY = ("relations", "units", "states", "final", "topk", "attention")
 LAYERS = {7: "chunks", 2: "words"}  # in no order but the config's

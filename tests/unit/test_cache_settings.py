@@ -2,15 +2,7 @@
 
 import pytest
 
-from pipeline.teacher.settings import (
-    Choice,
-    TeacherShape,
-    automatic_layers,
-    listed_layers,
-    mapped_layers,
-    resolved,
-    size,
-)
+from pipeline.cache.choice import Choice, TeacherShape, automatic_layers, listed_layers, mapped_layers, resolved, size
 from schemas.errors import UsageError
 from schemas.signals import RECIPES
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.cli import merge
+from pipeline.commands.flags import merge
 from schemas.config import ParseConfig
 from schemas.errors import UsageError
 

@@ -17,12 +17,12 @@ from benepar.nkutil import HParams
 from benepar.parse_chart import ChartParser
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pipeline.bench import score_of, stock_examples
+from pipeline.bench.parser import score_of, stock_examples
 from pipeline.parse import network
-from pipeline.parse.base import Words
 from pipeline.parse.engine import Engine
 from pipeline.parse.scoring import joined_chains
 from pipeline.read.segment import Segmenter
+from pipeline.text import Words
 from schemas import embedded
 from schemas.config import SegmentConfig
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.parse import network
-from pipeline.parse.base import Words
 from pipeline.parse.engine import Engine
 from pipeline.parse.int8 import Int8Linear
 from pipeline.parse.packed import PackedParser, attention, runs_of
+from pipeline.text import Words
 from schemas.errors import ResourceError, UsageError
-from trainer.memory import out_of_memory
+from trainer.models.memory import out_of_memory
 
 TEXTS = [
     "The small cat that I saw has been sleeping quietly on the old sofa , and wants to stay .",

@@ -11,12 +11,12 @@ import yaml
 from schemas.errors import ResourceError, StateError, UserError
 from schemas.manifest import read_manifest
 from schemas.training import TrainConfig
-from trainer import export as exporting
-from trainer.batch import Batch
-from trainer.documents import Documents
-from trainer.export import export, export_run, student_tokenizer, whole_model
-from trainer.ragged import pointers
-from trainer.student import load_student
+from trainer.batches.batch import Batch
+from trainer.batches.documents import Documents
+from trainer.maths.ragged import pointers
+from trainer.student import export as exporting
+from trainer.student.export import export, export_run, student_tokenizer, whole_model
+from trainer.student.model import load_student
 
 SIZES = {
     "vocab_size": 4096,

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from schemas.config import TeacherConfig
 from schemas.errors import UserError
-from trainer import forward, packed_attention, ragged
-from trainer.forward import Forward, Request, likeliest, plan
-from trainer.packed_attention import blocks
-from trainer.ragged import pointers
-from trainer.teacher import Head, load_teacher
+from trainer.maths import ragged
+from trainer.maths.ragged import pointers
+from trainer.models import head as head_module
+from trainer.models import packed_attention
+from trainer.models.head import Head, likeliest
+from trainer.models.hidden_states import Forward, Request, plan
+from trainer.models.loading import load_teacher
+from trainer.models.packed_attention import blocks
 
 VOCABULARY = 97
 DEPTH = 4
@@ -311,7 +314,7 @@ def test_likeliest_in_pieces(monkeypatch):
     head = Head(torch.randn(VOCABULARY, 8), torch.randn(VOCABULARY), soft_cap=2.0, scale=0.5)
     final = torch.randn(11, 8)
     whole = likeliest(head, final, 7)
-    monkeypatch.setattr(forward, "LOGITS_AT_ONCE", 3 * VOCABULARY)
+    monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", 3 * VOCABULARY)
     pieces = likeliest(head, final, 7)
     raw = (final.double() @ head.weight.double().T + head.bias.double()) * 0.5
     expected = (2 * torch.tanh(raw / 2)).log_softmax(1).topk(7)

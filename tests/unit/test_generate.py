@@ -19,7 +19,7 @@ from transformers import (
 
 from schemas import embedded
 from schemas.errors import UserError
-from trainer.generate import BLOCK, Generator, Prompt, Response, Sampling, gumbel, sample
+from trainer.evaluation.generate import BLOCK, Generator, Prompt, Response, Sampling, gumbel, sample
 
 NEW_TOKENS = 18
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.geometry import (
+from trainer.maths.geometry import (
     centrality_weights,
     covered,
     pool,
@@ -15,8 +15,8 @@ from trainer.geometry import (
     unit_weights,
     units_with_span,
 )
-from trainer.ragged import check_pointers, flat_index, flatten, normalize_rows, pointers, sum_rows
-from trainer.triangle import from_fixed_point, pair_rows, select_pairs, square, to_fixed_point
+from trainer.maths.ragged import check_pointers, flat_index, flatten, normalize_rows, pointers, sum_rows
+from trainer.maths.triangle import from_fixed_point, pair_rows, select_pairs, square, to_fixed_point
 
 # Nested, crossing, repeated and single-token spans; documents of 6, 1, 0 and 3 tokens with 5, 1, 0 and 2 units.
 ROWS = pointers([6, 1, 0, 3])

@@ -7,18 +7,19 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline import realign
-from pipeline.teacher import cache as caching
+from pipeline.cache import plan as caching
+from pipeline.dataset import realign
 from schemas.config import TeacherConfig
 from schemas.errors import UserError
 from schemas.training import PairConfig
-from trainer.cached import CachedTeacher, Caches
-from trainer.demand import demand
-from trainer.documents import Documents
-from trainer.geometry import centrality_weights
-from trainer.live import LiveTeacher
+from trainer.batches.documents import Documents
+from trainer.maths.geometry import centrality_weights
+from trainer.maths.ragged import pointers
 from trainer.objectives.base import Needs
-from trainer.ragged import pointers
+from trainer.teacher.cached import CachedTeacher
+from trainer.teacher.caches import Caches
+from trainer.teacher.live import LiveTeacher
+from trainer.teacher.needs import demand
 
 ROWS = [5, 0, 23, 11, 11, 2]
 PAIRS = [
@@ -27,7 +28,7 @@ PAIRS = [
     PairConfig(student=3, teacher=4, granularity="chunks"),
 ]
 LAYERS = [{"layer": pair.teacher, "granularity": pair.granularity} for pair in PAIRS]
-#: What an element of a vector comes back within, of the vector's largest one (`trainer.storage`); and a float32's noise.
+#: What an element of a vector comes back within, of its largest one (`trainer.maths.quantization`); and a float32's noise.
 BOUNDS = {"fp32": 0.0, "bf16": 2.0**-8, "fp16": 2.0**-11, "fp8": 2.0**-4, "int8": 0.5 / 127}
 NOISE = 1e-5
 

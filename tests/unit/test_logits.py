@@ -11,15 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from schemas.training import PairConfig
-from trainer import forward, logits
-from trainer.batch import Batch, LayerTargets
-from trainer.logits import LogitWork, OutputHead
+from trainer.batches.batch import Batch, LayerTargets
+from trainer.maths.ragged import pointers
+from trainer.models import head
+from trainer.models.head import Head
 from trainer.objectives.base import Logits, Setting
 from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.objectives.divergence import ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL
 from trainer.objectives.fdd import FeatureDynamics
-from trainer.ragged import pointers
-from trainer.teacher import Head
+from trainer.student import output_head
+from trainer.student.output_head import LogitWork, OutputHead
 
 POSITIONS, HIDDEN, TEACHER_HIDDEN, VOCABULARY = 11, 6, 5, 23
 PAIRS = tuple(PairConfig(student=s, teacher=t, granularity="chunks") for s, t in ((2, 4), (3, 6), (4, 8)))
@@ -117,8 +118,8 @@ def portions(request, monkeypatch):
 
 
 def use_portions(monkeypatch, together, in_cache, vocabulary=VOCABULARY):
-    monkeypatch.setattr(forward, "LOGITS_AT_ONCE", together * vocabulary * (1 + len(INNER)))
-    monkeypatch.setattr(logits, "_IN_CACHE", in_cache * vocabulary)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", together * vocabulary * (1 + len(INNER)))
+    monkeypatch.setattr(output_head, "_IN_CACHE", in_cache * vocabulary)
 
 
 def assert_same(found, expected, tolerance=1e-11):

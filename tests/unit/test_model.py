@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.parse import model, network
-from pipeline.parse.base import Words
 from pipeline.parse.benepar import split_points
 from pipeline.parse.engine import Engine
+from pipeline.text import Words
 from schemas.errors import UserError
 
 

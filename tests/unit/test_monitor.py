@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import UsageError
 from schemas.training import LogConfig
-from trainer.monitor import METRICS, Monitor, read_metrics
+from trainer.engine.monitor import METRICS, Monitor, read_metrics
 
 
 class Service(types.ModuleType):

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from schemas.errors import UsageError
 from schemas.training import PairConfig
-from trainer.batch import Batch, LayerTargets
+from trainer.batches.batch import Batch, LayerTargets
+from trainer.maths.ragged import pointers
 from trainer.objectives.base import Setting
 from trainer.objectives.hidden import HiddenAlignment, HiddenOptions
-from trainer.ragged import pointers
 
 STUDENT, TEACHER = 4, 6  # hidden sizes
 PAIRS = (

@@ -11,18 +11,13 @@ from hypothesis import strategies as st
 
 from schemas.errors import UsageError
 from schemas.training import PairConfig
-from trainer.batch import Batch, LayerTargets
-from trainer.geometry import relations
+from trainer.batches.batch import Batch, LayerTargets
+from trainer.maths.geometry import relations
+from trainer.maths.ragged import pointers
+from trainer.maths.triangle import square
 from trainer.objectives.base import Setting
-from trainer.objectives.structure import (
-    StructuralAlignment,
-    StructureOptions,
-    angle_numerator,
-    product_total,
-    row_kl_numerator,
-)
-from trainer.ragged import pointers
-from trainer.triangle import square
+from trainer.objectives.rkd import angle_numerator
+from trainer.objectives.structure import StructuralAlignment, StructureOptions, product_total, row_kl_numerator
 
 STUDENT, TEACHER = 5, 7  # hidden sizes
 STUDENT_LAYER, TEACHER_LAYER = 2, 6

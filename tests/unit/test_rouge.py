@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 
-from trainer.rouge import RougeL
+from trainer.evaluation.rouge import RougeL
 
 stemmer = PorterStemmer()
 

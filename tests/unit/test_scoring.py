@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nltk.tree import Tree
 
-from pipeline.parse.base import Constituents, Sentence, Words
 from pipeline.parse.evaluation import Pair, character_brackets, character_pairs, raw_text, scores_of, word_pair
 from pipeline.parse.scoring import Scores, brackets, scored
 from pipeline.parse.treebank import GoldTree, words_of
+from pipeline.text import Constituents, Sentence, Words
 
 LABELS = ["S", "NP", "VP", "NP", "VP", "PP", "ADVP", "PRT", "QP"]
 TAGS = ["NN", "VB", "RP", "POS", "-LRB-", "-RRB-", "HYPH", ",", ":", "``", "''", "."]

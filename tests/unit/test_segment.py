@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.parse.base import Document
 from pipeline.read.markup import blocks
 from pipeline.read.segment import Segmenter
 from pipeline.read.sentence_rules import sentence_ends
+from pipeline.text import Document
 from schemas.config import SegmentConfig
 from schemas.errors import UsageError
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from pipeline.cache.shard import Counts, LayerCounts, ShardRows, ShardTensors, layer_rows, pack, specs
 from schemas.config import StorageConfig
 from schemas.errors import UserError
 from schemas.signals import LAYER_SIGNALS, STORAGE
-from trainer.geometry import units_with_span
-from trainer.ragged import pointers
-from trainer.shard import Counts, LayerCounts, ShardRows, ShardTensors, layer_rows, pack, specs
-from trainer.signals import layer_signals
-from trainer.triangle import to_fixed_point
+from trainer.maths.geometry import units_with_span
+from trainer.maths.layer_signals import layer_signals
+from trainer.maths.ragged import pointers
+from trainer.maths.triangle import to_fixed_point
 
 EVERY = ("relations", "units", "states", "final", "topk", "attention")
 #: tokens of each row, and its units at layers 2 and 5 as a dataset holds them, some without a teacher span

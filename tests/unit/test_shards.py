@@ -6,9 +6,9 @@ import threading
 import pyarrow as pa
 import pytest
 
-from pipeline.store import shards
-from pipeline.store.shards import LAYOUT, RowDigest, ShardOutput
-from pipeline.store.workspace import CARD, differences, workspace
+from pipeline.dataset import shards
+from pipeline.dataset.shards import LAYOUT, RowDigest, ShardOutput
+from pipeline.shards.workspace import CARD, differences, workspace
 from schemas.errors import StateError
 
 SCHEMA = pa.schema([("id", pa.string())])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from trainer.geometry import centrality_weights, pool, relations, unit_weights
-from trainer.ragged import pointers
-from trainer.signals import layer_signals
+from trainer.maths.geometry import centrality_weights, pool, relations, unit_weights
+from trainer.maths.layer_signals import layer_signals
+from trainer.maths.ragged import pointers
 
 LENGTHS = [5, 1, 9, 1, 4]
 #: of each document, counted from its first token; the second has none, the fourth its only token, the last nested ones

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.parse import spacy as module
-from pipeline.parse.base import Document, Units
 from pipeline.parse.spacy import SpacyParser
 from pipeline.read.segment import Segmenter
+from pipeline.text import Document, Units
 from schemas.config import ParserConfig, SegmentConfig
 from schemas.errors import UsageError
 

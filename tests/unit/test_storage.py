@@ -7,7 +7,7 @@ import torch
 
 from schemas.errors import UserError
 from schemas.signals import STORAGE
-from trainer.storage import DTYPES, decode, encode, refuse_unstorable
+from trainer.maths.quantization import DTYPES, decode, encode, refuse_unstorable
 
 
 def refused(values, storage):

@@ -10,11 +10,11 @@ from torch import nn
 
 from schemas.errors import UsageError, UserError
 from schemas.training import StudentConfig
-from trainer.batch import Batch
-from trainer.logits import OutputHead
-from trainer.packed_attention import Pack, attend
-from trainer.ragged import pointers
-from trainer.student import load_student
+from trainer.batches.batch import Batch
+from trainer.maths.ragged import pointers
+from trainer.models.packed_attention import Pack, attend
+from trainer.student.model import load_student
+from trainer.student.output_head import OutputHead
 
 VOCABULARY = 61
 DEPTH = 4

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from schemas.config import TeacherConfig
 from schemas.errors import ResourceError, UsageError, UserError
-from trainer import source
-from trainer.source import identity
-from trainer.teacher import Head, load_teacher
+from trainer.models import hub
+from trainer.models.head import Head
+from trainer.models.hub import identity
+from trainer.models.loading import load_teacher
 
 DEPTH = 3
 SIZES = {
@@ -302,9 +303,9 @@ def test_identity_without_weights(llama):
 def test_a_hash_is_computed_once(llama, monkeypatch):
     one = who(llama)
     computed = []
-    compute = source.hashlib.file_digest
+    compute = hub.hashlib.file_digest
     monkeypatch.setattr(
-        source.hashlib, "file_digest", lambda stream, name: computed.append(stream.name) or compute(stream, name)
+        hub.hashlib, "file_digest", lambda stream, name: computed.append(stream.name) or compute(stream, name)
     )
     assert who(llama) == one
     assert computed == []

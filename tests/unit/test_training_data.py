@@ -19,23 +19,26 @@ from datasets import load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import realign
-from pipeline.teacher import cache as caching
+from pipeline.cache import plan as caching
+from pipeline.dataset import realign
 from schemas.columns import GRANULARITIES
 from schemas.errors import StateError, UsageError
 from schemas.manifest import read_manifest, same_tokens
 from schemas.training import DataConfig, PairConfig
-from trainer.batch import Batch
+from trainer.batches.batch import Batch
+from trainer.batches.documents import Documents
+from trainer.batches.loader import StepLoader
+from trainer.batches.order import deal, held_out, order, stream
+from trainer.batches.transfer import pack
+from trainer.batches.units import shared_units
 from trainer.cache import TeacherCache
-from trainer.cached import CachedTeacher, Caches
-from trainer.data import StepLoader, deal, held_out, order, stream
-from trainer.demand import demand
-from trainer.documents import Documents
-from trainer.join import join_layer, shared_units
+from trainer.maths.layer_signals import LayerSignals
+from trainer.maths.ragged import pointers
 from trainer.objectives.base import Needs
-from trainer.parcel import pack
-from trainer.ragged import pointers
-from trainer.signals import LayerSignals
+from trainer.teacher.cached import CachedTeacher
+from trainer.teacher.caches import Caches
+from trainer.teacher.needs import demand
+from trainer.teacher.targets import join_layer
 
 ROWS = [5, 0, 23, 11, 11, 2]
 WORDS = PairConfig(student=1, teacher=2, granularity="words")
@@ -285,7 +288,7 @@ def command_in(error):
 
 
 def test_a_cache_of_another_dataset(make_cache, settings_for, tmp_path):
-    from pipeline.prepare import prepare
+    from pipeline.dataset.prepare import prepare
 
     out = tmp_path / "other"
     prepare(settings_for(limit=5), out, workers=1, quiet=True)

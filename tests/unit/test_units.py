@@ -7,7 +7,7 @@ import pytest
 from nltk.tree import Tree
 
 from pipeline.align.units import bracketed, document_units, is_punctuation, units_of
-from pipeline.parse.base import Constituents, Document, Sentence, Units, Words
+from pipeline.text import Constituents, Document, Sentence, Units, Words
 
 
 def read(penn: str, text: str | None = None) -> tuple[str, Sentence, Constituents]:

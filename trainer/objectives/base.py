@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from schemas.config import Strict
 from schemas.training import PairConfig
-from trainer.batch import Batch
+from trainer.batches.batch import Batch
 
 #: What a term may ask for of a teacher layer: signals of a cache; `position_states` are `states` at response positions.
 LayerNeed = Literal["relations", "units", "states", "position_states"]
@@ -135,7 +135,7 @@ class Logits:
 
 
 class LogitObjective(Objective):
-    """A term on logits: a mean over response tokens. Computed on some positions at a time (`trainer.logits`)."""
+    """A term on logits: a mean over response tokens. Computed on some positions at a time (`trainer.student.output_head`)."""
 
     def denominators(self, batch: Batch) -> Float[Tensor, " one"]:
         """The number of response tokens."""

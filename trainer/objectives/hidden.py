@@ -19,10 +19,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from schemas.training import PairConfig
-from trainer.batch import Batch, LayerTargets
+from trainer.batches.batch import Batch, LayerTargets
+from trainer.maths.geometry import student_units
+from trainer.maths.ragged import at_least_float32
 from trainer.objectives.base import Needs, Options, Setting, StateObjective
-from trainer.objectives.structure import student_units
-from trainer.ragged import at_least_float32
 
 
 class HiddenOptions(Options):

@@ -16,29 +16,25 @@ a plain sum over a step would depend on how many documents a step has.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from schemas.signals import Weights
 from schemas.training import PairConfig
-from trainer.batch import Batch, LayerTargets
-from trainer.geometry import centrality_weights, pool, relations, uniform_weights
+from trainer.batches.batch import Batch, LayerTargets
+from trainer.maths.geometry import relations, student_units
+from trainer.maths.ragged import spread, sum_rows
+from trainer.maths.triangle import pairs, partners
 from trainer.objectives.base import LayerNeed, Needs, Options, Setting, StateObjective
-from trainer.ragged import BUDGET, groups, pointers, spread, sum_rows
-from trainer.triangle import pair_rows, pairs
+from trainer.objectives.rkd import angle_numerator, distance_numerator
 
 Metric = Literal["cosine", "distance", "angle", "row_kl"]
-
-#: Units nearer to each other than a millionth of their length are equal: below it, float32 inputs say nothing.
-EQUAL: Final = 1e-12  # of squared lengths
 
 
 @dataclass(frozen=True)
@@ -122,20 +118,6 @@ class StructuralAlignment(StateObjective):
         return row_kl_numerator(*cosines, targets.weights, targets.rows, self.config.temperature).to(units.dtype)
 
 
-def student_units(
-    hidden: Float[Tensor, "tokens hidden"],
-    rows: Int64[Tensor, " pointers"],
-    spans: Int64[Tensor, "units 2"],
-    weights: Weights,
-) -> Float[Tensor, "units hidden"]:
-    """The student's pooled units, each by the student's own token weights, through which no gradient flows.
-
-    `rows`: tokens of each document; `spans`: [start, end) in the tokens of the batch. At least float32.
-    """
-    token = uniform_weights(rows, hidden.device) if weights == "uniform" else centrality_weights(hidden, rows)
-    return pool(hidden, token, spans)
-
-
 def product_total(
     weights: Float[Tensor, " units"], rows: Int64[Tensor, " pointers"], factors: int, least: int
 ) -> Float[Tensor, ""]:
@@ -162,7 +144,7 @@ def cosine_numerator(
     weights: Float[Tensor, " units"],
     rows: Int64[Tensor, " pointers"],
 ) -> Float[Tensor, ""]:
-    """Σ_{i≠j} ω_i ω_j (cos^S_ij − cos^T_ij)², of cosines as flat triangles (`trainer.triangle`)."""
+    """Σ_{i≠j} ω_i ω_j (cos^S_ij − cos^T_ij)², of cosines as flat triangles (`trainer.maths.triangle`)."""
     left, right = pairs(rows, student.device)
     return 2 * (weights[left] * weights[right] * (student - teacher).square()).sum()
 
@@ -184,161 +166,6 @@ def row_kl_numerator(
     return (weights * sum_rows(p.exp() * (p - q), partner_rows)).sum()
 
 
-def distance_numerator(
-    student: Float[Tensor, "units student_hidden"],
-    teacher: Float[Tensor, "units teacher_hidden"],
-    weights: Float[Tensor, " units"],
-    rows: Int64[Tensor, " pointers"],
-) -> Float[Tensor, ""]:
-    """Σ_{i≠j} ω_i ω_j (D^S_ij − D^T_ij)², D_ij = |U_i − U_j| over the mean of the document's pairs; float64.
-
-    No gradient comes from the distance of equal units; where all are equal, D is 0.
-    """
-    total = student[:0].sum(dtype=torch.float64)  # keeps a batch without units connected
-    for block in _blocks(student, teacher, weights, rows):
-        difference = _over_mean(block.student, block.real) - _over_mean(block.teacher, block.real)
-        total = total + (block.pair_weights * difference.square()).sum()
-    return total
-
-
-def angle_numerator(
-    student: Float[Tensor, "units student_hidden"],
-    teacher: Float[Tensor, "units teacher_hidden"],
-    weights: Float[Tensor, " units"],
-    rows: Int64[Tensor, " pointers"],
-    budget: int = BUDGET,
-) -> Float[Tensor, ""]:
-    """Σ_{i≠j≠k≠i} ω_i ω_j ω_k (cos∠^S_ijk − cos∠^T_ijk)²; float64.
-
-        cos∠_ijk = (U_i − U_j)·(U_k − U_j) / (|U_i − U_j| |U_k − U_j|), of inner products alone; 0 where a side is 0
-
-    Cubic in a document's units, in time; no tensor holds more than `budget` elements, or one document's pairs.
-    """
-    total = student[:0].sum(dtype=torch.float64)
-    for block in _blocks(student, teacher, weights, rows, budget):
-        student_inverse, teacher_inverse = (_inverse(_distances(gram)) for gram in (block.student, block.teacher))
-        vertices = max(1, budget // block.student.numel())
-        for start in range(0, block.student.shape[1], vertices):
-            at = slice(start, start + vertices)
-            # computed anew in the backward pass: what it would keep is cubic
-            total = total + checkpoint(
-                _angles_apart,
-                *(
-                    block.student,
-                    student_inverse,
-                    block.teacher,
-                    teacher_inverse,
-                    block.weights,
-                    block.pair_weights,
-                    at,
-                ),
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-    return total
-
-
-def partners(rows: Int64[Tensor, " pointers"]) -> tuple[Int64[Tensor, " ordered_pairs"], Int64[Tensor, " _"]]:
-    """For every unit of the batch, where its pairs with the others of its document stand among the flat triangles.
-
-    In the others' order, one unit after the other, with the pointers of each unit's; `rows`: units of each document.
-    """
-    count, first, base = (spread(each, rows) for each in (rows.diff(), rows[:-1], pair_rows(rows)[:-1]))
-    partner_rows = pointers(count - 1)
-    unit = spread(torch.arange(len(count)), partner_rows)
-    own = unit - first[unit]
-    other = torch.arange(len(unit)) - partner_rows[unit]
-    other += other >= own
-    low, high = torch.minimum(own, other), torch.maximum(own, other)
-    return base[unit] + low * count[unit] - low * (low + 1) // 2 + high - low - 1, partner_rows
-
-
 def _log_softmax(values: Float[Tensor, " elements"], rows: Int64[Tensor, " pointers"]) -> Float[Tensor, " elements"]:
     """Over each row, of values no larger than some hundreds in float64, so that `exp` neither overflows nor vanishes."""
     return values - spread(sum_rows(values.exp(), rows), rows).log()
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Documents of similar length, padded; float64, since distances of units are small beside their lengths."""
-
-    student: Float[Tensor, "documents width width"]  # inner products
-    teacher: Float[Tensor, "documents width width"]
-    weights: Float[Tensor, "documents width"]  # 0 at padding
-    real: Bool[Tensor, "documents width"]
-
-    @property
-    def pair_weights(self) -> Float[Tensor, "documents width width"]:
-        """ω_i ω_j, 0 on the diagonal and at padding."""
-        products = self.weights[:, :, None] * self.weights[:, None, :]
-        return products - products.diagonal(dim1=1, dim2=2).diag_embed()
-
-
-def _blocks(
-    student: Float[Tensor, "units student_hidden"],
-    teacher: Float[Tensor, "units teacher_hidden"],
-    weights: Float[Tensor, " units"],
-    rows: Int64[Tensor, " pointers"],
-    budget: int = BUDGET,
-) -> Iterator[_Block]:
-    for group in groups(rows, max(student.shape[1], teacher.shape[1]), budget):
-        ours, theirs, omega = (
-            group.padded(values).to(torch.float64) for values in (student, teacher, weights[:, None])
-        )
-        lengths = group.lengths.to(student.device, non_blocking=True)
-        real = torch.arange(group.width, device=student.device) < lengths[:, None]
-        yield _Block(
-            torch.bmm(ours, ours.transpose(1, 2)),
-            torch.bmm(theirs, theirs.transpose(1, 2)),
-            omega.squeeze(2) * real,
-            real,
-        )
-
-
-def _distances(gram: Float[Tensor, "documents width width"]) -> Float[Tensor, "documents width width"]:
-    """|U_i − U_j| = sqrt(U_i·U_i + U_j·U_j − 2 U_i·U_j); 0 without a gradient for equal units."""
-    length = gram.diagonal(dim1=1, dim2=2)
-    both = length[:, :, None] + length[:, None, :]
-    squared = both - 2 * gram
-    equal = squared <= EQUAL * both
-    # filled before the root, whose gradient at 0 is infinite
-    return squared.masked_fill(equal, 1).sqrt().masked_fill(equal, 0)
-
-
-def _over_mean(
-    gram: Float[Tensor, "documents width width"], real: Bool[Tensor, "documents width"]
-) -> Float[Tensor, "documents width width"]:
-    """Distances over the mean distance of each document's pairs; 0 at padding, and where all units are equal."""
-    distances = _distances(gram) * (real[:, :, None] & real[:, None, :])
-    count = real.sum(1)
-    mean = distances.sum((1, 2)) / (count * (count - 1)).clamp_min(1)
-    return distances / mean.masked_fill(mean == 0, 1)[:, None, None]
-
-
-def _inverse(distances: Float[Tensor, "documents width width"]) -> Float[Tensor, "documents width width"]:
-    """1 / distance, 0 for 0."""
-    zero = distances == 0
-    return distances.masked_fill(zero, 1).reciprocal().masked_fill(zero, 0)
-
-
-def _angles_apart(
-    student: Float[Tensor, "documents width width"],
-    student_inverse: Float[Tensor, "documents width width"],
-    teacher: Float[Tensor, "documents width width"],
-    teacher_inverse: Float[Tensor, "documents width width"],
-    weights: Float[Tensor, "documents width"],
-    pair_weights: Float[Tensor, "documents width width"],
-    at: slice,
-) -> Float[Tensor, ""]:
-    """The sum of `angle_numerator` for some vertices j. A vertex is no end of a side: 0 away, its angles are 0."""
-    difference = _angles(student, student_inverse, at) - _angles(teacher, teacher_inverse, at)
-    return (weights[:, at, None, None] * pair_weights[:, None] * difference.square()).sum()
-
-
-def _angles(
-    gram: Float[Tensor, "documents width width"], inverse: Float[Tensor, "documents width width"], at: slice
-) -> Float[Tensor, "documents vertices width width"]:
-    """cos∠_ijk as [document, j, i, k]."""
-    vertex = gram.diagonal(dim1=1, dim2=2)[:, at, None, None]
-    products = gram[:, None] - gram[:, at, :, None] - gram[:, at, None, :] + vertex
-    return products * inverse[:, at, :, None] * inverse[:, at, None, :]

@@ -1,0 +1,101 @@
+"""The teacher's side of a prepared dataset: token ids and units with their token spans, in memory-mapped slices of rows."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Int32, Int64
+from torch import Tensor
+
+from pipeline.cache.shard import ShardRows, layer_rows
+from pipeline.dataset.columns import ragged, read_shard
+from schemas.columns import Granularity, side_column
+from schemas.config import LayerConfig
+from schemas.manifest import ShardFile
+from schemas.signals import StateTokens
+from trainer.maths.geometry import Units, units_with_span
+from trainer.maths.ragged import pointers
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some neighbouring rows."""
+
+    ids: list[str]
+    tokens: Int32[np.ndarray, " tokens"]
+    token_rows: Int64[Tensor, " pointers"]
+    units: dict[Granularity, tuple[Int32[Tensor, "units 2"], Int64[Tensor, " _"]]]  # teacher spans, pointers
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        found: list[int] = self.token_rows.diff().tolist()
+        return found
+
+    def documents(self, members: Sequence[int]) -> list[Int32[np.ndarray, " _"]]:
+        """Token ids of these rows."""
+        starts = self.token_rows.tolist()
+        return [self.tokens[starts[row] : starts[row + 1]] for row in members]
+
+    def batch_units(self, name: Granularity, members: Sequence[int]) -> Units:
+        """The units of these rows that have a span, in the tokens of the batch."""
+        spans, rows = self.units[name]
+        bounds = rows.tolist()
+        chosen = torch.tensor(members, dtype=torch.int64)
+        mine = torch.cat([spans[bounds[row] : bounds[row + 1]] for row in members])
+        return units_with_span(mine, pointers(rows.diff()[chosen]), pointers(self.token_rows.diff()[chosen]))
+
+    def shard(self, layers: Collection[LayerConfig], state_tokens: StateTokens | None) -> ShardRows:
+        """What a cache's shard of these rows is made of; `state_tokens`: None where no states are kept."""
+        # each layer its own, though some are equal: safetensors refuses tensors that share memory
+        found = {
+            each.layer: layer_rows(*self.units[each.granularity], self.token_rows, state_tokens) for each in layers
+        }
+        return ShardRows(self.ids, self.token_rows, found)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A prepared dataset, or its first rows."""
+
+    folder: Path
+    shards: tuple[ShardFile, ...]
+    rows: int
+
+    def tables(self, columns: Sequence[str], first: int = 0, last: int | None = None) -> Iterator[pa.Table]:
+        """Columns of rows [first, last), in parts that lie in one file."""
+        last = self.rows if last is None else last
+        bounds = np.cumsum([0, *(shard.rows for shard in self.shards)]).tolist()
+        for shard, (begin, end) in zip(self.shards, pairwise(bounds), strict=True):
+            start, stop = max(first, begin), min(last, end)
+            if start < stop:
+                table = read_shard(self.folder / shard.file).select(columns)
+                yield table.slice(start - begin, stop - start)
+
+    def read(self, granularities: Collection[Granularity], first: int, last: int) -> Rows:
+        """Rows [first, last)."""
+        names = {name: side_column("teacher", name) for name in granularities}
+        columns = ["id", side_column("teacher", "input_ids"), *names.values()]
+        table = pa.concat_tables(self.tables(columns, first, last))
+        tokens, token_rows = ragged(table.column(columns[1]))
+        units = {}
+        for name, column in names.items():
+            spans, rows = ragged(table.column(column))
+            units[name] = torch.from_numpy(spans), torch.from_numpy(rows)
+        return Rows(table.column("id").to_pylist(), tokens, torch.from_numpy(token_rows), units)
+
+    def parts(self, granularities: Collection[Granularity]) -> Iterator[Rows]:
+        """All rows, a file of the dataset at a time."""
+        first = 0
+        for shard in self.shards:
+            last = min(first + shard.rows, self.rows)
+            if first < last:
+                yield self.read(granularities, first, last)
+            first = last

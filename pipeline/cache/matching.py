@@ -1,0 +1,163 @@
+"""Whether a teacher and a prepared dataset belong together: the teacher's own tokenizer gives the dataset's tokens."""
+
+import unicodedata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+import torch
+import transformers
+from transformers.utils import cached_file
+
+from pipeline.cache.choice import TeacherShape
+from pipeline.cache.documents import Documents
+from pipeline.cache.sizes import Measured
+from pipeline.read.loading import TOKENIZER_FILES
+from pipeline.read.tokenizers import OffsetTokenizer
+from schemas.columns import MISSING, side_column
+from schemas.config import ParseConfig, TeacherConfig
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from trainer.models.hub import Source, first_line, locate
+from trainer.models.loading import description, explained
+
+#: Rows that are tokenized again, spread over the dataset.
+SAMPLED_ROWS: Final = 64
+#: What stands for bytes that are no whole character.
+REPLACEMENT: Final = "\ufffd"
+
+
+def describe(config: TeacherConfig) -> TeacherShape:
+    """What the model's config says of it, and the model built of it without memory: no weights are read.
+
+    Raises `UserError` if there is no such model, or it is no causal language model.
+    """
+    source = locate(config)
+    subject = f"The teacher {config.model!r}"
+    described = description(config, source, subject)
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # bad files make the library raise anything from KeyError to RuntimeError
+        raise explained(error, subject, config, source) from error
+    text = described.get_text_config(decoder=True)
+    architectures = described.architectures or (type(model).__name__,)
+    own = "float32" if source.gguf_file is not None else str(described.dtype or "float32").removeprefix("torch.")
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    last_size = int(text.hidden_size if weight is None else weight.shape[-1])
+    return TeacherShape(
+        depth=int(text.num_hidden_layers),
+        hidden_size=int(text.hidden_size),
+        vocabulary=int(text.vocab_size),
+        architecture=str(architectures[0]),
+        dtype=own if config.dtype == "auto" else config.dtype,
+        final_size=None if last_size == text.hidden_size else last_size,
+    )
+
+
+def require_match(
+    teacher: TeacherConfig, shape: TeacherShape, dataset: Manifest, documents: Documents, measured: Measured
+) -> str | None:
+    """Raises `UserError` if the dataset's teacher tokens are not this teacher's; else what could not be looked at."""
+    source = locate(teacher)
+    name = teacher.model if source.gguf_file is None else "TOKENIZER"
+    command = f"`mta-prep align {documents.folder} --teacher {name} -o NEW` makes a dataset for it."
+    if measured.largest_id >= shape.vocabulary:
+        raise UserError(
+            f"The dataset {documents.folder} has the teacher token {measured.largest_id}, and the teacher "
+            f"{teacher.model!r} knows only {shape.vocabulary} tokens: it was prepared for another teacher. {command}"
+        )
+    own = _tokenizer(source, teacher, ParseConfig.parse(dataset.config, str(documents.folder)))
+    if isinstance(own, str):
+        return own
+    tokenizer, vocabulary = own
+    split_otherwise = 0
+    rows = np.unique(np.linspace(0, documents.rows - 1, SAMPLED_ROWS).astype(int)).tolist()
+    for row in rows:
+        stored = _row(documents, row)
+        (found,) = tokenizer.encode([stored["text"]], [stored["response_start"]])
+        mine: list[int] = stored[side_column("teacher", "input_ids")]
+        theirs: list[int] = [] if isinstance(found, str) else found.input_ids.tolist()
+        place = _first_difference(mine, theirs)
+        if place is None:
+            continue
+        if vocabulary is None or not _spells(vocabulary, stored):
+            ids = [str(each[place]) if place < len(each) else "nothing" for each in (mine, theirs)]
+            raise UserError(
+                f"The dataset {documents.folder} was prepared for another teacher: token {place} of its row "
+                f"{stored['id']!r} is {ids[0]}, and the tokenizer of {teacher.model!r} gives {ids[1]}. {command}"
+            )
+        split_otherwise += 1
+    if split_otherwise:
+        return (
+            f"The tokenizer read from {teacher.model} splits {split_otherwise} of {len(rows)} compared rows into other "
+            "tokens than the dataset has, though it spells all of the dataset's as their texts do. A GGUF file does not "
+            "tell all of how text is split; make sure that the dataset was prepared with this teacher's own tokenizer."
+        )
+    return None
+
+
+def _tokenizer(source: Source, teacher: TeacherConfig, config: ParseConfig) -> tuple[OffsetTokenizer, Any] | str:
+    """The tokenizer that comes with the model, under the dataset's limits; or why there is none.
+
+    Beside that of a GGUF file, the library's own form of it: its vocabulary can be relied on, the way it splits text
+    cannot (only the name of a rule is in the file, and some are not known to the library). Else None.
+    """
+    name = Path(source.name)
+    without = (
+        f"{teacher.model} comes without a tokenizer in a form that can be read here, so the dataset's tokens were not "
+        "compared with its own."
+    )
+    if source.gguf_file is not None:
+        try:
+            return _of_gguf(source, config)
+        except Exception as error:  # the library raises anything from KeyError to NotImplementedError
+            return f"{without} (Reading it from the GGUF file: {first_line(error)})"
+    if name.is_dir() and not any((name / file).is_file() for file in TOKENIZER_FILES):
+        return without
+    side = config.teacher.model_copy(update={"tokenizer": source.name, "revision": source.revision})
+    return OffsetTokenizer("teacher", side, config.overflow), None
+
+
+def _of_gguf(source: Source, config: ParseConfig) -> tuple[OffsetTokenizer, Any]:
+    file = cached_file(source.name, str(source.gguf_file), revision=source.revision, local_files_only=source.local_only)
+    with TemporaryDirectory() as folder:
+        # alone in a folder: the library would rather take a tokenizer.json that lies beside it
+        (Path(folder) / "model.gguf").symlink_to(Path(str(file)).absolute())
+        built = transformers.AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
+        built.save_pretrained(Path(folder) / "saved")
+        side = config.teacher.model_copy(update={"tokenizer": str(Path(folder) / "saved"), "revision": None})
+        return OffsetTokenizer("teacher", side, config.overflow), built
+
+
+def _spells(vocabulary: Any, stored: dict[str, Any]) -> bool:
+    """Whether every token of a row is, in this vocabulary, what the dataset says it stands for in the text.
+
+    Surrounding space aside, and modulo compatibility forms. Special tokens, and tokens that hold only a part of some
+    character, are passed over.
+    """
+    ids, offsets = (stored[side_column("teacher", name)] for name in ("input_ids", "offsets"))
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        spelled = vocabulary.decode([token])
+        if start == MISSING or REPLACEMENT in spelled:
+            continue
+        mine, theirs = (unicodedata.normalize("NFKC", each).strip() for each in (stored["text"][start:end], spelled))
+        if mine != theirs:
+            return False
+    return True
+
+
+def _row(documents: Documents, row: int) -> dict[str, Any]:
+    columns = ["id", "text", "response_start", *(side_column("teacher", name) for name in ("input_ids", "offsets"))]
+    (table,) = documents.tables(columns, row, row + 1)
+    found: dict[str, Any] = table.to_pylist()[0]
+    return found
+
+
+def _first_difference(mine: list[int], theirs: list[int]) -> int | None:
+    same = min(len(mine), len(theirs))
+    differ = np.flatnonzero(np.asarray(mine[:same]) != np.asarray(theirs[:same]))
+    if len(differ):
+        return int(differ[0])
+    return None if len(mine) == len(theirs) else same

@@ -1,0 +1,99 @@
+"""What `mta-prep cache-teacher` and its kin show a person: estimates, finished runs, what a cache is."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache import sizes
+from pipeline.shards.publish import Outcome
+from schemas import console
+from schemas.config import CacheConfig
+from schemas.manifest import CacheManifest
+
+
+def show_estimate(found: dict[str, Any], out: Path) -> None:
+    """What a run would cost."""
+    for note in found["notes"]:
+        console.stdout.print(note)
+    _show_parts(
+        found["parts"], found["rows"], {name: size for name, size in found["files"].items() if name != "shards"}
+    )
+    share = found["estimated_bytes"] / found["plain_bf16_bytes"]
+    console.stdout.print(
+        f"Would write {found['rows']} rows ({found['tokens']} tokens) in {found['shards']} shards to {out}: about "
+        f"{console.size(found['estimated_bytes'])} ({100 * share:.3g}% of bf16 hidden states of as many layers), "
+        f"{console.duration(found['estimated_seconds'])} with {found['workers']} workers of {found['threads']} threads (from "
+        f"{found['sample_tokens']} tokens, computed and thrown away)."
+    )
+    room = "room for" if found["estimated_bytes"] <= found["free_bytes"] else "room for only"
+    console.stdout.print(f"The disk has {room} {console.size(found['free_bytes'])}.")
+
+
+def show_outcome(outcome: Outcome[CacheManifest], out: Path) -> None:
+    """The end of a run."""
+    manifest = outcome.manifest
+    assert manifest is not None
+    if outcome.already_finished:
+        console.stdout.print(f"{out} is already finished: this very run was done before. Nothing to do.")
+        return
+    _show_sizes(manifest, CacheConfig.parse(manifest.config, str(out)))
+    console.stdout.print(
+        f"Written to {out}: {manifest.rows} rows, {manifest.tokens} tokens, {len(manifest.shards)} shards, "
+        f"{console.size(_bytes(manifest))}."
+    )
+    console.stdout.print(f"Look at it: mta-prep inspect {out}")
+
+
+def show_info(manifest: CacheManifest, folder: Path) -> None:
+    """What a cache is."""
+    config = CacheConfig.parse(manifest.config, str(folder))
+    teacher = manifest.teacher
+    console.stdout.print(f"{folder}: teacher cache, mta-prep {manifest.versions['mta-prep']}.")
+    revision = f", revision {teacher['revision']}" if teacher["revision"] else ""
+    console.stdout.print(
+        f"Teacher {teacher['name']}{revision} ({teacher['sha256'][:16]}): {teacher['architecture']}, {teacher['depth']} layers, "
+        f"{teacher['hidden_size']} features, {teacher['vocabulary']} tokens; run in {config.teacher.dtype} on "
+        f"{config.teacher.device}."
+    )
+    console.stdout.print(
+        f"{manifest.rows} rows, {manifest.tokens} tokens, {len(manifest.shards)} shards, {console.size(_bytes(manifest))}; "
+        f"signals {', '.join(config.signals)}."
+    )
+    _show_sizes(manifest, config)
+    console.stdout.print(
+        f"Of the dataset {config.dataset} as it was with teacher fingerprint {manifest.teacher_fingerprint}"
+    )
+
+
+def _show_sizes(manifest: CacheManifest, config: CacheConfig) -> None:
+    shape, counts = sizes.told(manifest)
+    for layer in config.layers:
+        of = counts.layers[layer.layer]
+        without = manifest.counts["layers"][str(layer.layer)]["units_without_span"]
+        console.stdout.print(
+            f"Layer {layer.layer}: {of.units} {layer.granularity} ({without} more have no teacher span), {of.pairs} pairs."
+        )
+    others = {manifest.index.file: manifest.index.bytes}
+    if manifest.head is not None:
+        others[manifest.head.file] = manifest.head.bytes
+    _show_parts(sizes.parts(config, shape, counts), counts.rows, others)
+    share = _bytes(manifest) / sizes.plain_bytes(config, shape, counts)
+    console.stdout.print(f"All files: {100 * share:.3g}% of bf16 hidden states of as many layers.")
+
+
+def _show_parts(parts: list[dict[str, Any]], rows: int, others: dict[str, int]) -> None:
+    lines = [
+        [
+            part["signal"],
+            "" if part["layer"] is None else f"{part['layer']} ({part['granularity']})",
+            console.size(part["bytes"]),
+            f"{part['bytes'] / rows:,.0f}",
+        ]
+        for part in parts
+    ]
+    lines += [[name, "", console.size(size), f"{size / rows:,.0f}"] for name, size in others.items()]
+    console.table("Size", ["signal", "layer", "size", "bytes/document"], lines)
+
+
+def _bytes(manifest: CacheManifest) -> int:
+    head = 0 if manifest.head is None else manifest.head.bytes
+    return sum(shard.bytes for shard in manifest.shards) + manifest.index.bytes + head

@@ -1,0 +1,317 @@
+"""A cache shard's tensors: what its rows hold, and batches packed into it in any order.
+
+For the writer: `ShardRows` once a shard, from the dataset alone; `specs` for the bytes it will have; then of each batch
+`pack` on the teacher's device, which waits for nothing, `Packed.map` to bring it to the CPU however suits, and
+`ShardTensors.place`, which refuses what is NaN, infinite or too large by the row's id and the layer. Once all rows are
+placed, `ShardTensors.tensors` is what goes into the safetensors file.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import torch
+from jaxtyping import Float, Int, Int32, Int64
+from torch import Tensor
+
+from schemas import signals as names
+from schemas.config import StorageConfig
+from schemas.errors import UserError
+from schemas.signals import Along, Signal, StateTokens, Storage, layer_name, scale_name
+from trainer.maths.geometry import covered, units_with_span
+from trainer.maths.layer_signals import LayerSignals
+from trainer.maths.quantization import DTYPES, TOP, encode, not_finite, refuse_unstorable
+from trainer.maths.ragged import check_pointers, pointers, select, spread
+from trainer.maths.triangle import pair_rows, to_fixed_point
+
+#: Log-probabilities of `topk`: their float16 is within 2^-11 of them.
+LOGPROBS: Final = torch.float16
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """How much of one layer a shard holds, or a dataset."""
+
+    units: int  # that have a teacher span
+    pairs: int
+    state_tokens: int  # 0 where no states are kept
+
+    def __add__(self, other: "LayerCounts") -> "LayerCounts":
+        return LayerCounts(self.units + other.units, self.pairs + other.pairs, self.state_tokens + other.state_tokens)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much a shard holds, or a dataset: those of its parts added up (of the same layers)."""
+
+    rows: int
+    tokens: int
+    layers: Mapping[int, LayerCounts]
+
+    def __add__(self, other: "Counts") -> "Counts":
+        layers = {layer: mine + other.layers[layer] for layer, mine in self.layers.items()}
+        return Counts(self.rows + other.rows, self.tokens + other.tokens, layers)
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """Which units and tokens of a shard's rows one layer holds; all on the CPU."""
+
+    unit_rows: Int64[Tensor, " pointers"]
+    unit_index: Int32[Tensor, " units"]  # which of the row's units
+    state_rows: Int64[Tensor, " pointers"] | None  # pointers of kept tokens; None: no states
+    state_index: Int32[Tensor, " state_tokens"] | None  # which of the row's tokens; None: no states, or all tokens
+
+    def counts(self) -> LayerCounts:
+        """Totals."""
+        states = 0 if self.state_rows is None else int(self.state_rows[-1])
+        return LayerCounts(len(self.unit_index), int(pair_rows(self.unit_rows)[-1]), states)
+
+
+def layer_rows(
+    spans: Int[Tensor, "all_units 2"],
+    unit_rows: Int64[Tensor, " pointers"],
+    token_rows: Int64[Tensor, " _"],
+    state_tokens: StateTokens | None,
+) -> LayerRows:
+    """One layer's part of a shard, from the dataset: spans as its `teacher_{granularity}` column has them.
+
+    `unit_rows`: pointers of all units of the shard's rows, those without a span too; `token_rows`: of their tokens.
+    `state_tokens`: None where no states are kept. Raises ValueError for a span that is empty or leaves its row.
+    """
+    units = units_with_span(spans, unit_rows, token_rows)
+    unit_index = (units.index - spread(unit_rows[:-1], units.rows)).to(torch.int32)
+    if state_tokens != "covered":
+        return LayerRows(units.rows, unit_index, token_rows if state_tokens == "all" else None, None)
+    kept, state_rows = select(covered(units.spans, int(token_rows[-1])), token_rows)
+    state_index = (kept - spread(token_rows[:-1], state_rows)).to(torch.int32)
+    return LayerRows(units.rows, unit_index, state_rows, state_index)
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """Everything about a shard that is known without a teacher; all on the CPU."""
+
+    ids: Sequence[str]  # of the rows, in the dataset's order; for messages
+    token_rows: Int64[Tensor, " pointers"]
+    layers: Mapping[int, LayerRows]
+
+    def counts(self) -> Counts:
+        """Totals."""
+        layers = {layer: rows.counts() for layer, rows in self.layers.items()}
+        return Counts(len(self.token_rows) - 1, int(self.token_rows[-1]), layers)
+
+    def structure(self) -> dict[str, Tensor]:
+        """The tensors that no teacher has a say in, by name."""
+        found = {names.ROW_POINTERS: self.token_rows}
+        for layer, rows in self.layers.items():
+            found[layer_name(layer, "unit_rows")] = rows.unit_rows
+            found[layer_name(layer, "unit_index")] = rows.unit_index
+            if rows.state_index is not None and rows.state_rows is not None:
+                found[layer_name(layer, "state_rows")] = rows.state_rows
+                found[layer_name(layer, "state_index")] = rows.state_index
+        return found
+
+    def pointers(self, layer: int | None, along: Along) -> Int64[Tensor, " pointers"]:
+        """Row pointers of a tensor that is ragged along tokens, units, pairs or states."""
+        if layer is None or along == "tokens":
+            return self.token_rows
+        rows = self.layers[layer]
+        if along == "states":
+            assert rows.state_rows is not None
+            return rows.state_rows
+        return pair_rows(rows.unit_rows) if along == "pairs" else rows.unit_rows
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One tensor of a shard."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    layer: int | None
+    along: Along
+    signal: Signal | None  # that it is part of; None for what is always there
+    storage: Storage | None = None  # of vectors
+
+    @property
+    def bytes(self) -> int:
+        """Of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def specs(
+    counts: Counts,
+    signals: Collection[Signal],
+    storage: StorageConfig,
+    state_tokens: StateTokens,
+    hidden: int,
+    topk: int,
+) -> dict[str, Spec]:
+    """Name to tensor, for every tensor of a shard that holds this much; their bytes are the file's but for its header.
+
+    `hidden`: features of the teacher's hidden states; `topk`: tokens kept of each distribution.
+    """
+    found = {names.ROW_POINTERS: Spec(torch.int64, (counts.rows + 1,), None, "structure", None)}
+    for layer, of in counts.layers.items():
+        parts: dict[str, tuple[torch.dtype, int, Along, Signal | None]] = {
+            "unit_rows": (torch.int64, counts.rows + 1, "structure", None),
+            "unit_index": (torch.int32, of.units, "structure", None),
+            "unit_weights": (torch.float32, of.units, "units", None),
+        }
+        if "relations" in signals:
+            parts["relations"] = (torch.int16, of.pairs, "pairs", "relations")
+        if "states" in signals:
+            parts["token_weights"] = (torch.float32, of.state_tokens, "states", "states")
+            if state_tokens == "covered":
+                parts["state_rows"] = (torch.int64, counts.rows + 1, "structure", "states")
+                parts["state_index"] = (torch.int32, of.state_tokens, "structure", "states")
+        if "attention" in signals:
+            parts["attention"] = (torch.float32, counts.tokens, "tokens", "attention")
+        for part, (dtype, elements, along, signal) in parts.items():
+            found[layer_name(layer, part)] = Spec(dtype, (elements,), layer, along, signal)
+        if "units" in signals:
+            found |= _vectors(layer_name(layer, "units"), (of.units, hidden), layer, "units", "units", storage.units)
+        if "states" in signals:
+            shape = (of.state_tokens, hidden)
+            found |= _vectors(layer_name(layer, "states"), shape, layer, "states", "states", storage.states)
+    if "final" in signals:
+        found |= _vectors(names.FINAL, (counts.tokens, hidden), None, "tokens", "final", storage.final)
+    if "topk" in signals:
+        shape = (counts.tokens, topk)
+        found[names.TOPK_INDICES] = Spec(torch.int32, shape, None, "tokens", "topk")
+        found[names.TOPK_LOGPROBS] = Spec(LOGPROBS, shape, None, "tokens", "topk")
+    return found
+
+
+def _vectors(
+    name: str, shape: tuple[int, int], layer: int | None, along: Along, signal: Signal, storage: Storage
+) -> dict[str, Spec]:
+    found = {name: Spec(DTYPES[storage], shape, layer, along, signal, storage)}
+    if storage in TOP:
+        found[scale_name(name)] = Spec(torch.float32, shape[:1], layer, along, signal)
+    return found
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch's part of a shard, flat in the batch's order, vectors already in their storage type."""
+
+    tensors: Mapping[str, Tensor]  # by their names in a shard; relations still in float32
+    peaks: Mapping[str, Tensor]  # of vectors: the largest magnitude of each (`storage.Encoded`)
+
+    def map(self, copy: Callable[[Tensor], Tensor]) -> "Packed":
+        """The same with `copy` done to every tensor, such as `lambda each: each.to("cpu", non_blocking=True)`."""
+        return Packed(
+            {name: copy(tensor) for name, tensor in self.tensors.items()},
+            {name: copy(tensor) for name, tensor in self.peaks.items()},
+        )
+
+
+def pack(
+    layers: Mapping[int, LayerSignals],
+    storage: StorageConfig,
+    *,
+    attention: Mapping[int, Float[Tensor, " tokens"]],
+    final: Float[Tensor, "tokens hidden"] | None,
+    topk: tuple[Int32[Tensor, "tokens k"], Float[Tensor, "tokens k"]] | None,
+) -> Packed:
+    """Everything of a batch that goes into a shard, on the device where it is, without waiting for it."""
+    tensors: dict[str, Tensor] = {}
+    peaks: dict[str, Tensor] = {}
+
+    def vectors(name: str, values: Tensor, kind: Storage) -> None:
+        encoded = encode(values, kind)
+        tensors[name], peaks[name] = encoded.stored, encoded.peak
+        if encoded.scale is not None:
+            tensors[scale_name(name)] = encoded.scale
+
+    for layer, signals in layers.items():
+        tensors[layer_name(layer, "unit_weights")] = signals.unit_weights.to(torch.float32)
+        if signals.relations is not None:
+            tensors[layer_name(layer, "relations")] = signals.relations.to(torch.float32)
+        if signals.units is not None:
+            vectors(layer_name(layer, "units"), signals.units, storage.units)
+        if signals.states is not None and signals.token_weights is not None:
+            vectors(layer_name(layer, "states"), signals.states, storage.states)
+            tensors[layer_name(layer, "token_weights")] = signals.token_weights.to(torch.float32)
+    for layer, weights in attention.items():
+        tensors[layer_name(layer, "attention")] = weights.to(torch.float32)
+    if final is not None:
+        vectors(names.FINAL, final, storage.final)
+    if topk is not None:
+        tensors[names.TOPK_INDICES] = topk[0]
+        tensors[names.TOPK_LOGPROBS] = topk[1].to(LOGPROBS)
+    return Packed(tensors, peaks)
+
+
+class ShardTensors:
+    """A shard being filled: its tensors are the same whatever the batches were and in whatever order they came."""
+
+    def __init__(self, rows: ShardRows, expected: Mapping[str, Spec]) -> None:
+        """`expected`: what `specs` says of `rows.counts()`."""
+        self._rows = rows
+        self._structure = rows.structure()
+        self._specs = {name: spec for name, spec in expected.items() if spec.along != "structure"}
+        if expected.keys() - self._specs.keys() != self._structure.keys():
+            raise ValueError(f"rows of {sorted(self._structure)}, but {sorted(expected)} are expected")
+        self._values = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in self._specs.items()}
+        kinds = {(spec.layer, spec.along) for spec in self._specs.values()}
+        self._pointers = {kind: rows.pointers(*kind) for kind in kinds}
+        self._placed = torch.zeros(len(rows.token_rows) - 1, dtype=torch.bool)
+
+    def place(self, members: Sequence[int], packed: Packed) -> None:
+        """Put a batch, now on the CPU, where its rows belong. `members`: which rows of the shard it is, in its order.
+
+        Raises UserError naming row and layer of what cannot be stored; ValueError for a batch that does not fit.
+        """
+        if packed.tensors.keys() != self._specs.keys():
+            raise ValueError(f"a batch of {sorted(packed.tensors)} in a shard of {sorted(self._specs)}")
+        chosen = torch.as_tensor(members, dtype=torch.int64)
+        batch = {kind: pointers(rows.diff()[chosen]) for kind, rows in self._pointers.items()}
+        for name, spec in self._specs.items():
+            kind = (spec.layer, spec.along)
+            values = packed.tensors[name]
+            check_pointers(batch[kind], len(values))
+            if name in packed.peaks and spec.storage is not None:
+                refuse_unstorable(packed.peaks[name], spec.storage, self._where(name, members, batch[kind]))
+            elif values.is_floating_point():
+                self._refuse_not_finite(name, values, members, batch[kind])
+            if spec.along == "pairs":
+                values = to_fixed_point(values)
+            target, starts = self._values[name], self._pointers[kind][chosen].tolist()
+            if values.dtype != target.dtype or values.shape[1:] != target.shape[1:]:
+                raise ValueError(f"{name} is {target.dtype} {tuple(target.shape)}, got {values.dtype} {values.shape}")
+            # one copy of memory a row: faster than an index for rows of many bytes
+            for start, (first, last) in zip(starts, pairwise(batch[kind].tolist()), strict=True):
+                target[start : start + last - first] = values[first:last]
+        self._placed[chosen] = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of the shard's tensors by name. Raises ValueError if rows are missing."""
+        if not bool(self._placed.all()):
+            raise ValueError(f"{int((~self._placed).sum())} rows of the shard were never placed")
+        return {**self._structure, **self._values}
+
+    def _where(self, name: str, members: Sequence[int], batch: Int64[Tensor, " pointers"]) -> Callable[[int], str]:
+        def where(element: int) -> str:
+            row = members[int(torch.searchsorted(batch, element, right=True)) - 1]
+            spec = self._specs[name]
+            layer = "" if spec.layer is None else f" of layer {spec.layer}"
+            return f"Row {self._rows.ids[row]!r}, {spec.signal or 'weights'}{layer}"
+
+        return where
+
+    def _refuse_not_finite(
+        self,
+        name: str,
+        values: Float[Tensor, "elements ..."],
+        members: Sequence[int],
+        batch: Int64[Tensor, " pointers"],
+    ) -> None:
+        wrong = ~values.isfinite()
+        if bool(wrong.any()):
+            element = int(wrong.nonzero()[0, 0])
+            raise UserError(not_finite(self._where(name, members, batch)(element)))

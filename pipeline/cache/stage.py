@@ -1,0 +1,238 @@
+"""The shard function of a teacher cache: rows of the dataset through the teacher, their signals into a shard's tensors.
+
+Batches of a shard are independent and are computed by several threads, each with a copy of the model that shares its
+weights. On a CPU there is a thread a core and torch's own threads are off: that is faster than splitting every product
+over the cores, and what a batch gives does not depend on how many threads there are, so neither do a shard's bytes. On
+a GPU there are two, each on a stream of its own: while one copies its results to the host and places them, the other
+computes. Batches are planned from the shard's rows and the recorded token budget alone. Only where memory runs out is a
+batch computed in halves, and the last bits of its values may then differ.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
+from queue import SimpleQueue
+from typing import IO, Any, Final
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from pipeline.cache import sizes
+from pipeline.cache.choice import TeacherShape
+from pipeline.cache.documents import Documents, Rows
+from pipeline.cache.shard import Packed, ShardTensors, pack
+from pipeline.shards.pool import Tick, untold
+from schemas.config import CacheConfig, TeacherConfig
+from schemas.errors import UserError
+from schemas.signals import HEAD, LAYER_SIGNALS, VECTOR_SIGNALS
+from trainer.maths.layer_signals import layer_signals
+from trainer.models.head import Head
+from trainer.models.hidden_states import Forward, Request, plan
+from trainer.models.loading import load_teacher
+from trainer.models.memory import in_halves
+
+#: Batches in work at a time on a GPU.
+GPU_THREADS: Final = 2
+
+
+@dataclass(frozen=True)
+class CacheShard:
+    """A shard (protocol: `pipeline.shards.workspace.Output`); the first one brings the teacher's output matrix."""
+
+    rows: int
+    tensors: Mapping[str, Tensor]
+    stats: dict[str, Any]
+    details: dict[str, Any]
+    head: Mapping[str, Tensor] | None = None
+
+    @property
+    def others(self) -> Mapping[str, Callable[[IO[bytes]], None]]:
+        """The output matrix, if it is here."""
+        head = self.head
+        return {} if head is None else {HEAD: lambda stream: _write(head, stream)}
+
+    def write(self, stream: IO[bytes]) -> None:
+        """A safetensors file."""
+        _write(self.tensors, stream)
+
+
+def _write(tensors: Mapping[str, Tensor], stream: IO[bytes]) -> None:
+    # not `save_file`, which puts a file of its own in the place of the stream's and has other errors for a full disk
+    stream.write(save(dict(tensors)))
+
+
+@dataclass
+class _Runner:
+    """A copy of the model for one thread, with its stream if it is on a GPU."""
+
+    forward: Forward
+    stream: Any = field(default=None)  # torch.cuda.Stream
+
+
+class CacheStage:
+    """Rows [first, last) of the dataset to a shard."""
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        teacher: TeacherConfig,
+        shape: TeacherShape,
+        documents: Documents,
+        longest: int,
+        threads: int,
+    ) -> None:
+        """Loads the teacher: `teacher` is the config's, with its place and device settled. `longest`: tokens of a row.
+
+        Raises `UserError` if the teacher cannot be loaded, gives no hidden states, or takes no row that long.
+        """
+        self.config = config
+        self.shape = shape
+        self.documents = documents
+        request = self._request(config)
+        loaded = load_teacher(teacher, request.deepest)
+        limit = loaded.max_length
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"The longest row of {documents.folder} has {longest} teacher tokens, and the teacher {config.teacher.model!r} "
+                f"takes {limit}; prepare the dataset with a teacher `max_length` of {limit} or less."
+            )
+        self.device = loaded.device
+        # what other libraries have put into a model (placement over devices, packed weights) belongs to one copy
+        plain = not (teacher.device_map or teacher.quantization)
+        self.threads = {"cpu": threads, "cuda": GPU_THREADS}.get(self.device.type, 1) if plain else 1
+        self._idle: SimpleQueue[_Runner] = SimpleQueue()
+        first = Forward(loaded, request)
+        self._require_widths(first)
+        self._head = first.head
+        for number in range(self.threads):
+            forward = twin(first) if number else first
+            stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+            self._idle.put(_Runner(forward, stream))
+
+    @staticmethod
+    def _request(config: CacheConfig) -> Request:
+        layers = tuple(each.layer for each in config.layers)
+        return Request(
+            layers=layers,
+            attention=layers if "attention" in config.signals else (),
+            final="final" in config.signals,
+            topk=config.topk if "topk" in config.signals else None,
+        )
+
+    def _require_widths(self, forward: Forward) -> None:
+        """Raises `UserError` if vectors that are to be kept are not as wide as was planned with."""
+        kept = VECTOR_SIGNALS & set(self.config.signals)
+        layers = [each.layer for each in self.config.layers] if kept & LAYER_SIGNALS else []
+        for layer in (*layers, *([self.shape.depth] if "final" in kept else [])):
+            if forward.widths[layer] != self.shape.width(layer):
+                raise UserError(
+                    f"The teacher {self.config.teacher.model!r} ({self.shape.architecture}) gives {forward.widths[layer]} "
+                    f"features at layer {layer}, where its config and its output matrix say {self.shape.width(layer)}, so "
+                    "vectors of that layer cannot be cached; choose other layers."
+                )
+
+    def run(self, item: tuple[int, int], tick: Tick = untold) -> CacheShard:
+        """Rows [first, last). Raises `UserError` naming row and layer of what cannot be stored."""
+        first, last = item
+        config = self.config
+        rows = self.documents.read(sizes.granularities(config), first, last)
+        structure = rows.shard(config.layers, sizes.state_tokens(config))
+        counts = structure.counts()
+        shard = ShardTensors(structure, sizes.tensors(config, self.shape, counts))
+        lengths = rows.lengths
+        with ThreadPoolExecutor(self.threads) as pool:
+            waiting: deque[Future[list[tuple[Sequence[int], Packed]]]] = deque()
+
+            def place_next() -> None:
+                for members, packed in waiting.popleft().result():
+                    shard.place(members, packed)
+                    tick(len(members), sum(lengths[row] for row in members))
+
+            for members in plan(lengths, config.token_budget):
+                waiting.append(pool.submit(self._batch_or_halves, rows, members))
+                if len(waiting) > self.threads:
+                    place_next()
+            while waiting:
+                place_next()
+        head = self._head if first == 0 and "final" in config.signals else None
+        return CacheShard(
+            rows=len(rows),
+            tensors=shard.tensors(),
+            stats={
+                "tokens": counts.tokens,
+                "layers": {
+                    str(layer): {"units": of.units, "pairs": of.pairs, "state_tokens": of.state_tokens}
+                    for layer, of in counts.layers.items()
+                },
+            },
+            details={"logits": None if head is None else {"soft_cap": head.soft_cap, "scale": head.scale}},
+            head=None if head is None else _matrix(head),
+        )
+
+    def _batch_or_halves(self, rows: Rows, members: Sequence[int]) -> list[tuple[Sequence[int], Packed]]:
+        """A batch, and where memory runs out the same in parts."""
+
+        def alone(row: int) -> str:
+            return (
+                f"the row {rows.ids[row]!r} of {rows.lengths[row]} tokens alone in a batch. Use a smaller --dtype, "
+                "--device-map auto, or fewer workers."
+            )
+
+        return list(in_halves(lambda part: (part, self._batch(rows, part)), members, self.device, alone))
+
+    def _batch(self, rows: Rows, members: Sequence[int]) -> Packed:
+        """Everything that is kept of a batch, on the CPU."""
+        config = self.config
+        units = {name: rows.batch_units(name, members) for name in sizes.granularities(config)}
+        runner = self._idle.get()
+        try:
+            with nullcontext() if runner.stream is None else torch.cuda.stream(runner.stream):
+                captured = runner.forward(rows.documents(members))
+                signals = {
+                    each.layer: layer_signals(
+                        captured.states[each.layer],
+                        captured.rows,
+                        units[each.granularity].spans,
+                        units[each.granularity].rows,
+                        LAYER_SIGNALS & set(config.signals),
+                        config.state_tokens,
+                        config.weights,
+                    )
+                    for each in config.layers
+                }
+                packed = pack(
+                    signals,
+                    config.storage,
+                    attention=captured.attention,
+                    final=captured.final,
+                    topk=captured.topk,
+                )
+                return _on_host(packed)
+        finally:
+            self._idle.put(runner)
+
+
+def _on_host(packed: Packed) -> Packed:
+    """The same on the CPU; waits for this thread's streams only."""
+    devices = {tensor.device for tensor in packed.tensors.values() if tensor.device.type == "cuda"}
+    host = packed.map(lambda tensor: tensor.to("cpu", non_blocking=tensor.device.type == "cuda"))
+    for device in devices:
+        torch.cuda.current_stream(device).synchronize()
+    return host
+
+
+def _matrix(head: Head) -> dict[str, Tensor]:
+    found = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+
+def twin(forward: Forward) -> Forward:
+    """Another copy of the modules with the very same weights, so that two threads can each run one."""
+    model = forward.teacher.model
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(forward, shared)

@@ -1,0 +1,253 @@
+"""`mta-prep verify CACHE`: whether a teacher cache is whole and holds what it says.
+
+Always: checksums, and the index and counts against the manifest. Unless quick, every shard's tensors: names, types and
+shapes, pointers, values finite and within their bounds, weights that add up to 1, indices that rise within their row.
+With the dataset, that units and tokens are the dataset's, row by row.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Int64
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.cache import sizes
+from pipeline.cache.choice import TeacherShape
+from pipeline.cache.documents import Documents, Rows
+from pipeline.cache.shard import Counts, LayerCounts, Spec
+from pipeline.dataset.verify import Findings
+from schemas import files
+from schemas import signals as names
+from schemas.config import CacheConfig
+from schemas.errors import StateError
+from schemas.manifest import CacheManifest, OtherFile, ShardFile, read_cache_manifest, read_manifest
+from schemas.signals import layer_name
+from trainer.cache import TeacherCache
+from trainer.maths.ragged import check_pointers, spread, sum_rows
+from trainer.maths.triangle import ONE, pair_rows
+
+#: float32 sums of a row's weights are this close to 1.
+TOLERANCE = 1e-4
+
+
+def verify(folder: Path, *, quick: bool, dataset: Path | None) -> Findings:
+    """Check `folder`, and that it is of `dataset` if that is given. Raises `StateError` without a readable manifest."""
+    manifest = read_cache_manifest(folder)
+    config = CacheConfig.parse(manifest.config, str(folder))
+    shape, expected = sizes.told(manifest)
+    findings = Findings(checked={"shards": 0, "rows": 0, "tokens": 0, "units": 0, "numbers": 0})
+    documents = None if dataset is None else _documents(dataset, manifest, config, findings)
+    whole = all(
+        [
+            _intact(folder, "", manifest.index, findings),
+            manifest.head is None or _intact(folder, "", manifest.head, findings),
+            # every file is looked at, whatever is wrong with another
+            *[_intact(folder, f"{names.SHARDS}/", shard, findings) for shard in manifest.shards],
+        ]
+    )
+    if not whole:
+        return findings
+    findings.checked["shards"] = len(manifest.shards)
+    try:
+        index = TeacherCache(folder).index
+    except StateError as error:
+        findings.problem(str(error))
+        return findings
+    bounds = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
+    _check_index(index, bounds, manifest, documents, findings)
+    if quick:
+        return findings
+    totals = sizes.nothing(config)
+    for number, shard in enumerate(manifest.shards):
+        first, last = int(bounds[number]), int(bounds[number + 1])
+        tokens = index.column("tokens").to_numpy()[first:last]
+        place = f"{names.SHARDS}/{shard.file}"
+        try:
+            tensors = load_file(folder / place)
+        except SafetensorError as error:
+            findings.problem(f"{place} cannot be read ({error}).")
+            continue
+        counts = _check_shard(place, tensors, config, shape, tokens, findings)
+        if counts is None:
+            continue
+        totals += counts
+        findings.checked["rows"] += counts.rows
+        findings.checked["tokens"] += counts.tokens
+        findings.checked["units"] += sum(of.units for of in counts.layers.values())
+        if documents is not None:
+            _check_against(place, tensors, documents.read(sizes.granularities(config), first, last), config, findings)
+    if not findings.found and totals != expected:
+        findings.problem("Rows, tokens, units or states in the manifest are not those of the shards.")
+    if manifest.head is not None:
+        _check_head(folder / manifest.head.file, shape, findings)
+    return findings
+
+
+def _documents(dataset: Path, manifest: CacheManifest, config: CacheConfig, findings: Findings) -> Documents | None:
+    found = read_manifest(dataset)
+    if found.teacher_fingerprint != manifest.teacher_fingerprint:
+        findings.problem(
+            f"It is no cache of {dataset}: texts, units or the teacher's tokens differ (teacher fingerprint "
+            f"{manifest.teacher_fingerprint[:16]} in the cache, {found.teacher_fingerprint[:16]} in the dataset)."
+        )
+        return None
+    return sizes.documents_of(dataset, found, config.limit)
+
+
+def _intact(folder: Path, place: str, entry: ShardFile | OtherFile, findings: Findings) -> bool:
+    path = folder / place / entry.file
+    if not path.is_file():
+        findings.problem(f"{place}{entry.file} is missing.")
+        return False
+    if path.stat().st_size != entry.bytes or files.sha256_of(path) != entry.sha256:
+        findings.problem(f"{place}{entry.file} is damaged: its size or checksum is not the manifest's.")
+        return False
+    return True
+
+
+def _check_index(
+    index: pa.Table, bounds: np.ndarray, manifest: CacheManifest, documents: Documents | None, findings: Findings
+) -> None:
+    rows = np.arange(manifest.rows)
+    shard = np.searchsorted(bounds, rows, side="right") - 1
+    for column, expected in (("shard", shard), ("row", rows - bounds[shard])):
+        if not np.array_equal(index.column(column).to_numpy(), expected):
+            findings.problem(f"{names.INDEX}: column `{column}` does not say where the rows lie.")
+    if int(index.column("tokens").to_numpy().sum()) != manifest.tokens:
+        findings.problem(f"{names.INDEX} does not add up to the {manifest.tokens} tokens of the manifest.")
+    if documents is not None:
+        ids = pa.chunked_array([chunk for table in documents.tables(["id"]) for chunk in table.column("id").chunks])
+        if not ids.combine_chunks().equals(index.column("id").combine_chunks()):
+            findings.problem(f"{names.INDEX}: its ids are not those of {documents.folder}, in that order.")
+
+
+def _check_shard(
+    place: str,
+    tensors: Mapping[str, Tensor],
+    config: CacheConfig,
+    shape: TeacherShape,
+    tokens: np.ndarray,
+    findings: Findings,
+) -> Counts | None:
+    """Everything that a shard can be asked by itself; its counts, or None if it is not built as one."""
+    try:
+        counts = _counts(tensors, config)
+    except (KeyError, ValueError) as error:
+        findings.problem(f"{place}: row pointers are missing or wrong ({error}).")
+        return None
+    expected = sizes.tensors(config, shape, counts)
+    odd = sorted(expected.keys() ^ tensors.keys())
+    odd += [
+        name
+        for name, spec in expected.items()
+        if name in tensors and (tensors[name].dtype, tuple(tensors[name].shape)) != (spec.dtype, spec.shape)
+    ]
+    if odd:
+        findings.problem(f"{place}: {', '.join(odd[:3])}: not what the manifest's config makes, or not of that shape.")
+        return None
+    if not np.array_equal(tensors[names.ROW_POINTERS].diff().numpy(), tokens):
+        findings.problem(f"{place}: its rows have other tokens than {names.INDEX} says.")
+        return None
+    for name, spec in expected.items():
+        wrong = _problem(name, spec, tensors, config, shape)
+        findings.checked["numbers"] += tensors[name].numel()
+        if wrong is not None:
+            findings.problem(f"{place}: {name} {wrong}.")
+    return counts
+
+
+def _counts(tensors: Mapping[str, Tensor], config: CacheConfig) -> Counts:
+    rows = tensors[names.ROW_POINTERS]
+    check_pointers(rows)
+    layers = {}
+    for each in config.layers:
+        units = tensors[layer_name(each.layer, "unit_rows")]
+        check_pointers(units)
+        states = _state_rows(tensors, config, each.layer)
+        layers[each.layer] = LayerCounts(
+            int(units[-1]), int(pair_rows(units)[-1]), 0 if states is None else int(states[-1])
+        )
+    return Counts(len(rows) - 1, int(rows[-1]), layers)
+
+
+def _state_rows(tensors: Mapping[str, Tensor], config: CacheConfig, layer: int) -> Int64[Tensor, " pointers"] | None:
+    if "states" not in config.signals:
+        return None
+    if config.state_tokens == "all":
+        return tensors[names.ROW_POINTERS]
+    rows = tensors[layer_name(layer, "state_rows")]
+    check_pointers(rows)
+    return rows
+
+
+def _problem(
+    name: str, spec: Spec, tensors: Mapping[str, Tensor], config: CacheConfig, shape: TeacherShape
+) -> str | None:
+    """What is wrong with a tensor of the right shape."""
+    values = tensors[name]
+    if values.is_floating_point() and not bool(values.to(torch.float32).isfinite().all()):
+        return "holds NaN or infinite values"
+    part = name.rpartition(".")[2]
+    if part == "scale" and bool((values <= 0).any()):
+        return "holds scales that are not positive"
+    if part == "relations" and bool((values < -ONE).any()):
+        return "holds cosines below -1"
+    if part in ("unit_weights", "attention", "token_weights"):
+        return _weights_problem(part, spec, tensors, config)
+    if part in ("unit_index", "state_index"):
+        assert spec.layer is not None
+        kind = "unit_rows" if part == "unit_index" else "state_rows"
+        return _index_problem(values, tensors[layer_name(spec.layer, kind)], tensors, part == "state_index")
+    if name == names.TOPK_INDICES and bool(((values < 0) | (values >= shape.vocabulary)).any()):
+        return f"names tokens outside the vocabulary of {shape.vocabulary}"
+    if name == names.TOPK_LOGPROBS and bool(((values > 0).any()) | (values.diff(dim=1) > 0).any()):
+        return "are no log-probabilities, best first"
+    return None
+
+
+def _weights_problem(part: str, spec: Spec, tensors: Mapping[str, Tensor], config: CacheConfig) -> str | None:
+    assert spec.layer is not None
+    values = tensors[layer_name(spec.layer, part)]
+    if bool(((values < 0) | (values > 1 + TOLERANCE)).any()):
+        return "are not all between 0 and 1"
+    partial = part == "token_weights" and config.state_tokens == "covered"
+    pointers = {"unit_weights": "unit_rows", "token_weights": "state_rows"}
+    whole = part == "attention" or (part == "token_weights" and not partial)
+    rows = tensors[names.ROW_POINTERS if whole else layer_name(spec.layer, pointers[part])]
+    totals = sum_rows(values, rows)[rows.diff() > 0]
+    # of states that are only some of a row's, the weights are only some of the row's
+    wrong = totals > 1 + TOLERANCE if partial else (totals - 1).abs() > TOLERANCE
+    return "do not add up to 1 in every row" if bool(wrong.any()) else None
+
+
+def _index_problem(values: Tensor, rows: Tensor, tensors: Mapping[str, Tensor], of_tokens: bool) -> str | None:
+    if bool((values < 0).any()):
+        return "holds negative places"
+    row = spread(torch.arange(len(rows) - 1), rows)
+    if bool(((values.diff() <= 0) & (row.diff() == 0)).any()):
+        return "does not rise within a row"
+    if of_tokens and bool((values >= tensors[names.ROW_POINTERS].diff()[row]).any()):
+        return "names tokens that its row does not have"
+    return None
+
+
+def _check_against(
+    place: str, tensors: Mapping[str, Tensor], rows: Rows, config: CacheConfig, findings: Findings
+) -> None:
+    for name, expected in rows.shard(config.layers, sizes.state_tokens(config)).structure().items():
+        if not torch.equal(tensors[name], expected):
+            findings.problem(f"{place}: {name} does not follow from the dataset.")
+
+
+def _check_head(path: Path, shape: TeacherShape, findings: Findings) -> None:
+    tensors = load_file(path)
+    weight = tensors.get("weight")
+    if weight is None or weight.shape != (shape.vocabulary, shape.width(None)):
+        findings.problem(f"{path.name} is no output matrix [{shape.vocabulary}, {shape.width(None)}].")
+    elif not all(bool(tensor.to(torch.float32).isfinite().all()) for tensor in tensors.values()):
+        findings.problem(f"{path.name} holds NaN or infinite values.")

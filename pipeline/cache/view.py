@@ -1,0 +1,148 @@
+"""`mta-prep inspect CACHE`: the relations of one row's units as a person wants to see them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.cache.sizes import documents_of
+from pipeline.dataset.view import visible
+from schemas import console
+from schemas.columns import Granularity
+from schemas.errors import StateError, UsageError
+from schemas.manifest import is_finished, read_manifest
+from trainer.cache import TeacherCache
+
+#: Columns of a terminal that one cosine, and the beginning of a matrix's line, take.
+CELL_WIDTH: Final = 6
+LABEL_WIDTH: Final = 34
+#: Cosines are coloured from here: what is close, and what is far, among cosines of one layer.
+NEAR: Final = 0.75
+FAR: Final = 0.25
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer of a row."""
+
+    layer: int
+    granularity: Granularity
+    index: list[int]  # which of the row's units
+    texts: list[str] | None  # None: the dataset is not there to spell them
+    weights: list[float]
+    relations: list[list[float]] | None
+
+
+@dataclass(frozen=True)
+class RowView:
+    """One row of a cache."""
+
+    row: int
+    id: str
+    tokens: int
+    layers: list[LayerView]
+
+
+def find_row(folder: Path, row: int, row_id: str | None) -> RowView:
+    """The row at `row`, or with `row_id`; raises `UsageError` if there is none."""
+    cache = TeacherCache(folder)
+    if row_id is not None:
+        row = cache.row_of(row_id)
+    elif row >= len(cache):
+        raise UsageError(f"{folder} has {len(cache)} rows, counted from 0; there is no row {row}.")
+    texts = _texts(cache, row)
+    layers = [
+        LayerView(
+            layer,
+            granularity,
+            index := cache.unit_index(row, layer).tolist(),
+            None if texts is None else [texts[granularity][unit] for unit in index],
+            cache.unit_weights(row, layer).tolist(),
+            cache.relations(row, layer).tolist() if "relations" in cache.config.signals else None,
+        )
+        for layer, granularity in cache.layers.items()
+    ]
+    line = cache.index.slice(row, 1).to_pylist()[0]
+    return RowView(row, line["id"], line["tokens"], layers)
+
+
+def _texts(cache: TeacherCache, row: int) -> dict[Granularity, list[str]] | None:
+    """What the row's units spell; None if the dataset is no longer where it was, or is another one."""
+    folder = Path(cache.config.dataset)
+    if not is_finished(folder):
+        return None
+    try:
+        manifest = read_manifest(folder)
+    except StateError:
+        return None  # something else lies there now
+    if manifest.teacher_fingerprint != cache.manifest.teacher_fingerprint:
+        return None
+    wanted = sorted(set(cache.layers.values()))
+    (table,) = documents_of(folder, manifest, None).tables(["text", *wanted], row, row + 1)
+    values = table.to_pylist()[0]
+    return {name: [values["text"][start:end] for start, end in values[name]] for name in wanted}
+
+
+def as_json(view: RowView) -> dict[str, Any]:
+    """Everything, in full."""
+    return {
+        "row": view.row,
+        "id": view.id,
+        "tokens": view.tokens,
+        "layers": {
+            str(each.layer): {
+                "granularity": each.granularity,
+                "unit_index": each.index,
+                "units": each.texts,
+                "unit_weights": each.weights,
+                "relations": each.relations,
+            }
+            for each in view.layers
+        },
+    }
+
+
+def show(view: RowView, folder: Path) -> None:
+    """Print the row, a table for each layer: its heaviest units if not all fit the terminal."""
+    out = console.stdout
+    out.print(Text(f"{folder}  row {view.row}  id {view.id}  {view.tokens} teacher tokens", style="bold"))
+    if not view.layers:
+        out.print("It holds no layers: what it keeps is kept once a document.")
+    room = max(2, (out.width - LABEL_WIDTH) // CELL_WIDTH)
+    for each in view.layers:
+        units = len(each.index)
+        shown = sorted(sorted(range(units), key=lambda unit: -each.weights[unit])[:room])
+        title = f"Layer {each.layer}, {each.granularity}: {units} units"
+        if len(shown) < units:
+            title += f", the {len(shown)} heaviest"
+        out.print(_table(title, each, shown))
+    if any(each.texts is None for each in view.layers):
+        out.print("Units are numbered only: the dataset that spells them is not where it was.")
+
+
+def _table(title: str, view: LayerView, shown: Sequence[int]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    table.add_column("unit", max_width=LABEL_WIDTH - 8, no_wrap=True, overflow="ellipsis")
+    table.add_column("weight", justify="right")
+    if view.relations is not None:
+        for unit in shown:
+            table.add_column(str(view.index[unit]), justify="right", min_width=CELL_WIDTH - 1, no_wrap=True)
+    for unit in shown:
+        label = Text(f"{view.index[unit]:>3} ", style="dim")
+        if view.texts is not None:
+            label.append(visible(view.texts[unit]), style="default")
+        cells = [label, Text(f"{view.weights[unit]:.3f}")]
+        if view.relations is not None:
+            cells += [_cosine(view.relations[unit][other], unit == other) for other in shown]
+        table.add_row(*cells)
+    return table
+
+
+def _cosine(value: float, itself: bool) -> Text:
+    if itself:
+        return Text("·", style="dim")
+    style = "green" if value >= NEAR else "red" if value <= FAR else ""
+    return Text(f"{value:.2f}", style=style)

@@ -1,0 +1,57 @@
+"""`mta-prep align`, as typed."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline.commands.flags import (
+    DatasetArgument,
+    JsonFlag,
+    OverwriteFlag,
+    WorkersFlag,
+    run_workers,
+)
+from pipeline.commands.parse import finish
+from schemas.columns import Side
+from schemas.errors import UsageError
+
+
+def align(
+    dataset: DatasetArgument,
+    student: Annotated[str | None, typer.Option(help="New student tokenizer.", show_default=False)] = None,
+    teacher: Annotated[str | None, typer.Option(help="New teacher tokenizer.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of the new dataset. Default: beside the old one, named after the tokenizer."
+        ),
+    ] = None,
+    student_revision: Annotated[str | None, typer.Option(help="Revision of a hub tokenizer.")] = None,
+    teacher_revision: Annotated[str | None, typer.Option(help="Revision of a hub tokenizer.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of a row on the sides that change.")] = None,
+    max_prompt_length: Annotated[int | None, typer.Option(help="Most prompt tokens on the sides that change.")] = None,
+    overflow: Annotated[Literal["truncate", "drop"] | None, typer.Option(help="Rows over a limit.")] = None,
+    workers: WorkersFlag = None,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Give a prepared dataset another tokenizer, without parsing again.
+
+    With only the student changed the teacher side stays the same to the byte, and teacher caches made for it still fit.
+    """
+    from pipeline.dataset import realign
+
+    if student is None and teacher is None:
+        raise UsageError("Nothing to change: pass --student, --teacher, or both.")
+    limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+    sides: dict[Side, dict[str, Any]] = {}
+    if student is not None:
+        sides["student"] = {"tokenizer": student, "revision": student_revision, **limits}
+    if teacher is not None:
+        sides["teacher"] = {"tokenizer": teacher, "revision": teacher_revision, **limits}
+    target = out or realign.default_out(dataset, sides)
+    outcome = realign.realign(
+        dataset, target, sides, overflow, workers=workers or run_workers(), overwrite=overwrite, quiet=as_json
+    )
+    finish(outcome, target, allow_rejected=True, as_json=as_json)

@@ -1,0 +1,57 @@
+"""`mta-prep bench`, as typed."""
+
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.flags import JsonFlag, run_workers
+from schemas import console
+
+
+def show_bench(found: dict[str, Any], machine: dict[str, Any]) -> None:
+    """Speeds of the parser beside stock benepar's, in sentences a second."""
+    named = {
+        "stock_documents": "stock benepar, spaCy component per document",
+        "stock_batched": "stock benepar, all sentences at once",
+        "encoder_only": "its encoder alone",
+        "ours": "this parser",
+        "ours_int8": "this parser, int8",
+    }
+    speeds = found["sentences_per_second"]
+    console.table(
+        "Parser",
+        ["", "sentences/s", "this parser is faster by"],
+        [[title, f"{speeds[key]:.1f}", f"{speeds['ours'] / speeds[key]:.2f}x"] for key, title in named.items()],
+    )
+    short = {key: title for key, title in named.items() if key != "stock_documents"}
+    console.table(
+        "Sentences/s by sentence length",
+        ["words", *short.values()],
+        [[str(length), *(f"{rates[key]:.1f}" for key in short)] for length, rates in found["by_length"].items()],
+    )
+    console.stdout.print(
+        f"{found['sentences']} sentences ({found['sentences_distinct']} different); trees unlike stock benepar's: "
+        f"{found['trees_differ']}; changed by int8: {found['trees_changed_by_int8']}."
+    )
+    console.stdout.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+
+
+def bench_parser(
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Rows of text, as `mta-prep parse` reads them. Default: the sample.")
+    ] = None,
+    parser_model: Annotated[str, typer.Option(help="`embedded`, a folder, or a published name.")] = "embedded",
+    rounds: Annotated[int, typer.Option(min=1, help="Each contestant runs this often; medians are shown.")] = 2,
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores for each contestant. Default: all.")] = None,
+    longest: Annotated[int, typer.Option(min=2, help="Leave sentences of more words out.")] = 100,
+    as_json: JsonFlag = False,
+) -> None:
+    """Sentences per second of this parser beside stock benepar, whether the trees agree, and a table by length."""
+    from pipeline.bench import machine, parser
+
+    documents = parser.documents_of(inputs or ["embedded:sample"], longest)
+    found = parser.measure(parser_model, documents, rounds, cores or run_workers(), console.stderr.print)
+    if as_json:
+        console.emit_json({**found, "machine": machine.describe()})
+    else:
+        show_bench(found, machine.describe())

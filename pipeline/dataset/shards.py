@@ -1,0 +1,118 @@
+"""The shards of a prepared dataset: Arrow files as `datasets` reads them, and fingerprints over their rows."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, Final
+
+import pyarrow as pa
+from datasets import DatasetInfo, Features
+
+from pipeline.shards.workspace import Layout, Receipt, Workspace
+from schemas import files
+from schemas.manifest import FORMAT_VERSION
+
+REJECTED = "rejected.jsonl"
+STATE = "state.json"
+INFO = "dataset_info.json"
+#: Rows in one Arrow record batch: the unit in which a reader maps a file.
+BATCH_ROWS = 256
+
+
+def shard_name(index: int, total: int) -> str:
+    """As `datasets` names them."""
+    return f"data-{index:05d}-of-{total:05d}.arrow"
+
+
+LAYOUT: Final = Layout(
+    name="dataset",
+    recorded=("versions", "config", "inputs", "template", "tokenizers", "segmenter", "parser"),
+    shard=shard_name,
+    shards="data-*-of-*.arrow",
+    files=frozenset({REJECTED, STATE, INFO}),
+)
+
+
+@dataclass(frozen=True)
+class RowDigest:
+    """Digests of one row: of every column, and of the columns that a teacher cache depends on."""
+
+    whole: str
+    teacher: str
+
+
+@dataclass(frozen=True)
+class ShardOutput:
+    """What a shard function returns (protocol: `pipeline.shards.workspace.Output`)."""
+
+    table: pa.Table
+    digests: tuple[RowDigest, ...]
+    stats: dict[str, Any] = field(default_factory=dict)  # nested counts
+    rejected: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows in the shard."""
+        return int(self.table.num_rows)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Digests and rejected rows."""
+        return {
+            "digests": [[digest.whole, digest.teacher] for digest in self.digests],
+            "rejected": self.rejected,
+        }
+
+    @property
+    def others(self) -> Mapping[str, Callable[[IO[bytes]], None]]:
+        """None."""
+        return {}
+
+    def write(self, stream: IO[bytes]) -> None:
+        """An Arrow stream."""
+        with pa.ipc.new_stream(stream, self.table.schema) as writer:
+            writer.write_table(self.table, max_chunksize=BATCH_ROWS)
+
+
+def digests_of(receipt: Receipt) -> tuple[RowDigest, ...]:
+    """A finished shard's digests."""
+    return tuple(RowDigest(*pair) for pair in receipt.details["digests"])
+
+
+def automatic_shard_rows(rows: int) -> int:
+    """64 shards, of at least 100 rows (so that small corpora spread over workers) and at most 10,000 (memory)."""
+    return min(10_000, max(100, -(-rows // 64)))
+
+
+class Fingerprint:
+    """One hash for all rows in order, wherever the borders of shards fall."""
+
+    def __init__(self) -> None:
+        self._total = hashlib.sha256(f"mta-prep rows v{FORMAT_VERSION}".encode())
+
+    def update(self, digests: Iterable[str]) -> None:
+        """Take in the next rows' digests."""
+        for digest in digests:
+            self._total.update(bytes.fromhex(digest))
+
+    def hexdigest(self) -> str:
+        """The hash so far."""
+        return self._total.hexdigest()
+
+
+def write_dataset_files(space: Workspace, schema: pa.Schema, name: str) -> None:
+    """`dataset_info.json` and `state.json`, as `datasets.load_from_disk` reads them."""
+    info = DatasetInfo(features=Features.from_arrow_schema(schema), dataset_name="mta-prep")
+    with files.published(space.out / INFO) as stream:
+        info._dump_info(stream, pretty_print=True)
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": shard_name(index, space.shards)} for index in range(space.shards)],
+        "_fingerprint": name[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    files.publish_text(space.out / STATE, json.dumps(state, indent=2) + "\n")

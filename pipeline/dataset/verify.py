@@ -1,0 +1,212 @@
+"""`mta-prep verify`: whether a prepared dataset is whole, and says the truth about its texts.
+
+Always: checksums, schema, rows of every shard against the manifest, rows in = rows out + rejected + dropped, fingerprints.
+Unless quick, on every row: spans in bounds and in order, offsets monotone and covering every non-space character between
+the first and the last token of prompt and response, units that are exactly their tokens' characters; and, where a
+tokenizer can be loaded, the row tokenized again and compared to the last id and offset.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.dataset import assemble, shards
+from pipeline.dataset.columns import read_shard
+from pipeline.read.tokenizers import Encoding, OffsetTokenizer
+from schemas import embedded, files
+from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, arrow_schema
+from schemas.config import ParseConfig
+from schemas.errors import UserError
+from schemas.manifest import Manifest, read_manifest
+
+#: Problems listed in full; more are counted.
+LISTED = 20
+
+
+@dataclass
+class Findings:
+    """What was checked and what was found wrong."""
+
+    problems: list[str] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=lambda: {"shards": 0, "rows": 0, "tokens": 0, "units": 0})
+    retokenized: dict[str, str] = field(default_factory=dict)  # side -> "every row", or why not
+    found: int = 0
+
+    def problem(self, text: str) -> None:
+        """Note one problem."""
+        self.found += 1
+        if len(self.problems) < LISTED:
+            self.problems.append(text)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "ok": not self.found,
+            "problems_found": self.found,
+            "problems": self.problems,
+            "checked": self.checked,
+            "retokenized": self.retokenized,
+        }
+
+
+def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Findings:
+    """Check `folder`; `moved` names tokenizers that are no longer where the config says.
+
+    Raises `StateError` if there is no readable manifest.
+    """
+    manifest = read_manifest(folder)
+    findings = Findings()
+    config = ParseConfig.parse(manifest.config, str(folder))
+    schema = arrow_schema(config.parser.keep_trees)
+    tokenizers = {} if quick else _tokenizers(config, manifest, moved, findings)
+    whole, teacher = shards.Fingerprint(), shards.Fingerprint()
+    # the paper's extractor leaves partial overlaps
+    flat: set[Granularity] = {"words", "chunks"} if config.parser.kind == "benepar" else {"words"}
+    for shard in manifest.shards:
+        path = folder / shard.file
+        if not path.is_file():
+            findings.problem(f"{shard.file} is missing.")
+            continue
+        if path.stat().st_size != shard.bytes or files.sha256_of(path) != shard.sha256:
+            findings.problem(f"{shard.file} is damaged: its size or checksum is not the manifest's.")
+            continue
+        findings.checked["shards"] += 1
+        try:
+            table = read_shard(path)
+        except pa.ArrowInvalid as error:
+            findings.problem(f"{shard.file} cannot be read as Arrow ({error}).")
+            continue
+        if not table.schema.equals(schema):
+            findings.problem(f"{shard.file} has another schema than this version writes.")
+            continue
+        if table.num_rows != shard.rows:
+            findings.problem(f"{shard.file} has {table.num_rows} rows, the manifest says {shard.rows}.")
+        if not quick:
+            digests = _check_rows(table, shard.file, flat, tokenizers, findings)
+            whole.update(digest.whole for digest in digests)
+            teacher.update(digest.teacher for digest in digests)
+    _check_counts(manifest, folder, findings)
+    if not quick and not findings.found:
+        if whole.hexdigest() != manifest.fingerprint:
+            findings.problem("The fingerprint in the manifest is not that of the rows.")
+        if teacher.hexdigest() != manifest.teacher_fingerprint:
+            findings.problem("The teacher fingerprint in the manifest is not that of the rows.")
+    return findings
+
+
+def _tokenizers(
+    config: ParseConfig, manifest: Manifest, moved: Mapping[Side, str | None], findings: Findings
+) -> dict[Side, OffsetTokenizer]:
+    loaded: dict[Side, OffsetTokenizer] = {}
+    for side in SIDES:
+        settings = getattr(config, side)
+        settings = embedded.side(settings.model_copy(update={"tokenizer": moved.get(side) or settings.tokenizer}))
+        try:
+            tokenizer = OffsetTokenizer(side, settings, config.overflow)
+        except UserError as error:
+            findings.retokenized[side] = f"no: {error}"
+            continue
+        if tokenizer.identity()["sha256"] != manifest.tokenizers[side]["sha256"]:
+            findings.retokenized[side] = f"no: the tokenizer at {settings.tokenizer} is another one (its hash differs)"
+            continue
+        loaded[side] = tokenizer
+        findings.retokenized[side] = "every row"
+    return loaded
+
+
+def _check_counts(manifest: Manifest, folder: Path, findings: Findings) -> None:
+    out = sum(shard.rows for shard in manifest.shards)
+    lost = sum(manifest.rejected.values()) + sum(manifest.dropped.values())
+    if manifest.rows_out != out:
+        findings.problem(f"The manifest says {manifest.rows_out} rows were written, its shards hold {out}.")
+    if manifest.rows_in != manifest.rows_out + lost:
+        findings.problem(f"{manifest.rows_in} rows in, but {manifest.rows_out} out and {lost} accounted for.")
+    path = folder / shards.REJECTED
+    kept = path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
+    if kept != sum(manifest.rejected.values()):
+        findings.problem(f"{shards.REJECTED} holds {kept} rows, the manifest says {sum(manifest.rejected.values())}.")
+
+
+def _check_rows(
+    table: pa.Table, file: str, flat: set[Granularity], tokenizers: Mapping[Side, OffsetTokenizer], findings: Findings
+) -> tuple[shards.RowDigest, ...]:
+    documents = assemble.Documents.from_table(table)
+    stored = {side: assemble.stored_encodings(table, side) for side in SIDES}
+    findings.checked["rows"] += table.num_rows
+    findings.checked["units"] += sum(len(spans) for name in GRANULARITIES for spans in documents.units[name])
+    for row, text in enumerate(documents.texts):
+        place = f"{file}, row {row} (id {documents.ids[row]})"
+        for name in GRANULARITIES:
+            wrong = span_problem(documents.units[name][row], len(text), flat=name in flat)
+            if wrong:
+                findings.problem(f"{place}: {name} {wrong}.")
+        for name in LABELLED:
+            if len(documents.labels[name][row]) != len(documents.units[name][row]):
+                findings.problem(f"{place}: {name} and their labels differ in number.")
+        for side in SIDES:
+            encoding = stored[side][row]
+            findings.checked["tokens"] += len(encoding.input_ids)
+            wrong = offset_problem(text, documents.response_starts[row], encoding)
+            if wrong:
+                findings.problem(f"{place}: {side} offsets {wrong}.")
+    for side, tokenizer in tokenizers.items():
+        again = tokenizer.encode(documents.texts, documents.response_starts)
+        for row, (new, old) in enumerate(zip(again, stored[side], strict=True)):
+            if isinstance(new, str) or not same_tokens(new, old):
+                findings.problem(f"{file}, row {row} (id {documents.ids[row]}): {side} tokens are not the tokenizer's.")
+    output = assemble.shard(documents, stored, {}, stats={}, rejected=[])
+    for side in SIDES:
+        for name in GRANULARITIES:
+            column = f"{side}_{name}"
+            if not output.table.column(column).combine_chunks().equals(table.column(column).combine_chunks()):
+                findings.problem(f"{file}: {column} does not follow from {name} and {side}_offsets.")
+    return output.digests
+
+
+def same_tokens(new: Encoding, old: Encoding) -> bool:
+    """Whether two encodings agree in ids, offsets and the start of the response."""
+    return (
+        np.array_equal(new.input_ids, old.input_ids)
+        and np.array_equal(new.offsets, old.offsets)
+        and new.response_start == old.response_start
+    )
+
+
+def span_problem(spans: np.ndarray, length: int, flat: bool) -> str | None:
+    """What is wrong with units' character spans, if anything: bounds, order, overlap."""
+    starts, ends = spans[:, 0], spans[:, 1]
+    if (starts < 0).any() or (ends > length).any() or (starts >= ends).any():
+        return "reach outside the text or are empty"
+    if (np.diff(starts) < 0).any():
+        return "are out of order"
+    if flat and (starts[1:] < ends[:-1]).any():
+        return "overlap"
+    return None
+
+
+def offset_problem(text: str, response_start: int, encoding: Encoding) -> str | None:
+    """What is wrong with a row's offsets, if anything: bounds, order, a character that no token covers."""
+    real = encoding.offsets[encoding.offsets[:, 0] >= 0].astype(np.int64)
+    if not len(real):
+        return "are missing: the row has no token"
+    starts, ends = real[:, 0], real[:, 1]
+    if (ends > len(text)).any() or (starts > ends).any():
+        return "reach outside the text"
+    if (np.diff(starts) < 0).any() or (np.diff(ends) < 0).any():
+        return "are not monotone"
+    first = encoding.offsets[encoding.response_start :]
+    if (first[first[:, 0] >= 0][:, 0] < response_start).any():
+        return "reach across the start of the response"
+    depth = np.zeros(len(text) + 1, dtype=np.int64)
+    np.add.at(depth, starts, 1)
+    np.add.at(depth, ends, -1)
+    covered = np.cumsum(depth)[:-1] > 0
+    # truncation takes away the beginning of a prompt and the end of a response, nothing in between
+    inside = slice(int(starts[0]), int(ends[-1]))
+    gaps = np.flatnonzero(~covered[inside]) + inside.start
+    bare = [int(at) for at in gaps if not text[at].isspace()]
+    return f"leave out the character at {bare[0]}" if bare else None

@@ -1,1 +1,0 @@
-"""Shards on disk: the plan, atomic publication, resume, verification, the dataset card."""

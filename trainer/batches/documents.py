@@ -1,0 +1,189 @@
+"""A prepared dataset as training reads it: any rows of it, off memory-mapped Arrow files, nothing touched but what is asked for.
+
+The files are opened with pyarrow alone: `datasets` would serve as well, but takes seconds and 100 MB to import in every
+worker.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Int32, Int64
+from torch import Tensor
+
+from schemas.columns import MISSING, Granularity, Side, side_column
+from schemas.errors import StateError
+from schemas.manifest import read_manifest, same_tokens
+from trainer.batches.batch import Batch
+from trainer.batches.units import SharedUnits, before_response, positions_of, shared_units
+from trainer.maths.geometry import Units, units_with_span
+from trainer.maths.ragged import pointers
+
+Rows = Int64[np.ndarray, " documents"]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Units of one granularity that training does without, since a side has no faithful span of them."""
+
+    units: int  # all
+    teacher: int  # without a span on the teacher's side
+    student: int  # on the student's
+    either: int  # on either: those left out
+
+
+class Documents:
+    """The rows of a finished dataset, from 0, or its first `limit`. May be forked, and pickled: it opens its files anew.
+
+    Raises `StateError` for a folder that is unfinished, or damaged as far as can be seen without reading it through.
+    """
+
+    def __init__(self, folder: str | Path, limit: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.limit = limit
+        self.manifest = read_manifest(self.folder)
+        for shard in self.manifest.shards:
+            path = self.folder / shard.file
+            if not path.is_file():
+                raise self._damaged(f"{shard.file} is missing")
+            if path.stat().st_size != shard.bytes:
+                raise self._damaged(f"{shard.file} has {path.stat().st_size} bytes, its manifest says {shard.bytes}")
+        self.rows = min(self.manifest.rows_out, limit or self.manifest.rows_out)
+
+    def __reduce__(self) -> tuple[type["Documents"], tuple[Path, int | None]]:
+        return type(self), (self.folder, self.limit)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether teacher and student have the same tokens."""
+        return same_tokens(self.manifest)
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        """Ids of the rows, in the mapped files."""
+        return self._table.column("id").slice(0, self.rows)
+
+    @cached_property
+    def largest_student_id(self) -> int:
+        """The largest of the student's token ids; -1 where there is no token."""
+        column = self._table.column(side_column("student", "input_ids")).slice(0, self.rows)
+        return max((pc.max(chunk.flatten()).as_py() for chunk in column.chunks if len(chunk.flatten())), default=-1)
+
+    def lengths(self, side: Side) -> Int64[np.ndarray, " rows"]:
+        """Tokens of every row."""
+        return self._lists(side_column(side, "input_ids")).lengths[: self.rows]
+
+    def left_out(self, granularity: Granularity) -> LeftOut:
+        """How many units of all rows have no span, by side."""
+        sides: tuple[Side, Side] = ("teacher", "student")
+        columns = [self._table.column(side_column(side, granularity)).slice(0, self.rows) for side in sides]
+        units = teacher = student = either = 0
+        for chunks in zip(*(column.chunks for column in columns), strict=True):
+            no_teacher, no_student = (_spans(chunk.flatten())[:, 0] == MISSING for chunk in chunks)
+            units += len(no_teacher)
+            teacher += int(no_teacher.sum())
+            student += int(no_student.sum())
+            either += int((no_teacher | no_student).sum())
+        return LeftOut(units, teacher, student, either)
+
+    def batch(self, rows: Rows) -> Batch:
+        """The student's side of some rows."""
+        if len(rows) == 0 or rows.min() < 0 or rows.max() >= self.rows:
+            raise ValueError(f"rows {rows.tolist()} of a dataset with rows 0 to {self.rows - 1}")
+        ids, token_rows = self.tokens("student", rows)
+        positions = positions_of(token_rows, *before_response(token_rows, self.response_start(rows)))
+        flat = torch.from_numpy(ids.astype(np.int64))
+        return Batch(torch.from_numpy(rows), flat, token_rows, positions, flat[positions + 1])
+
+    def tokens(self, side: Side, rows: Rows) -> tuple[Int32[np.ndarray, " tokens"], Int64[Tensor, " pointers"]]:
+        """Token ids of some rows, one after the other, and their row pointers."""
+        return self._lists(side_column(side, "input_ids")).take(rows)
+
+    def response_start(self, rows: Rows) -> Int64[Tensor, " documents"]:
+        """Of some rows, the student's first response token."""
+        return torch.from_numpy(self._response_starts[rows])
+
+    def units(self, granularity: Granularity, batch: Batch) -> SharedUnits:
+        """The units of a batch's rows that both sides have a span of."""
+        sides: tuple[Side, Side] = ("teacher", "student")
+        rows = batch.documents.numpy()
+        found = [self._lists(side_column(side, granularity)).take(rows) for side in sides]
+        teacher, student = (torch.from_numpy(spans) for spans, _ in found)
+        return shared_units(found[0][1], teacher, student, batch.rows)
+
+    def teacher_units(self, granularity: Granularity, batch: Batch, token_rows: Int64[Tensor, " pointers"]) -> Units:
+        """All units of a batch's rows that the teacher has a span of; `token_rows`: its tokens of each."""
+        spans, unit_rows = self._lists(side_column("teacher", granularity)).take(batch.documents.numpy())
+        return units_with_span(torch.from_numpy(spans), unit_rows, token_rows)
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        return pa.concat_tables([self._open(shard.file) for shard in self.manifest.shards])
+
+    @cached_property
+    def _response_starts(self) -> Int64[np.ndarray, " all_rows"]:
+        column: np.ndarray = self._table.column(side_column("student", "response_start")).to_numpy()
+        return column.astype(np.int64)
+
+    @cached_property
+    def _opened(self) -> dict[str, "_Lists"]:
+        return {}
+
+    def _lists(self, name: str) -> "_Lists":
+        if name not in self._opened:
+            self._opened[name] = _Lists(self._table.column(name))
+        return self._opened[name]
+
+    def _open(self, name: str) -> pa.Table:
+        try:
+            with pa.memory_map(str(self.folder / name)) as source, pa.ipc.open_stream(source) as reader:
+                table: pa.Table = reader.read_all()
+        except pa.ArrowInvalid as error:
+            raise self._damaged(f"{name} cannot be read ({error})") from None
+        return table
+
+    def _damaged(self, what: str) -> StateError:
+        return StateError(
+            f"{self.folder} is damaged: {what}. `mta-prep verify {self.folder}` says what else is wrong; "
+            "`mta-prep parse` writes it anew."
+        )
+
+
+class _Lists:
+    """A column of lists, of numbers or of spans: views of the mapped files."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._first = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
+        self._offsets = [chunk.offsets.to_numpy() for chunk in column.chunks]
+        # the values of a list are those of its whole file, which the offsets count from
+        self._values = [_spans(chunk.values) for chunk in column.chunks]
+
+    @cached_property
+    def lengths(self) -> Int64[np.ndarray, " rows"]:
+        found = [np.zeros(0, dtype=np.int64), *(np.diff(each) for each in self._offsets)]
+        return np.concatenate(found, dtype=np.int64)
+
+    def take(self, rows: Rows) -> tuple[Int32[np.ndarray, "elements ..."], Int64[Tensor, " pointers"]]:
+        """The lists of some rows, one after the other, in memory of their own, and row pointers."""
+        chunks = (np.searchsorted(self._first, rows, side="right") - 1).tolist()
+        parts = []
+        for row, chunk in zip(rows.tolist(), chunks, strict=True):
+            offsets = self._offsets[chunk]
+            place = row - self._first[chunk]
+            parts.append(self._values[chunk][offsets[place] : offsets[place + 1]])
+        return np.concatenate(parts), pointers([len(part) for part in parts])
+
+
+def _spans(values: Any) -> Int32[np.ndarray, "elements ..."]:
+    """Numbers, or [start, end) pairs, without a copy."""
+    pairs = pa.types.is_fixed_size_list(values.type)
+    flat: np.ndarray = (values.flatten() if pairs else values).to_numpy(zero_copy_only=True)
+    return flat.reshape(-1, 2) if pairs else flat

@@ -1,0 +1,1 @@
+"""DeepSpeed, and what a run leaves: ZeRO's config, AdamW, checkpoints, metrics."""

@@ -1,0 +1,78 @@
+"""DeepSpeed: its config, the optimizer, the engine."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from schemas.errors import UsageError
+from schemas.training import TrainConfig
+
+CONFIGS: Final = Path(__file__).parent / "configs" / "deepspeed"
+#: What a DeepSpeed file may not say, since the training config says it: key -> there.
+_OURS: Final = {
+    "train_batch_size": "data.batch_size",
+    "train_micro_batch_size_per_gpu": "data.micro_batches",
+    "gradient_accumulation_steps": "data.micro_batches",
+    "gradient_clipping": "optim.clip",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "fp16": "precision",
+    "bf16": "precision",
+    "checkpoint": "checkpoint",
+}
+#: Loss scaling of fp16: begins lower than DeepSpeed's 2^16, so that a short run is not spent on finding it.
+_FP16: Final = {"enabled": True, "initial_scale_power": 12}
+
+
+def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+    """DeepSpeed's config: the named file, and what the training config says.
+
+    Raises `UsageError` for a file that is not there, is no JSON object, or says what the training config says, and for a
+    precision that the machine does not have.
+    """
+    path = CONFIGS / f"{config.deepspeed}.json"
+    if not path.is_file():
+        path = Path(config.deepspeed).expanduser()
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.json")))
+        raise UsageError(f"`deepspeed`: there is no file {config.deepspeed}; name one, or one of {known}.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} is no JSON ({error}).") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is no JSON object.")
+    for key, place in _OURS.items():
+        if key in values:
+            raise UsageError(f"{path}: `{key}` is set by `{place}` of the training config; leave it out here.")
+    values |= {
+        # each engine step is ours: as many micro-batches as `data.micro_batches`, of documents of any length
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": config.data.micro_batches,
+        "gradient_clipping": config.optim.clip,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if config.precision == "bf16":
+        values["bf16"] = {"enabled": True}
+    elif config.precision == "fp16":
+        if not get_accelerator().is_fp16_supported():
+            raise UsageError("`precision: fp16`: this processor does not compute in float16; take `bf16` or `fp32`.")
+        values["fp16"] = dict(_FP16)
+    if not torch.cuda.is_available():
+        # its own Adam for the CPU compiles for a minute, and hardly learns there
+        values["zero_force_ds_cpu_optimizer"] = False
+    return values
+
+
+def stage(values: dict[str, Any]) -> int:
+    """The ZeRO stage of a DeepSpeed config."""
+    return int(values.get("zero_optimization", {}).get("stage", 0))
+
+
+def offloads(values: dict[str, Any]) -> bool:
+    """Whether optimizer states live on the CPU."""
+    return bool(values.get("zero_optimization", {}).get("offload_optimizer"))

@@ -1,0 +1,116 @@
+"""Cross-entropy and perplexity of a model on the responses of a prepared dataset."""
+
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from schemas.config import Strict
+from schemas.errors import UserError
+from trainer.batches.documents import Documents
+from trainer.models.head import LOGITS_AT_ONCE, Head
+from trainer.models.hidden_states import Forward, Request, plan
+from trainer.models.loading import Teacher
+
+#: Rows whose tokens are compared with the tokenizer's.
+_COMPARED: Final = 8
+_COLUMNS: Final = ["text", "response_start", "student_input_ids", "student_response_start"]
+
+
+class HeldOutResult(Strict):
+    """In nats a token, over all response tokens together; `perplexity` is e to that."""
+
+    dataset: str
+    fingerprint: str
+    rows: int
+    tokens: int
+    loss: float
+    perplexity: float
+
+
+def open_documents(folder: Path, limit: int | None, model: Teacher, tokenizer: Any) -> Documents:
+    """The dataset's first `limit` rows, if the model can read its student's side.
+
+    Raises `UserError` if that was made with another tokenizer (the prompts of a few rows are tokenized again, and no id
+    is beyond the model's vocabulary), if rows are too long for the model, or if no row has a response; `StateError` for
+    a folder that is no finished dataset.
+    """
+    documents = Documents(folder, limit)
+    remedy = "Give it the model's own with `mta-prep align DATASET --student MODEL`"
+    if documents.largest_student_id >= model.vocab_size or not _same_tokens(documents, tokenizer):
+        raise UserError(f"{folder} was prepared with another student tokenizer than the model's. {remedy}.")
+    longest = max(documents.lengths("student").tolist(), default=0)
+    if model.max_length is not None and longest > model.max_length:
+        raise UserError(
+            f"{folder} has a row of {longest} tokens, and the model takes at most {model.max_length}. {remedy} "
+            f"--max-length {model.max_length}."
+        )
+    return documents
+
+
+def held_out_loss(model: Teacher, documents: Documents, token_budget: int = 4096) -> HeldOutResult:
+    """Mean of −log p(token | all before it) over the response tokens, end of text included; float32 sums in float64.
+
+    A text without a prompt is a response from its second token on. Documents run packed, about `token_budget` tokens at
+    a time, and logits exist for some positions at a time.
+    """
+    forward = Forward(model, Request(final=True))
+    assert forward.head is not None
+    total, tokens = 0.0, 0
+    for rows in plan(documents.lengths("student"), token_budget):
+        batch = documents.batch(np.array(sorted(rows), dtype=np.int64))
+        captured = forward(np.split(batch.ids.numpy(), batch.rows[1:-1].tolist()))
+        assert captured.final is not None
+        states = captured.final[batch.positions.to(captured.final.device)]
+        total += float(losses(forward.head, states, batch.targets.to(states.device)).double().sum())
+        tokens += len(batch.targets)
+    if tokens == 0:
+        raise UserError(f"{documents.folder} has no response tokens to predict.")
+    loss = total / tokens
+    return HeldOutResult(
+        dataset=documents.folder.resolve().name,
+        fingerprint=documents.manifest.fingerprint,
+        rows=len(documents),
+        tokens=tokens,
+        loss=loss,
+        # beyond what a float holds it says no more than the loss does
+        perplexity=math.exp(min(loss, 700.0)),
+    )
+
+
+@torch.no_grad()
+def losses(
+    head: Head, states: Float[Tensor, "positions hidden"], targets: Int64[Tensor, " positions"]
+) -> Float[Tensor, " positions"]:
+    """−log p(target) at each position, in float32; logits of `LOGITS_AT_ONCE` elements at a time."""
+    step = max(1, LOGITS_AT_ONCE // len(head.weight))
+    parts = [
+        F.cross_entropy(head.logits(some).float(), wanted, reduction="none")
+        for some, wanted in zip(torch.split(states, step), torch.split(targets, step), strict=True)
+    ]
+    return torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
+
+
+def _same_tokens(documents: Documents, tokenizer: Any) -> bool:
+    """Whether the tokenizer gives the ids of the first rows' prompts, which follow the special tokens that open a row and
+    may be cut at their beginning. Texts without a prompt say nothing."""
+    manifest = documents.manifest
+    opening = len(manifest.tokenizers["student"]["prefix"])
+    first = next((shard.file for shard in manifest.shards if shard.rows), None)
+    if first is None:
+        return True
+    with pa.memory_map(str(documents.folder / first)) as source, pa.ipc.open_stream(source) as reader:
+        table = reader.read_all().select(_COLUMNS).slice(0, _COMPARED)
+        rows = table.to_pylist()
+    for row in rows:
+        kept = row["student_input_ids"][opening : row["student_response_start"]]
+        own = tokenizer(row["text"][: row["response_start"]], add_special_tokens=False)["input_ids"]
+        if row["response_start"] and kept != own[len(own) - len(kept) :]:
+            return False
+    return True

@@ -1,0 +1,114 @@
+"""Test rows: a prompt, and the references that a response is scored against.
+
+A row is a JSON object on a line of its own, in any of the forms that the field uses: a ready-made `prompt` (MiniLLM), or
+`instruction` with `input` or `context` where there is one (Alpaca, Dolly), which the Alpaca template turns into a prompt;
+and `output`, `response` or `completion`, a text or a list of them.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from schemas.alpaca import alpaca
+from schemas.errors import UsageError, UserError
+
+_INPUTS: Final = ("input", "context")
+_REFERENCES: Final = ("output", "response", "completion")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row. `row` counts the file's rows from 0, those left out included."""
+
+    row: int
+    prompt: str
+    references: tuple[str, ...]
+
+
+def read_questions(path: Path, min_words: int = 0, limit: int | None = None) -> list[Question]:
+    """The rows of a file of JSON lines, those whose first reference has at least `min_words` words, and of them the first
+    `limit`.
+
+    Raises `UserError` with file and line for a row that cannot be used: to leave it out would change the score.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}).") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    places = [place for place, line in enumerate(lines, 1) if line.strip()]
+    if places and lines[places[0] - 1].lstrip().startswith("["):
+        raise UserError(f"{path} is a JSON array; write one object a line.")
+    questions = [_question(row, lines[place - 1], f"{path}, line {place}") for row, place in enumerate(places)]
+    if not questions:
+        raise UserError(f"{path} holds no rows.")
+    kept = [question for question in questions if len(question.references[0].split()) >= min_words]
+    if not kept:
+        raise UserError(f"{path}: no row has a reference of {min_words} words or more; lower --min-words.")
+    return kept[:limit]
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """What results call the files: their stems, with the folder's name where stems are the same (`dolly/valid`).
+
+    Raises `UsageError` if they are the same even so.
+    """
+    stems = [path.stem for path in paths]
+    names = stems
+    if len(set(stems)) < len(stems):
+        names = [f"{path.resolve().parent.name}/{path.stem}" for path in paths]
+    if len(set(names)) < len(names):
+        raise UsageError("Two of the files have the same name and folder name, so results could not be told apart.")
+    return names
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """SHA-256 of everything in them: results can be compared row by row where it is the same."""
+    rows = [[each.row, each.prompt, *each.references] for each in questions]
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+
+def _question(row: int, line: str, where: str) -> Question:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: broken JSON ({error.msg} at character {error.pos + 1}).") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{where}: not a JSON object.")
+    return Question(row, _prompt(fields, where), _references(fields, where))
+
+
+def _prompt(fields: dict[str, Any], where: str) -> str:
+    if fields.get("prompt") is not None:
+        return _text(fields, "prompt", where)
+    if fields.get("instruction") is None:
+        raise UserError(f"{where}: neither `prompt` nor `instruction`; the fields are {', '.join(fields) or 'none'}.")
+    context = next((name for name in _INPUTS if fields.get(name)), None)
+    return alpaca(_text(fields, "instruction", where), _text(fields, context, where) if context else "")
+
+
+def _references(fields: dict[str, Any], where: str) -> tuple[str, ...]:
+    name = next((name for name in _REFERENCES if fields.get(name) is not None), None)
+    if name is None:
+        raise UserError(f"{where}: no reference; the fields are {', '.join(fields)}, wanted is `output`.")
+    values = fields[name] if isinstance(fields[name], list) else [fields[name]]
+    if not values:
+        raise UserError(f"{where}: `{name}` is an empty list.")
+    return tuple(_text({name: value}, name, where) for value in values)
+
+
+def _text(fields: dict[str, Any], name: str, where: str) -> str:
+    value = fields[name]
+    if not isinstance(value, str):
+        raise UserError(f"{where}: `{name}` is {json.dumps(value, ensure_ascii=False)[:40]}, a text is wanted.")
+    if not value.strip():
+        raise UserError(f"{where}: `{name}` is empty.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: `{name}` holds an unpaired surrogate, which is no character.") from None
+    return value

@@ -1,0 +1,149 @@
+"""A model's responses to test rows, and their scores."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from schemas import console
+from schemas.config import TeacherConfig
+from schemas.errors import UsageError, UserError
+from trainer.evaluation.generate import Generator, Prompt, Response, Sampling
+from trainer.evaluation.questions import Question, digest
+from trainer.evaluation.results import FileResult, Score
+from trainer.evaluation.rouge import RougeL
+from trainer.models.hub import first_line, identity, locate
+from trainer.models.loading import Teacher, load_teacher
+from trainer.models.memory import in_halves
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model to evaluate, with the tokenizer beside it."""
+
+    teacher: Teacher  # any causal language model, whatever its part in distillation
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase
+    identity: dict[str, Any]  # name, revision, sha256 of its weights
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Ids that end a response: all that the generation config or the tokenizer calls end of sequence."""
+        told = self.teacher.model.generation_config.eos_token_id
+        ids = told if isinstance(told, list) else [told]
+        return tuple(sorted({each for each in [*ids, self.tokenizer.eos_token_id] if each is not None}))
+
+
+def load(config: TeacherConfig) -> Loaded:
+    """Load it whole. Raises as `trainer.models.loading.load_teacher` does, and `UserError` if there is no tokenizer with it."""
+    source = locate(config, "model")
+    who = identity(config)  # says what is missing, where the tokenizer's own errors do not
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.options(config))
+    except Exception as error:  # bad files make the library raise anything from KeyError to Exception
+        raise UserError(f"The model {config.model!r} has no usable tokenizer with it: {first_line(error)}") from error
+    return Loaded(load_teacher(config, None), tokenizer, who)
+
+
+class Evaluation:
+    """Asks a model and scores its responses. `seeds`: one response a row with each; None is greedy decoding."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        seeds: Sequence[int | None],
+        sampling: Sampling,
+        max_length: int,
+        max_prompt_length: int,
+        batch_size: int,
+        quiet: bool,
+    ) -> None:
+        """Every response has `max_length` − `max_prompt_length` tokens at most, the stop token included, so that it does
+        not depend on its prompt's length. Raises `UsageError` if the model cannot take `max_length` tokens."""
+        limit = loaded.teacher.max_length
+        if limit is not None and max_length > limit:
+            raise UsageError(f"The model takes at most {limit} tokens; pass --max-length {limit} or less.")
+        self._device = loaded.teacher.device
+        self._tokenizer = loaded.tokenizer
+        self._opening = opening_tokens(loaded.tokenizer)
+        if max_prompt_length <= len(self._opening):
+            raise UsageError(
+                f"--max-prompt-length {max_prompt_length} leaves no room beside the tokens that open a text."
+            )
+        self._seeds = seeds
+        self._max_prompt_length = max_prompt_length
+        self._batch_size = batch_size
+        self._quiet = quiet
+        self._generator = Generator(
+            loaded.teacher.model, loaded.stop, new_tokens=max_length - max_prompt_length, sampling=sampling
+        )
+        self._rouge = RougeL()
+
+    def file_result(self, name: str, questions: Sequence[Question], keep_texts: bool) -> FileResult:
+        """Scores of all rows of a file, at least one."""
+        prompts, cut = [], 0
+        for question in questions:
+            ids, was_cut = self._prompt(question.prompt)
+            cut += was_cut
+            prompts += [Prompt(ids, question.row, seed) for seed in self._seeds]
+        responses = self._responses(name, prompts)
+        texts = [self._tokenizer.decode(each.ids, skip_special_tokens=True).strip() for each in responses]
+        shape = (len(questions), len(self._seeds))
+        flat = [
+            self._rouge.score(text, questions[place // len(self._seeds)].references) for place, text in enumerate(texts)
+        ]
+        scores = np.array(flat).reshape(shape)
+        return FileResult(
+            name=name,
+            rows=len(questions),
+            sha256=digest(questions),
+            cut_prompts=cut,
+            rouge_l=Score.of(scores.mean(0).tolist()),
+            tokens=float(np.mean([len(each.ids) for each in responses])),
+            stopped=float(np.mean([each.stopped for each in responses])),
+            row_numbers=tuple(question.row for question in questions),
+            scores=tuple(map(tuple, scores.tolist())),
+            texts=tuple(map(tuple, np.array(texts, dtype=object).reshape(shape).tolist())) if keep_texts else None,
+        )
+
+    def _prompt(self, text: str) -> tuple[tuple[int, ...], bool]:
+        """Token ids, of a prompt that is too long the last ones behind those that open a text; and whether it was."""
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        room = self._max_prompt_length - len(self._opening)
+        return (*self._opening, *ids[-room:]), len(ids) > room
+
+    def _responses(self, name: str, prompts: Sequence[Prompt]) -> list[Response]:
+        """In the order of the prompts. Those of like length run together, the longest first: if there is too little
+        memory, it shows at once, and the batch runs in halves."""
+        found: dict[int, Response] = {}
+        with console.row_progress(name, len(prompts), self._quiet) as progress:
+            for places in self._batches(prompts):
+                batch = [prompts[place] for place in places]
+                parts = in_halves(self._generator, batch, self._device, _too_large)
+                responses = [response for part in parts for response in part]
+                found |= dict(zip(places, responses, strict=True))
+                progress.advance(len(batch), sum(len(each.ids) for each in responses))
+        return [found[place] for place in range(len(prompts))]
+
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+        order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place].ids), place))
+        for first in range(0, len(order), self._batch_size):
+            yield order[first : first + self._batch_size]
+
+
+def opening_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """The special tokens that a tokenizer puts before a text, such as bos."""
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    mask = [*probe["special_tokens_mask"], 0]
+    return tuple(probe["input_ids"][: mask.index(0)])
+
+
+def default_device() -> str:
+    """`cuda` if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _too_large(prompt: Prompt) -> str:
+    return f"a single prompt of {len(prompt.ids)} tokens; use a smaller --max-length, or a shorter --dtype."

@@ -1,0 +1,64 @@
+"""A batch's hidden states of one teacher layer to the signals that losses need: what the live teacher and a cache share."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from schemas.signals import Signal, StateTokens, Weights
+from trainer.maths.geometry import centrality_weights, covered, pool, relations, uniform_weights, unit_weights
+from trainer.maths.ragged import select
+
+
+@dataclass(frozen=True)
+class LayerSignals:
+    """Signals of one layer for a batch of documents, flat; None for those not asked for.
+
+    Weights, units and relations are float32 (float64 if the hidden states are), states are of the model's own type.
+    Values are on the hidden states' device, structure (`state_rows`, `state_index`) on the CPU.
+    """
+
+    unit_weights: Float[Tensor, " units"]  # they add up to 1 in a document
+    relations: Float[Tensor, " pairs"] | None = None  # triangles (`trainer.maths.triangle`)
+    units: Float[Tensor, "units hidden"] | None = None
+    states: Float[Tensor, "state_tokens hidden"] | None = None
+    token_weights: Float[Tensor, " state_tokens"] | None = None  # with `states`: out of a document that adds up to 1
+    state_rows: Int64[Tensor, " pointers"] | None = None  # with `states`: tokens of each document
+    state_index: Int64[Tensor, " state_tokens"] | None = None  # their places among the batch's; None: all tokens
+
+
+@torch.no_grad()
+def layer_signals(
+    hidden: Float[Tensor, "tokens hidden"],
+    rows: Int64[Tensor, " pointers"],
+    spans: Int64[Tensor, "units 2"],
+    unit_rows: Int64[Tensor, " pointers"],
+    want: Collection[Signal],
+    state_tokens: StateTokens,
+    weights: Weights,
+) -> LayerSignals:
+    """The signals in `want` (others than `relations`, `units` and `states` are no matter of this function's).
+
+    `spans`: [start, end) in the tokens of the batch, as `geometry.units_with_span` gives them; `unit_rows`: units of
+    each document. `state_tokens`: which states are kept, those that some unit covers or all. `weights`: of tokens.
+    """
+    token = uniform_weights(rows, hidden.device) if weights == "uniform" else centrality_weights(hidden, rows)
+    pooled = pool(hidden, token, spans) if {"relations", "units"} & set(want) else None
+    states = token_weights = state_rows = state_index = None
+    if "states" in want:
+        states, token_weights, state_rows = hidden, token, rows
+        if state_tokens == "covered":
+            state_index, state_rows = select(covered(spans, len(hidden)), rows)
+            place = state_index.to(hidden.device, non_blocking=True)
+            states, token_weights = hidden[place], token[place]
+    return LayerSignals(
+        unit_weights=unit_weights(token, spans, unit_rows),
+        relations=relations(pooled, unit_rows) if pooled is not None and "relations" in want else None,
+        units=pooled if "units" in want else None,
+        states=states,
+        token_weights=token_weights,
+        state_rows=state_rows,
+        state_index=state_index,
+    )

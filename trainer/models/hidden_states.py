@@ -1,0 +1,296 @@
+"""The teacher's forward pass: documents packed without padding, only as deep as needed, only what was asked for kept."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, Int32, Int64
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from schemas.errors import UserError
+from trainer.maths.ragged import flat_index, flatten, normalize_rows, pointers, spread
+from trainer.models.head import likeliest
+from trainer.models.loading import Teacher
+from trainer.models.packed_attention import NotPackable, Pack, packed
+
+#: How far hidden states of the probe may differ, relative to a token's norm: another order of sums, amplified by depth.
+#: Attending to another document, or to padding, moves them by about their own size.
+_TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-3}
+_TOLERANCE_HALF: Final = 0.1
+_PROBE_LENGTHS: Final = (9, 5, 9)
+#: Kinds of layers, as configs name them, that a pack may have.
+_KINDS: Final = frozenset({"full_attention", "sliding_attention"})
+
+_Result = tuple[dict[int, Tensor], dict[int, Tensor]]  # hidden states and attention, by layer, flat
+
+
+class _DeepEnough(Exception):  # noqa: N818  # no error: all that is wanted is there
+    """Ends a forward pass from within."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to keep of a forward pass. Layers are indices into `hidden_states`.
+
+    `attention` layers are from 1 to the depth: that of index l is the attention inside the block whose output is
+    `hidden_states[l]`. `final` and `topk` need a whole teacher.
+    """
+
+    layers: tuple[int, ...] = ()
+    attention: tuple[int, ...] = ()
+    final: bool = False
+    topk: int | None = None
+
+    @property
+    def deepest(self) -> int | None:
+        """For `load_teacher`: decoder layers that have to run, None for all."""
+        return None if self.final or self.topk is not None else max((*self.layers, *self.attention), default=0)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What was asked for of a batch of documents: flat, in the order given."""
+
+    rows: Int64[Tensor, " pointers"]  # of tokens, on the CPU
+    states: dict[int, Float[Tensor, "tokens _"]]  # in the model's dtype, on the device of their layer
+    attention: dict[int, Float32[Tensor, " tokens"]]  # of the last query, over heads; adds up to 1 in a document
+    final: Float[Tensor, "tokens _"] | None  # after the final norm
+    topk: tuple[Int32[Tensor, "tokens k"], Float32[Tensor, "tokens k"]] | None  # indices, log-probabilities, best first
+
+
+def plan(lengths: Sequence[int] | Int[np.ndarray, " documents"], budget: int) -> list[list[int]]:
+    """Batches of documents of like length, longest first: number of documents times the longest is within `budget` tokens.
+
+    A longer document is alone in its batch; documents of no token are in none. A function of its arguments only.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for document in sorted(np.flatnonzero(lengths).tolist(), key=lambda document: (-int(lengths[document]), document)):
+        if not batches or (len(batches[-1]) + 1) * longest > budget:
+            batches.append([])
+            longest = int(lengths[document])
+        batches[-1].append(document)
+    return batches
+
+
+class Forward:
+    """Runs a teacher on batches of documents, one batch at a time. `packed`: without padding; else padded on the right.
+
+    Packed is any model that attends through transformers' attention interface in ways that `packed_attention` knows,
+    and that gives the same hidden states for documents in a pack as for each alone, which is tried. `head`: the
+    teacher's, if `final` or `topk` is asked for. `widths`: features of the hidden states of every layer in memory (some
+    models, OPT-350m for one, project the last one).
+    """
+
+    def __init__(self, teacher: Teacher, request: Request) -> None:
+        """Raises UserError naming the architecture if neither way gives the hidden states of documents alone, or if the
+        model's logits are asked for and not understood; ValueError for layers that the teacher does not have."""
+        loaded = len(teacher.layers)
+        logits = request.final or request.topk is not None
+        for layer in (*request.layers, *request.attention, *([teacher.depth] if logits else [])):
+            if not 0 <= layer <= loaded:
+                raise ValueError(f"layer {layer} of a teacher with {loaded} of {teacher.depth} layers in memory")
+        if 0 in request.attention:
+            raise ValueError("layer 0 is the embeddings, which attend to nothing")
+        if request.topk is not None and not 0 < request.topk <= teacher.vocab_size:
+            raise ValueError(f"the {request.topk} likeliest of {teacher.vocab_size} tokens")
+        self.teacher = teacher
+        self.request = request
+        self.head = teacher.head() if logits else None
+        config = teacher.model.config.get_text_config(decoder=True)
+        self._kinds = tuple(getattr(config, "layer_types", None) or ())
+        windowed = (
+            self._kinds or ("sliding_attention" if getattr(config, "sliding_window", None) else "",) * teacher.depth
+        )
+        self._sliding = frozenset(layer for layer, kind in enumerate(windowed, 1) if kind == "sliding_attention")
+        self.widths: dict[int, int] = {}
+        self.packed = self._can_pack()
+
+    @torch.no_grad()
+    def __call__(self, documents: Sequence[Int[np.ndarray, " _"]]) -> Captured:
+        """One forward pass over documents' token ids, each with at least one.
+
+        Memory that runs out is an error for which `trainer.models.memory.out_of_memory` is true. Raises UserError for a document
+        longer than the model can take.
+        """
+        lengths = [len(document) for document in documents]
+        limit = self.teacher.max_length
+        if not lengths or min(lengths) == 0:
+            raise ValueError("a batch is of documents with at least one token")
+        if limit is not None and max(lengths) > limit:
+            raise UserError(
+                f"A document has {max(lengths)} tokens, and the teacher ({self.teacher.architecture}) takes at most {limit}; "
+                f"prepare the dataset with a teacher `max_length` of {limit} or less."
+            )
+        least, most = min(map(np.min, documents)), max(map(np.max, documents))
+        if least < 0 or most >= self.teacher.vocab_size:
+            raise UserError(
+                f"A document has token {least if least < 0 else most}, and the teacher ({self.teacher.architecture}) knows 0 to "
+                f"{self.teacher.vocab_size - 1}; prepare the dataset with this teacher's own tokenizer."
+            )
+        request = self.request
+        top = request.final or request.topk is not None
+        wanted = frozenset((*request.layers, *([self.teacher.depth] if top else [])))
+        run = self._run_packed if self.packed else self._run_padded
+        states, attention = run(documents, wanted, frozenset(request.attention))
+        final = states[self.teacher.depth] if top else None
+        return Captured(
+            rows=pointers(lengths),
+            states={layer: states[layer] for layer in request.layers},
+            attention={layer: attention[layer] for layer in request.attention},
+            final=final if request.final else None,
+            topk=likeliest(self.head, final, request.topk)
+            if request.topk is not None and self.head is not None and final is not None
+            else None,
+        )
+
+    def _run_packed(
+        self, documents: Sequence[Int[np.ndarray, " _"]], wanted: frozenset[int], attention: frozenset[int]
+    ) -> _Result:
+        rows = pointers([len(document) for document in documents])
+        ids = torch.from_numpy(np.concatenate(documents).astype(np.int64))
+        position = torch.arange(len(ids)) - spread(rows[:-1], rows)
+        ids, position = (each[None].to(self.teacher.device, non_blocking=True) for each in (ids, position))
+        pack = Pack(rows, self.teacher.hidden_size, attention, self._sliding)
+        with packed(self.teacher.model, pack):
+            states, _ = self._states(
+                {"input_ids": ids, "position_ids": position}, wanted, pack, max(attention, default=0)
+            )
+        return {layer: each.squeeze(0) for layer, each in states.items()}, pack.kept
+
+    def _run_padded(
+        self, documents: Sequence[Int[np.ndarray, " _"]], wanted: frozenset[int], attention: frozenset[int]
+    ) -> _Result:
+        rows = [torch.from_numpy(document.astype(np.int64)) for document in documents]
+        ids = pad_sequence(rows, batch_first=True)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        index, tokens = flat_index(mask)
+        inputs: dict[str, Any] = {
+            "input_ids": ids.to(self.teacher.device),
+            "attention_mask": mask.to(self.teacher.device),
+        }
+        if not attention:
+            states, _ = self._states(inputs, wanted, None)
+            return {layer: flatten(each, index) for layer, each in states.items()}, {}
+        with _eager(self.teacher.model):
+            states, output = self._states(inputs | {"output_attentions": True}, wanted, None, stop=False)
+        matrices = getattr(output, "attentions", None) or ()
+        if len(matrices) != len(self.teacher.layers):
+            raise UserError(
+                f"The teacher ({self.teacher.architecture}) does not give its attention; leave out the signal `attention`."
+            )
+        last = mask.sum(1) - 1
+        kept = {}
+        for layer in attention:
+            matrix = matrices[layer - 1]
+            row = matrix.take_along_dim(last.to(matrix.device)[:, None, None, None], 2).squeeze(2)
+            kept[layer] = normalize_rows(flatten(row.float().sum(1)[..., None], index).squeeze(1), tokens)
+        return {layer: flatten(each, index) for layer, each in states.items()}, kept
+
+    def _states(
+        self, inputs: dict[str, Any], wanted: frozenset[int], pack: Pack | None, deepest: int = 0, stop: bool = True
+    ) -> tuple[dict[int, Tensor], Any]:
+        """Hidden states as the model has them; and its output, if it runs to its end.
+
+        It ends behind the deepest layer of `wanted`, or `deepest` if that is more, unless `stop` is False.
+        """
+        found: dict[int, Tensor] = {}
+        depth = self.teacher.depth
+        deepest = max((*wanted, deepest)) if stop else depth
+
+        def before(layer: int) -> Callable[..., None]:
+            def note(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+                if pack is not None:
+                    pack.layer = layer
+                if layer == 1 and 0 in wanted:
+                    found[0] = arguments[0] if arguments else named["hidden_states"]
+                if deepest == 0:
+                    raise _DeepEnough
+
+            return note
+
+        def behind(layer: int) -> Callable[..., None]:
+            def note(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
+                if layer in wanted:
+                    found[layer] = output[0] if isinstance(output, tuple) else output
+                if layer == deepest:
+                    raise _DeepEnough
+
+            return note
+
+        with ExitStack() as hooks:
+            for layer, module in enumerate(self.teacher.layers, 1):
+                if layer == 1 or pack is not None:
+                    hooks.callback(module.register_forward_pre_hook(before(layer), with_kwargs=True).remove)
+                # the last of all is taken behind the final norm
+                if layer < depth and (layer in wanted or layer == deepest):
+                    hooks.callback(module.register_forward_hook(behind(layer)).remove)
+            try:
+                output = self.teacher.body(**inputs, use_cache=False, return_dict=True)
+            except _DeepEnough:
+                return found, None
+        if depth in wanted:
+            found[depth] = output[0]
+        return found, output
+
+    @torch.no_grad()
+    def _can_pack(self) -> bool:
+        """Whether documents in a pack get the hidden states that they have alone; if not, padded ones must."""
+        teacher = self.teacher
+        ids = np.arange(sum(_PROBE_LENGTHS)) * 7 % teacher.vocab_size
+        documents = np.split(ids, np.cumsum(_PROBE_LENGTHS)[:-1])
+        alone = [self._alone(document) for document in documents]
+        expected = {layer: torch.cat([states[layer] for states in alone]) for layer in alone[0]}
+        self.widths.update((layer, each.shape[-1]) for layer, each in expected.items())
+        wanted = frozenset(expected)
+        if teacher.model.is_backend_compatible() and set(self._kinds) <= _KINDS:
+            with suppress(NotPackable):
+                if _close(self._run_packed(documents, wanted, frozenset())[0], expected):
+                    return True
+        if not _close(self._run_padded(documents, wanted, frozenset())[0], expected):
+            raise UserError(
+                f"The teacher ({teacher.architecture}) gives a document other hidden states in a batch than alone, so they "
+                "cannot be cached; choose another model."
+            )
+        return False
+
+    def _alone(self, document: Int[np.ndarray, " _"]) -> dict[int, Tensor]:
+        """Every hidden state of one document by the plain model, also as it tells them itself."""
+        loaded = len(self.teacher.layers)
+        ids = torch.from_numpy(document.astype(np.int64))[None].to(self.teacher.device)
+        every = frozenset(range(loaded + 1))
+        found, output = self._states({"input_ids": ids, "output_hidden_states": True}, every, None, stop=False)
+        told = getattr(output, "hidden_states", None) or ()
+        # behind a cut, the last one told is wrongly normed
+        known = {layer: each for layer, each in enumerate(told) if layer < loaded or self.teacher.whole}
+        if len(told) != loaded + 1 or not _close(found, known):
+            raise UserError(
+                f"The teacher ({self.teacher.architecture}) does not give the outputs of its decoder layers as its hidden "
+                "states, so they cannot be told apart; choose a decoder-only language model."
+            )
+        return {layer: each.squeeze(0) for layer, each in found.items()}
+
+
+def _close(found: dict[int, Tensor], expected: dict[int, Tensor]) -> bool:
+    """Whether every token's hidden states agree but for rounding; NaN is no matter of this comparison's."""
+    for layer, each in expected.items():
+        difference = torch.linalg.vector_norm((found[layer] - each).float(), dim=-1)
+        bound = _TOLERANCE.get(each.dtype, _TOLERANCE_HALF) * torch.linalg.vector_norm(each.float(), dim=-1)
+        if bool((difference > bound).any()):
+            return False
+    return True
+
+
+@contextmanager
+def _eager(model: Any) -> Iterator[None]:
+    """While it lasts, attention is computed as full matrices, which can be had."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,162 @@
+"""A trained student as a plain Hugging Face folder, which needs nothing of this package."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor
+
+from schemas import embedded
+from schemas.errors import ResourceError, StateError, UserError
+from schemas.files import flush
+from schemas.manifest import Manifest
+from schemas.training import LoraConfig, TrainConfig
+from trainer.batches.documents import Documents
+from trainer.engine.monitor import METRICS, read_metrics
+from trainer.models.hub import first_line, hub_commit
+from trainer.student.lora import with_adapters
+from trainer.student.model import Student
+from trainer.student.model_card import model_card
+
+TRAINING: Final = "training.yaml"
+_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def export_run(
+    state: Mapping[str, Tensor],
+    student: Student,
+    config: TrainConfig,
+    documents: Documents,
+    teacher: Mapping[str, Any] | None,
+    out: Path,
+) -> Path:
+    """`export` of a run whose folder is `out`, into its folder `student`, in the precision of the training."""
+    metrics: dict[str, float | int] = {}
+    for record in read_metrics(out / METRICS):
+        metrics |= record
+    folder = out / "student"
+    export(
+        state,
+        student.model.config,
+        folder,
+        config=config,
+        dataset=documents.manifest,
+        teacher=teacher,
+        metrics=metrics,
+        dtype=_DTYPES[config.precision],
+    )
+    return folder
+
+
+def export(
+    state: Mapping[str, Tensor],
+    description: Any,
+    folder: Path,
+    *,
+    config: TrainConfig,
+    dataset: Manifest,
+    teacher: Mapping[str, Any] | None,
+    metrics: Mapping[str, float | int],
+    dtype: torch.dtype,
+) -> None:
+    """Write `folder`: weights (safetensors) and config, tokenizer, generation config, model card, `training.yaml`.
+
+    `state`: every tensor of `Student.model` by its name there, on the CPU; adapters among them are merged. `description`:
+    that model's config. `teacher`, `metrics`: as `trainer.student.model_card` has them. All is written beside `folder` first and
+    flushed to the disk, so that a folder of that name is always a whole one; one that is there is replaced at the end.
+
+    Raises StateError if `folder` is something else, UserError if the dataset's student tokenizer is not where it was,
+    ResourceError if the folder cannot be written; ValueError for a state that is not this model's.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / TRAINING).is_file():
+        raise StateError(
+            f"{folder} is no exported student, so it is not replaced; move it away or choose another `out`."
+        )
+    model = whole_model(state, description, config.student.lora, config.student.trust_remote_code).to(dtype)
+    tokenizer = student_tokenizer(dataset)
+    part = folder.with_name(f".{folder.name}.part")
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+        part.mkdir(parents=True)
+        model.generation_config = _generation(tokenizer, dataset)
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        parameters = sum(each.numel() for each in model.parameters())
+        card = model_card(type(model).__name__, parameters, config, dataset, teacher, metrics)
+        (part / "README.md").write_text(card, encoding="utf-8")
+        (part / TRAINING).write_text(config.to_yaml(), encoding="utf-8")
+        for file in part.rglob("*"):
+            flush(file)
+        flush(part)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise ResourceError(f"The student cannot be written to {folder}: {first_line(error)}") from error
+
+
+def whole_model(
+    state: Mapping[str, Tensor], description: Any, lora: LoraConfig | None, trust_remote_code: bool = False
+) -> Any:
+    """The plain model (transformers.PreTrainedModel) with these weights, adapters merged in float32.
+
+    Raises ValueError if `state` lacks weights of it, or has others.
+    """
+    clean = type(description).from_dict(description.to_dict())  # without how a student attends
+    clean.name_or_path = description.name_or_path
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            clean, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+        tuner = None if lora is None else with_adapters(model, lora)
+    if lora is not None:
+        state = {name: each.float() if each.is_floating_point() else each for name, each in state.items()}
+    _, unknown = model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    lacking = [name for name, each in model.state_dict().items() if each.is_meta]
+    if unknown or lacking:
+        raise ValueError(f"not the weights of a {type(model).__name__}: unknown {unknown[:3]}, lacking {lacking[:3]}")
+    return model if tuner is None else tuner.merge_and_unload()
+
+
+def student_tokenizer(dataset: Manifest) -> Any:
+    """The tokenizer that a dataset was prepared with on the student's side. Raises UserError if it is not there any more."""
+    side = dataset.config["student"]
+    name = embedded.resolve(side["tokenizer"])
+    path = Path(name).expanduser()
+    subject = f"The student's tokenizer {side['tokenizer']!r}"
+    try:
+        if path.is_file() and not path.with_name("tokenizer_config.json").is_file():
+            return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+        if path.exists():
+            place = str(path if path.is_dir() else path.parent)
+            return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        online = not path.is_absolute() and hub_commit(subject, name, side["revision"]) is not None
+        return transformers.AutoTokenizer.from_pretrained(
+            name, revision=side["revision"] or "main", local_files_only=not online, trust_remote_code=False
+        )
+    except UserError:
+        raise
+    except Exception as error:  # bad files make the library raise anything from KeyError to Exception
+        raise UserError(
+            f"{subject} cannot be loaded where the dataset was prepared with it: {first_line(error)} Put it back there."
+        ) from error
+
+
+def _generation(tokenizer: Any, dataset: Manifest) -> Any:
+    """Generation ends with what the dataset ends its responses with."""
+    suffix = dataset.tokenizers["student"].get("suffix") or ()
+    ends = [*tokenizer.convert_tokens_to_ids(list(suffix[-1:])), tokenizer.eos_token_id]
+    ends = [*dict.fromkeys(each for each in ends if each is not None)]
+    eos = ends[0] if len(ends) == 1 else ends or None
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
+    return transformers.GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=pad)

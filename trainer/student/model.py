@@ -1,0 +1,199 @@
+"""The model that learns: its hidden states with gradients, its documents packed without padding."""
+
+import warnings
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from schemas.errors import UsageError, UserError
+from schemas.training import StudentConfig
+from trainer.batches.batch import Batch
+from trainer.maths.ragged import flat_index, flatten, pointers, spread
+from trainer.models.hidden_states import Forward, Request
+from trainer.models.loading import Teacher, decoder
+from trainer.models.packed_attention import NAME, PACK, NotPackable, Pack
+from trainer.student.initialization import initial_model
+from trainer.student.lora import with_adapters
+from trainer.student.output_head import OutputHead
+
+
+class Student(nn.Module):
+    """A causal language model of transformers, `model`, whose output embeddings are its `head`.
+
+    While `packed`, its attention takes documents from this class alone: to generate with it, export it. Only its modules
+    are ever called and no weights are touched, so that they may be partitioned (ZeRO-3) or adapted (LoRA).
+    """
+
+    depth: int  # decoder layers: `hidden_states` has indices 0 (embeddings) to depth (after the final norm)
+    hidden_size: int
+    vocab_size: int
+    architecture: str  # class name, such as LlamaForCausalLM
+    max_length: int | None  # tokens of the longest document it can take; None: no limit
+    packed: bool  # else documents are padded
+    soft_cap: float | None  # of logits (`trainer.models.head.Head`)
+    scale: float | None
+
+    def __init__(self, model: Any, packing: bool = True, gradient_checkpointing: bool = False) -> None:
+        """In training mode. Raises UserError naming the architecture if its hidden states or logits cannot be had as the
+        objectives need them, UsageError if it has no gradient checkpointing."""
+        super().__init__()
+        model.eval()
+        text = model.config.get_text_config(decoder=True)
+        self.model = model
+        self.depth = int(text.num_hidden_layers)
+        self.hidden_size = int(text.hidden_size)
+        self.vocab_size = int(text.vocab_size)
+        self.architecture = type(model).__name__
+        body, layers = decoder(model, self.depth, "student")
+        self._body = next(path for path, module in model.named_modules() if module is body)
+        probe = Teacher(
+            model=model,
+            body=body,
+            layers=body.get_submodule(layers),
+            depth=self.depth,
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            architecture=self.architecture,
+            dtype=model.dtype,
+            device=model.get_input_embeddings().weight.device,
+        )
+        self.max_length = probe.max_length
+        packable = self._packable(probe)
+        self._put_head(probe)
+        self.packed = packing and packable and self._hands_on(probe.device)
+        if self.packed:
+            model.set_attn_implementation(NAME)
+        if gradient_checkpointing:
+            self._recompute()
+        self.train()
+
+    @property
+    def body(self) -> nn.Module:
+        """The part of `model` that turns token ids into hidden states."""
+        body: nn.Module = self.model.get_submodule(self._body)
+        return body
+
+    @property
+    def head(self) -> OutputHead:
+        """What turns last hidden states into logits."""
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, OutputHead)
+        return head
+
+    def __call__(self, batch: Batch, layers: Collection[int]) -> dict[int, Float[Tensor, "tokens _"]]:
+        # past a module's hooks, as this one has no weights of its own: DeepSpeed's take keys of a dictionary for names
+        return self.forward(batch, layers)
+
+    def forward(self, batch: Batch, layers: Collection[int]) -> dict[int, Float[Tensor, "tokens _"]]:
+        """Hidden states of `layers` and of the last one, of every token of the batch, in its order.
+
+        A batch without documents gives states of no token, but still runs every module, as partitioned weights need of
+        every rank. Raises UserError for a document longer than the model can take, UsageError for layers it does not have.
+        """
+        for layer in layers:
+            if not 0 <= layer <= self.depth:
+                raise UsageError(
+                    f"The student ({self.architecture}) has layers 0 (embeddings) to {self.depth}, not {layer}."
+                )
+        tokens = len(batch.ids)
+        ids, rows = (batch.ids, batch.rows) if tokens else (batch.ids.new_zeros(1), pointers([1]))
+        self._check_length(int(rows.diff().max()))
+        inputs, index = self._packed_inputs(ids, rows) if self.packed else _padded_inputs(ids, rows)
+        inner = {*layers} - {self.depth}
+        output = self.body(**inputs, use_cache=False, return_dict=True, output_hidden_states=bool(inner))
+        states = {layer: output.hidden_states[layer] for layer in sorted(inner)} | {self.depth: output[0]}
+        return {layer: flatten(each, index)[:tokens] for layer, each in states.items()}
+
+    def _packed_inputs(
+        self, ids: Int64[Tensor, " tokens"], rows: Int64[Tensor, " pointers"]
+    ) -> tuple[dict[str, Any], Int64[Tensor, " tokens"]]:
+        index = torch.arange(len(ids))
+        position = (index - spread(rows[:-1], rows)).to(ids.device, non_blocking=True)
+        return {"input_ids": ids[None], "position_ids": position[None], PACK: Pack(rows, self.hidden_size)}, index
+
+    def _check_length(self, longest: int) -> None:
+        if self.max_length is not None and longest > self.max_length:
+            raise UserError(
+                f"A document has {longest} tokens, and the student ({self.architecture}) takes at most {self.max_length}; "
+                f"prepare the dataset with `mta-prep parse … --student-max-length {self.max_length}`, or give this one's "
+                f"student that limit with `mta-prep align DATASET --student TOKENIZER --max-length {self.max_length}`."
+            )
+
+    def _packable(self, probe: Teacher) -> bool:
+        """Whether documents in a pack get the hidden states that they have alone."""
+        try:
+            return Forward(probe, Request()).packed
+        except UserError as error:
+            raise UserError(
+                f"The student ({self.architecture}) does not give a document of a batch the hidden states that it has alone, "
+                "layer by layer; choose another architecture."
+            ) from error
+
+    def _recompute(self) -> None:
+        with warnings.catch_warnings():
+            # its new name is not in every version of transformers 5
+            warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
+            try:
+                # the other kind recomputes outside of autograd's view, which partitioned weights need
+                self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            except ValueError:
+                raise UsageError(
+                    f"The student ({self.architecture}) has no gradient checkpointing; leave it out."
+                ) from None
+
+    def _put_head(self, probe: Teacher) -> None:
+        try:
+            with torch.no_grad():
+                known = probe.head()
+        except UserError as error:
+            raise UserError(
+                f"The student ({self.architecture}) does something to its logits that is not known here; choose another "
+                "architecture."
+            ) from error
+        self.soft_cap, self.scale = known.soft_cap, known.scale
+        plain = self.model.get_output_embeddings()
+        self.model.set_output_embeddings(OutputHead.around(plain, self.soft_cap, self.scale))
+
+    @torch.no_grad()
+    def _hands_on(self, device: torch.device) -> bool:
+        """Whether a pack given to the body gets to its attention; the packed forward pass itself has been tried."""
+        rows = pointers([2, 1])
+        inputs, _ = self._packed_inputs(torch.zeros(3, dtype=torch.int64, device=device), rows)
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation(NAME)
+        try:
+            self.body(**inputs, use_cache=False, return_dict=True)
+        except NotPackable:
+            return False
+        finally:
+            self.model.set_attn_implementation(before)
+        return True
+
+
+def _padded_inputs(
+    ids: Int64[Tensor, " tokens"], rows: Int64[Tensor, " pointers"]
+) -> tuple[dict[str, Any], Int64[Tensor, " tokens"]]:
+    lengths = rows.diff()
+    lengths = lengths[lengths > 0]
+    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(torch.int64)
+    index, _ = flat_index(mask)
+    padded = pad_sequence(list(torch.split(ids, lengths.tolist())), batch_first=True)
+    return {"input_ids": padded, "attention_mask": mask.to(ids.device, non_blocking=True)}, index
+
+
+def load_student(config: StudentConfig, seed: int, dtype: torch.dtype = torch.float32) -> Student:
+    """The student before training, on the CPU; `seed`: of fresh weights, adapters included.
+
+    Raises UserError (no such model, weights missing, an architecture that cannot be trained or cut), UsageError (keys,
+    layers or targets that the model does not have), ResourceError (the hub cannot be reached, no memory).
+    """
+    model = initial_model(config, seed).to(dtype)
+    if config.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            with_adapters(model, config.lora)
+    return Student(model, config.packing, config.gradient_checkpointing)

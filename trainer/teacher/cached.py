@@ -1,0 +1,196 @@
+"""The teacher's side of batches from caches: one, or several of the same teacher and dataset, made on different days."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Final, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from schemas.config import CacheConfig, LayerConfig, TeacherConfig
+from schemas.errors import UsageError
+from schemas.signals import Signal
+from trainer.batches.batch import Batch, LayerTargets
+from trainer.batches.units import SharedUnits, before_response
+from trainer.cache import TeacherCache, command
+from trainer.maths.layer_signals import LayerSignals
+from trainer.maths.ragged import pointers, spread
+from trainer.objectives.base import LayerNeed
+from trainer.teacher.caches import Caches
+from trainer.teacher.needs import Demand
+from trainer.teacher.targets import join_layer
+
+if TYPE_CHECKING:
+    from trainer.models.head import Head
+
+#: What a layer's need is in a cache.
+_SIGNALS: Final[Mapping[str, Signal]] = {
+    "relations": "relations",
+    "units": "units",
+    "states": "states",
+    "position_states": "states",
+}
+#: Of units; every layer has them, whatever its signals.
+_WEIGHTS: Final = "weights"
+
+
+class CachedTeacher:
+    """Gives batches with everything that is demanded of the teacher, without running it. May be forked and pickled."""
+
+    #: Whether other processes may fetch.
+    portable: ClassVar[bool] = True
+
+    def __init__(self, caches: Caches, demand: Demand) -> None:
+        """Raises `UsageError`, with the command that makes what is missing, if the caches do not hold what is demanded."""
+        self.documents = caches.documents
+        self.rows = caches.rows
+        self._caches = caches
+        self._demand = demand
+        self._require_weights()
+        wanted: list[tuple[int | None, str]] = [
+            (layer, need) for layer, needs in demand.layers.items() for need in (_WEIGHTS, *sorted(needs))
+        ]
+        wanted += [(None, name) for name, needed in (("final", demand.final), ("topk", demand.topk)) if needed]
+        found = {each: cache for each in wanted if (cache := self._first(*each)) is not None}
+        if len(found) < len(wanted):
+            raise UsageError(self._lacking([each for each in wanted if each not in found]))
+        self._serving: dict[tuple[int | None, str], TeacherCache] = found
+
+    @property
+    def head(self) -> "Head":
+        """What turns `final` and `position_states` into logits, memory-mapped. Raises `UsageError` if no cache has it."""
+        for cache in self._caches.caches:
+            if "final" in cache.config.signals:
+                return cache.head
+        raise UsageError(
+            "Logits need the teacher's output matrix, which caches with the signal `final` hold, and none of "
+            f"`data.caches` does; for one: `{self._command([(None, 'final')])}`."
+        )
+
+    def fetch(self, rows: Sequence[int]) -> Batch:
+        """Some rows, everything on the CPU."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        if len(chosen) and chosen.max() >= self.rows:
+            raise ValueError(f"row {chosen.max()} of caches with rows 0 to {self.rows - 1}")
+        batch = self.documents.batch(chosen)
+        units = {each: self.documents.units(each, batch) for each in sorted(self._demand.units)}
+        layers = {
+            layer: self._layer(layer, needs, batch, units[self._demand.granularities[layer]])
+            for layer, needs in self._demand.layers.items()
+        }
+        if not (self._demand.final or self._demand.topk):
+            return replace(batch, layers=layers)
+        final = indices = logprobs = None
+        parts = _slices(*self._before_response(batch))
+        if self._demand.final:
+            cache = self._serving[None, "final"]
+            final = torch.cat([cache.vectors(row, "final", part=part) for row, part in zip(rows, parts, strict=True)])
+        if self._demand.topk:
+            cache = self._serving[None, "topk"]
+            found = [cache.topk(row, part) for row, part in zip(rows, parts, strict=True)]
+            indices, logprobs = (torch.cat(each) for each in zip(*found, strict=True))
+        return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs)
+
+    def _layer(self, layer: int, needs: frozenset[LayerNeed], batch: Batch, units: SharedUnits) -> LayerTargets:
+        rows: list[int] = batch.documents.tolist()
+
+        weights = self._serving[layer, _WEIGHTS]
+        signals = LayerSignals(torch.cat([weights.unit_weights(row, layer) for row in rows]))
+        if "relations" in needs:
+            signals = replace(signals, relations=self._serving[layer, "relations"].triangles(rows, layer))
+        if "units" in needs:
+            cache = self._serving[layer, "units"]
+            signals = replace(signals, units=torch.cat([cache.vectors(row, "units", layer) for row in rows]))
+        if needs & {"states", "position_states"}:
+            signals = self._with_states(signals, layer, needs, batch)
+        return join_layer(signals, units, needs, len(batch.ids), batch.positions)
+
+    def _with_states(
+        self, signals: LayerSignals, layer: int, needs: frozenset[LayerNeed], batch: Batch
+    ) -> LayerSignals:
+        rows: list[int] = batch.documents.tolist()
+        cache = self._serving[layer, "position_states" if "position_states" in needs else "states"]
+        if "states" in needs:
+            parts = [slice(None)] * len(rows)
+            lengths, index = batch.rows.diff(), None
+            if cache.config.state_tokens == "covered":
+                places = [cache.state_index(row, layer) for row in rows]
+                lengths = torch.tensor([len(each) for each in places])
+                index = torch.cat(places) + spread(batch.rows[:-1], pointers(lengths))
+        else:  # only of the response
+            first, last = self._before_response(batch)
+            parts = _slices(first, last)
+            lengths, index = last - first, batch.positions
+        each = list(zip(rows, parts, strict=True))
+        return replace(
+            signals,
+            states=torch.cat([cache.vectors(row, "states", layer, part) for row, part in each]),
+            token_weights=torch.cat([cache.token_weights(row, layer)[part] for row, part in each]),
+            state_rows=pointers(lengths),
+            state_index=index,
+        )
+
+    def _before_response(self, batch: Batch) -> tuple[Int64[Tensor, " documents"], Int64[Tensor, " documents"]]:
+        return before_response(batch.rows, self.documents.response_start(batch.documents.numpy()))
+
+    def _require_weights(self) -> None:
+        wanted = self._demand.weights
+        for cache in self._caches.caches:
+            if self._demand.layers and cache.layers and cache.config.weights != wanted:
+                raise UsageError(
+                    f"{cache.folder} was made with `weights: {cache.config.weights}`, and this config says "
+                    f"`weights: {wanted}`; change it, or make another cache: `{cache.command(weights=wanted)}`."
+                )
+
+    def _first(self, layer: int | None, need: str) -> TeacherCache | None:
+        """The first cache that has it."""
+        for cache in self._caches.caches:
+            has = layer is None or cache.layers.get(layer) == self._demand.granularities[layer]
+            if need != _WEIGHTS:
+                has = has and _SIGNALS.get(need, need) in cache.config.signals
+            if need == "position_states":
+                has = has and cache.config.state_tokens == "all"
+            if has:
+                return cache
+        return None
+
+    def _lacking(self, missing: Sequence[tuple[int | None, str]]) -> str:
+        layer, need = missing[0]
+        if layer is None:
+            what = f"No cache in `data.caches` has the signal `{need}`"
+        else:
+            wanted = self._demand.granularities[layer]
+            others = {cache.layers[layer]: cache for cache in self._caches.caches if layer in cache.layers}
+            if not others:
+                what = f"No cache in `data.caches` has teacher layer {layer}"
+            elif wanted not in others:
+                found, cache = next(iter(others.items()))
+                what = f"{cache.folder} has {found} at teacher layer {layer}, which the config pairs for {wanted}"
+            elif need == "position_states":
+                what = f"No cache in `data.caches` has the states of all tokens (recipe fdd) of teacher layer {layer}"
+            else:
+                what = f"No cache in `data.caches` has the signal `{need}` of teacher layer {layer}"
+        return f"{what}; make one, and name it there as well: `{self._command(missing)}`."
+
+    def _command(self, missing: Iterable[tuple[int | None, str]]) -> str:
+        """The command for a cache that holds what is missing, and no more."""
+        layers = sorted({layer for layer, _ in missing if layer is not None})
+        needs = {need for _, need in missing}
+        wanted = {_SIGNALS.get(need, need) for need in needs} - {_WEIGHTS}
+        return command(
+            CacheConfig(
+                dataset=str(self.documents.folder),
+                teacher=self._caches.caches[0].config.teacher if self._caches.caches else TeacherConfig(model="MODEL"),
+                layers=tuple(LayerConfig(layer=each, granularity=self._demand.granularities[each]) for each in layers),
+                signals=tuple(signal for signal in get_args(Signal) if signal in wanted),
+                state_tokens="all" if "position_states" in needs else "covered",
+                weights=self._demand.weights,
+                limit=self.documents.limit,
+            )
+        )
+
+
+def _slices(first: Int64[Tensor, " documents"], last: Int64[Tensor, " documents"]) -> list[slice]:
+    return list(map(slice, first.tolist(), last.tolist()))

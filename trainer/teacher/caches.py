@@ -1,0 +1,86 @@
+"""Caches of one teacher, checked against the dataset and against each other."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from schemas.columns import Granularity
+from schemas.errors import UsageError
+from trainer.batches.documents import Documents
+from trainer.cache import TeacherCache
+
+
+class Caches:
+    """Caches of one teacher, made of the texts, units and teacher tokens that the dataset has."""
+
+    def __init__(self, folders: Sequence[str | Path], documents: Documents) -> None:
+        """Raises `UsageError` for caches of another dataset or of different teachers; `StateError` as `TeacherCache`."""
+        self.documents = documents
+        self.caches = tuple(TeacherCache(folder) for folder in folders)
+        for cache in self.caches:
+            self._require_match(cache)
+        for cache in self.caches[1:]:
+            self._require_same_teacher(cache)
+
+    @property
+    def layers(self) -> dict[int, Granularity]:
+        """Teacher layers that are there, lowest first, and their units: those of the first cache that has the layer."""
+        found: dict[int, Granularity] = {}
+        for cache in self.caches:
+            found = {**cache.layers, **found}
+        return dict(sorted(found.items()))
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """Who the teacher is, as manifests tell: `depth`, `hidden_size`, `vocabulary`, `sha256`, …
+
+        Raises `UsageError` if there is no cache.
+        """
+        if not self.caches:
+            raise UsageError(
+                "The terms of this config need a teacher, and `data.caches` names no cache; make one: "
+                f"`{shlex.join(['mta-prep', 'cache-teacher', str(self.documents.folder), '--teacher'])} MODEL -o CACHE`."
+            )
+        return self.caches[0].manifest.teacher
+
+    @property
+    def rows(self) -> int:
+        """The first rows, that the dataset (up to its limit) and every cache have."""
+        return min([self.documents.rows, *(len(cache) for cache in self.caches)])
+
+    def _require_match(self, cache: TeacherCache) -> None:
+        documents = self.documents
+        mine, theirs = documents.manifest.teacher_fingerprint, cache.manifest.teacher_fingerprint
+        right = f"for one of this dataset: `{cache.command(dataset=str(documents.folder))}`."
+        if mine != theirs:
+            raise UsageError(
+                f"{cache.folder} is a cache of another dataset than {documents.folder} ({cache.config.dataset} as it was "
+                f"then): texts, units or the teacher's tokens differ (teacher fingerprint {theirs[:16]}, the dataset's is "
+                f"{mine[:16]}); {right}"
+            )
+        shared = min(len(cache), documents.rows)
+        same = pc.equal(documents.ids.slice(0, shared), cache.index["id"].slice(0, shared))
+        row = pc.index(same, False).as_py()
+        if row >= 0:
+            ids = [str(each[row]) for each in (cache.index["id"], documents.ids)]
+            raise UsageError(
+                f"Row {row} of {cache.folder} is {ids[0]!r}, in {documents.folder} it is {ids[1]!r}; {right}"
+            )
+        if documents.limit is not None and documents.rows > len(cache):
+            raise UsageError(
+                f"`data.limit` asks for {documents.rows} rows, and {cache.folder} holds only the first {len(cache)}; set "
+                f"`data.limit: {len(cache)}`, or make a cache of all rows: `{cache.command(limit=None)}`."
+            )
+
+    def _require_same_teacher(self, cache: TeacherCache) -> None:
+        first = self.caches[0]
+        names = [each.manifest.config["teacher"]["model"] for each in (first, cache)]
+        if first.manifest.teacher["sha256"] != cache.manifest.teacher["sha256"]:
+            command = cache.command(teacher=first.config.teacher)
+            raise UsageError(
+                f"{first.folder} and {cache.folder} are of different teachers ({names[0]} and {names[1]}: their weights "
+                f"differ), and a run has one; for what the second holds, of the first's teacher: `{command}`."
+            )

@@ -1,0 +1,88 @@
+"""The teacher's side of batches from the teacher itself, run on every micro-batch: what a cache is compared with."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schemas.config import CacheConfig, TeacherConfig
+from schemas.errors import UserError
+from schemas.signals import Signal
+from trainer.batches.batch import Batch, LayerTargets
+from trainer.batches.documents import Documents
+from trainer.maths.layer_signals import layer_signals
+from trainer.models.head import Head
+from trainer.models.hidden_states import Captured, Forward, Request
+from trainer.models.loading import load_teacher
+from trainer.objectives.base import LayerNeed
+from trainer.teacher.needs import Demand
+from trainer.teacher.targets import join_layer
+
+
+class LiveTeacher:
+    """Gives the batches that `trainer.teacher.cached.CachedTeacher` gives, with the teacher in memory."""
+
+    #: Whether other processes may fetch.
+    portable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        documents: Documents,
+        demand: Demand,
+        topk: int = CacheConfig.model_fields["topk"].default,
+    ) -> None:
+        """Loads the teacher, as deep as is demanded. `topk`: tokens of each distribution, if those are.
+
+        Raises `UserError` and its kin if it cannot be loaded, or takes no row as long as the longest, or has no such layer.
+        """
+        self.documents = documents
+        self.rows = documents.rows
+        self._demand = demand
+        request = Request(layers=tuple(demand.layers), final=demand.final, topk=topk if demand.topk else None)
+        teacher = load_teacher(config, request.deepest)
+        longest = int(documents.lengths("teacher").max(initial=0))
+        if teacher.max_length is not None and longest > teacher.max_length:
+            raise UserError(
+                f"The longest row of {documents.folder} has {longest} teacher tokens, and the teacher {config.model!r} takes "
+                f"{teacher.max_length}; prepare the dataset with a teacher `max_length` of {teacher.max_length} or less."
+            )
+        self._forward = Forward(teacher, request)
+
+    @property
+    def head(self) -> Head:
+        """What turns `final` and `position_states` into logits. Raises `UserError` for a model whose logits are not known."""
+        return self._forward.head or self._forward.teacher.head()
+
+    @torch.no_grad()
+    def fetch(self, rows: Sequence[int]) -> Batch:
+        """Some rows: the student's side on the CPU, the teacher's values where the teacher is."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        batch = self.documents.batch(chosen)
+        ids, token_rows = self.documents.tokens("teacher", chosen)
+        if not (self._demand.layers or self._demand.final or self._demand.topk):
+            return batch
+        captured = self._forward(np.split(ids, token_rows[1:-1].numpy()))
+        layers = {layer: self._layer(captured, layer, needs, batch) for layer, needs in self._demand.layers.items()}
+        final = indices = logprobs = None
+        if captured.final is not None:
+            final = _at(captured.final, batch)
+        if captured.topk is not None:
+            indices, logprobs = _at(captured.topk[0], batch).to(torch.int64), _at(captured.topk[1], batch)
+        return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs)
+
+    def _layer(self, captured: Captured, layer: int, needs: frozenset[LayerNeed], batch: Batch) -> LayerTargets:
+        granularity = self._demand.granularities[layer]
+        units = self.documents.teacher_units(granularity, batch, captured.rows)
+        want: set[Signal] = {"states" if need == "position_states" else need for need in needs}
+        weights = self._demand.weights
+        signals = layer_signals(captured.states[layer], captured.rows, units.spans, units.rows, want, "all", weights)
+        return join_layer(signals, self.documents.units(granularity, batch), needs, len(batch.ids), batch.positions)
+
+
+def _at(values: Tensor, batch: Batch) -> Tensor:
+    """Those at the batch's positions."""
+    return values[batch.positions.to(values.device, non_blocking=True)]

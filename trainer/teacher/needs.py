@@ -1,0 +1,79 @@
+"""What the terms of a loss need of the teacher, together."""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from schemas.columns import Granularity
+from schemas.errors import UsageError
+from schemas.signals import Weights
+from schemas.training import PairConfig
+from trainer.batches.documents import Documents
+from trainer.objectives.base import LayerNeed, Needs
+
+
+@dataclass(frozen=True)
+class Demand:
+    """All that batches must hold besides the student's tokens."""
+
+    layers: Mapping[int, frozenset[LayerNeed]] = field(default_factory=dict)  # by teacher layer, lowest first
+    granularities: Mapping[int, Granularity] = field(default_factory=dict)  # of those layers
+    final: bool = False
+    topk: bool = False
+    weights: Weights = "centrality"  # of the teacher's tokens
+
+    @property
+    def units(self) -> frozenset[Granularity]:
+        """Granularities that some layer works on."""
+        return frozenset(self.granularities.values())
+
+
+def demand(terms: Mapping[str, Needs], pairs: Iterable[PairConfig], weights: Weights, documents: Documents) -> Demand:
+    """What all terms need, given by name; `pairs`: the run's, and those that terms have as their own.
+
+    Raises `UsageError` if a term compares token with token where the two sides of the dataset have different tokens,
+    or if a layer is paired for two kinds of units.
+    """
+    token_level = [name for name, needs in terms.items() if needs.same_tokens]
+    if token_level and not documents.same_tokens:
+        raise UsageError(_different_tokens(token_level, documents))
+    layers: dict[int, frozenset[LayerNeed]] = {}
+    for needs in terms.values():
+        for layer, each in needs.layers.items():
+            layers[layer] = layers.get(layer, frozenset()) | each
+    granularities: dict[int, Granularity] = {}
+    for pair in pairs:
+        known = granularities.setdefault(pair.teacher, pair.granularity)
+        if known != pair.granularity:
+            raise UsageError(
+                f"Teacher layer {pair.teacher} is paired for {known} and for {pair.granularity}; a run has one kind of "
+                "units a layer, so choose one."
+            )
+    return Demand(
+        layers=dict(sorted(layers.items())),
+        granularities={layer: granularities[layer] for layer in sorted(layers)},
+        final=any(needs.final for needs in terms.values()),
+        topk=any(needs.topk for needs in terms.values()),
+        weights=weights,
+    )
+
+
+def _different_tokens(terms: list[str], documents: Documents) -> str:
+    teacher = documents.manifest.config["teacher"]
+    command = ["mta-prep", "align", str(documents.folder), "--student", teacher["tokenizer"]]
+    for flag, value in (
+        ("--student-revision", teacher["revision"]),
+        ("--max-length", teacher["max_length"]),
+        ("--max-prompt-length", teacher["max_prompt_length"]),
+    ):
+        command += [] if value is None else [flag, str(value)]
+    names = " and ".join(f"`{name}`" for name in terms)
+    verb = "compares" if len(terms) == 1 else "compare"
+    instead = "set `level: unit` in `hidden`" if "hidden" in terms else ""
+    rest = " and ".join(f"`{name}`" for name in terms if name != "hidden")
+    leave = f"leave out {rest}" if rest else ""
+    return (
+        f"{names} {verb} student and teacher token by token, and in {documents.folder} the two have different tokens "
+        f"or limits; {' and '.join(filter(None, (instead, leave)))}, or train a student with the teacher's tokenizer: "
+        f"`{shlex.join([*command, '-o', 'NEW'])}`."
+    )
