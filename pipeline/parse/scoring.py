@@ -6,7 +6,7 @@ must be found as often as it occurs. Both trees are judged by the gold tags. Sco
 (micro-averaged); a sentence of nothing but punctuation is skipped.
 
 Checked against EVALB itself (the C program of Sekine and Collins) on all of GUM's dev trees, count by count, and in
-`tests/unit/test_scoring.py` against a second implementation that shares no code with this one.
+`tests/pipeline/parse/test_scoring.py` against a second implementation that shares no code with this one.
 """
 
 from collections import Counter

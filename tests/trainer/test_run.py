@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "trainer" / "train.py"
-SEVERAL = Path(__file__).with_name("trainer_runs.py")
+SEVERAL = Path(__file__).with_name("runs.py")
 STEPS = 20
 PAIRS = [
     {"student": 1, "teacher": 2, "granularity": "words"},

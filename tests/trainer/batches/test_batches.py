@@ -641,7 +641,7 @@ def test_workers_ignore_sigterm_and_end_with_the_process_that_started_them(sourc
     (tmp_path / "source.pickle").write_bytes(pickle.dumps((source, config)))
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "source.pickle")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         below = descendants(process.pid)

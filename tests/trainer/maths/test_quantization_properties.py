@@ -48,7 +48,7 @@ def bound(storage, values, scale):
 @given(VECTORS)
 def test_comes_back_within_the_rounding_of_its_type_or_is_refused(storage, array):
     values = torch.from_numpy(array)
-    if storage in TOP:  # whose rounding may carry the very last numbers beyond float32: tests/unit/test_storage.py
+    if storage in TOP:  # whose rounding may carry the very last numbers beyond float32: test_quantization.py
         values = values.clamp(-NEARLY_LARGEST, NEARLY_LARGEST)
     encoded = encode(values, storage)
     assert encoded.stored.dtype == DTYPES[storage]

@@ -1,7 +1,7 @@
 """Several runs of the trainer in one process of each rank: what `trainer/train.py` does, without starting anew for each.
 
-deepspeed --num_gpus 2 tests/integration/trainer_runs.py CONFIG.yaml …
-python tests/integration/trainer_runs.py --refused CONFIG.yaml …      # the exit code of each, a line of JSON beside its file
+deepspeed --num_gpus 2 tests/trainer/runs.py CONFIG.yaml …
+python tests/trainer/runs.py --refused CONFIG.yaml …      # the exit code of each, a line of JSON beside its file
 """
 
 import json

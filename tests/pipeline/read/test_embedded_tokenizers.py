@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from pipeline.read.tokenizers import OffsetTokenizer
 from schemas.config import SideConfig
 
-FOLDER = Path(__file__).parents[2] / "data" / "tokenizers"
+FOLDER = Path(__file__).parents[3] / "data" / "tokenizers"
 ROWS = FOLDER.parent / "sample" / "instructions.jsonl"
 NAMES = ("bytelevel-bpe", "sentencepiece-bpe")
 
