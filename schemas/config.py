@@ -131,7 +131,7 @@ class ParseConfig(Strict):
     shard_rows: int | None = Field(default=None, ge=1)  # None: chosen from the number of rows
 
 
-class TeacherConfig(Strict):
+class ModelConfig(Strict):
     """The model whose hidden states are cached, and how it runs. Numbers depend on all of it."""
 
     model: str  # folder or hub id
@@ -163,7 +163,7 @@ class CacheConfig(Strict):
     """Everything that decides the content of a teacher cache."""
 
     dataset: str
-    teacher: TeacherConfig
+    teacher: ModelConfig
     layers: tuple[LayerConfig, ...] = ()
     signals: tuple[Signal, ...] = Field(min_length=1)
     storage: StorageConfig = StorageConfig()

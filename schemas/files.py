@@ -12,7 +12,7 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def published(path: Path) -> Iterator[IO[bytes]]:
+def written(path: Path) -> Iterator[IO[bytes]]:
     """A binary stream whose content appears at `path` only once it is complete and on disk."""
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -26,9 +26,9 @@ def published(path: Path) -> Iterator[IO[bytes]]:
     flush(path.parent)
 
 
-def publish_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
-    with published(path) as stream:
+    with written(path) as stream:
         stream.write(text.encode("utf-8"))
 
 

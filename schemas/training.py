@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from schemas.columns import Granularity
-from schemas.config import Strict, TeacherConfig
+from schemas.config import ModelConfig, Strict
 from schemas.signals import Weights
 
 
@@ -106,7 +106,7 @@ class TrainConfig(Strict):
     data: DataConfig
     #: signals from caches, or computed in every step by `teacher_model`
     teacher: Literal["cached", "live"] = "cached"
-    teacher_model: TeacherConfig | None = None
+    teacher_model: ModelConfig | None = None
     weights: Weights = "centrality"  # of the live teacher's tokens, and of the student's
     #: None: the cache's layers, each with the student layer that it is the partner of
     layers: tuple[PairConfig, ...] | None = None

@@ -159,6 +159,6 @@ def cache_plan(prepared, tiny_teacher):
             "shard_tokens": 1500,
         }
         config = CacheConfig.parse(base | values, "test")
-        return plan.planned(config, [], matching.describe(config.teacher))
+        return plan.plan_cache(config, [], matching.describe(config.teacher))
 
     return make

@@ -1,13 +1,7 @@
-"""The student's side, and the maths that it shares with the teacher cache.
+"""The student's side: maths → models → batches → teacher, objectives → student → run.
 
-A batch is flat: the values of all its documents one after the other, and row pointers that say where each one begins
-(`ragged`). Tokens get weights, tokens become units, units become relations (`geometry`); relations lie as flat upper
-triangles, in memory as on disk (`triangle`). All are pure functions of tensors: the live student (with gradients), the
-live teacher and the cache call the same ones, so "cached equals live" needs no second implementation.
-
-A run (`run`) takes rows (`documents`) and the teacher's side of them, out of caches (`cached`) or from the teacher itself
-(`live`), which `join` makes into micro-batches (`batch`) of the units that both sides have; `data` deals them out. The
-student (`student`) and the terms of its loss (`objectives`, `logits`) are one module (`distiller`) under DeepSpeed
-(`engine`), saved by `checkpoint`, told of by `monitor`, given away by `export`, and judged by `evaluate`.
-Imports `schemas`, never `pipeline`.
+`maths` is pure functions of tensors, which the live student, the live teacher and the cache all call, so "cached equals
+live" needs no second implementation. `models` loads any causal language model. `batches` are rows of a dataset, `teacher`
+is the teacher's side of them, `objectives` are the terms of the loss, `student` is the model that learns. `run` puts them
+together under DeepSpeed (`engine`); `evaluation` judges what comes out. Imports `schemas`, never `pipeline`.
 """

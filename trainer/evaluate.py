@@ -23,7 +23,7 @@ if __name__ == "__main__" and not __package__:
 import typer
 
 from schemas import console
-from schemas.config import TeacherConfig
+from schemas.config import ModelConfig
 from schemas.errors import UsageError
 from trainer.evaluation.questions import names_of, read_questions
 
@@ -110,7 +110,7 @@ def run(
     if as_json or not console.stderr.is_terminal:
         disable_progress_bar()  # of loading weights
     loaded = load(
-        TeacherConfig(
+        ModelConfig(
             model=model,
             revision=revision,
             device=device or default_device(),

@@ -45,7 +45,7 @@ from trainer.student.model import Student, load_student
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
 from trainer.teacher.live import LiveTeacher
-from trainer.teacher.needs import demand
+from trainer.teacher.needs import teacher_needs
 from trainer.teacher.pairing import automatic_pairs
 
 CONFIG: Final = "config.yaml"
@@ -87,7 +87,7 @@ class Run:
         torch.manual_seed(config.seed)  # of projectors
         self.terms = self._terms(student)
         pairs = [pair for term in self.terms.values() for pair in getattr(term, "pairs", ())]
-        wanted = demand(
+        wanted = teacher_needs(
             {name: term.needs() for name, term in self.terms.items()}, pairs, config.weights, self.documents
         )
         self.source: CachedTeacher | LiveTeacher

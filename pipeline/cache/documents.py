@@ -62,7 +62,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Documents:
+class TeacherSide:
     """A prepared dataset, or its first rows."""
 
     folder: Path

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import sizes
-from pipeline.cache.plan import Plan, free_bytes, make_stage, threads_of
+from pipeline.cache.plan import CachePlan, free_bytes, make_stage, threads_of
 from pipeline.shards import pool
 from pipeline.shards.ranks import ALONE
 from schemas.columns import side_column
 
 
-def estimate(plan: Plan, out: Path, *, workers: int) -> dict[str, Any]:
+def estimate(plan: CachePlan, out: Path, *, workers: int) -> dict[str, Any]:
     """Bytes, seconds and room; nothing is written. Seconds are from as many tokens as all threads take at once."""
     files, counts = plan.sizes(), plan.measured.counts
     threads = threads_of(min(workers, plan.shards), ALONE)
@@ -43,7 +43,7 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> dict[str, Any]:
     }
 
 
-def _probe(plan: Plan, tokens: int) -> int:
+def _probe(plan: CachePlan, tokens: int) -> int:
     """How many of the first rows hold so many tokens."""
     total = 0
     rows = 0

@@ -11,15 +11,15 @@ import transformers
 from transformers.utils import cached_file
 
 from pipeline.cache.choice import TeacherShape
-from pipeline.cache.documents import Documents
+from pipeline.cache.documents import TeacherSide
 from pipeline.cache.sizes import Measured
 from pipeline.read.loading import TOKENIZER_FILES
 from pipeline.read.tokenizers import OffsetTokenizer
 from schemas.columns import MISSING, side_column
-from schemas.config import ParseConfig, TeacherConfig
+from schemas.config import ModelConfig, ParseConfig
 from schemas.errors import UserError
 from schemas.manifest import Manifest
-from trainer.models.hub import Source, first_line, locate
+from trainer.models.hub import ModelFiles, first_line, locate
 from trainer.models.loading import description, explained
 
 #: Rows that are tokenized again, spread over the dataset.
@@ -28,7 +28,7 @@ SAMPLED_ROWS: Final = 64
 REPLACEMENT: Final = "\ufffd"
 
 
-def describe(config: TeacherConfig) -> TeacherShape:
+def describe(config: ModelConfig) -> TeacherShape:
     """What the model's config says of it, and the model built of it without memory: no weights are read.
 
     Raises `UserError` if there is no such model, or it is no causal language model.
@@ -57,7 +57,7 @@ def describe(config: TeacherConfig) -> TeacherShape:
 
 
 def require_match(
-    teacher: TeacherConfig, shape: TeacherShape, dataset: Manifest, documents: Documents, measured: Measured
+    teacher: ModelConfig, shape: TeacherShape, dataset: Manifest, documents: TeacherSide, measured: Measured
 ) -> str | None:
     """Raises `UserError` if the dataset's teacher tokens are not this teacher's; else what could not be looked at."""
     source = locate(teacher)
@@ -98,7 +98,7 @@ def require_match(
     return None
 
 
-def _tokenizer(source: Source, teacher: TeacherConfig, config: ParseConfig) -> tuple[OffsetTokenizer, Any] | str:
+def _tokenizer(source: ModelFiles, teacher: ModelConfig, config: ParseConfig) -> tuple[OffsetTokenizer, Any] | str:
     """The tokenizer that comes with the model, under the dataset's limits; or why there is none.
 
     Beside that of a GGUF file, the library's own form of it: its vocabulary can be relied on, the way it splits text
@@ -120,7 +120,7 @@ def _tokenizer(source: Source, teacher: TeacherConfig, config: ParseConfig) -> t
     return OffsetTokenizer("teacher", side, config.overflow), None
 
 
-def _of_gguf(source: Source, config: ParseConfig) -> tuple[OffsetTokenizer, Any]:
+def _of_gguf(source: ModelFiles, config: ParseConfig) -> tuple[OffsetTokenizer, Any]:
     file = cached_file(source.name, str(source.gguf_file), revision=source.revision, local_files_only=source.local_only)
     with TemporaryDirectory() as folder:
         # alone in a folder: the library would rather take a tokenizer.json that lies beside it
@@ -148,7 +148,7 @@ def _spells(vocabulary: Any, stored: dict[str, Any]) -> bool:
     return True
 
 
-def _row(documents: Documents, row: int) -> dict[str, Any]:
+def _row(documents: TeacherSide, row: int) -> dict[str, Any]:
     columns = ["id", "text", "response_start", *(side_column("teacher", name) for name in ("input_ids", "offsets"))]
     (table,) = documents.tables(columns, row, row + 1)
     found: dict[str, Any] = table.to_pylist()[0]

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline.cache import matching, sizes
 from pipeline.cache.card import cache_card
 from pipeline.cache.choice import TeacherShape
-from pipeline.cache.documents import Documents
+from pipeline.cache.documents import TeacherSide
 from pipeline.cache.sizes import Measured
 from pipeline.cache.stage import CacheStage
 from pipeline.shards import counts, pool
@@ -54,13 +54,13 @@ LAYOUT: Final = Layout(
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """What a run will do, known before its first row (protocol: `pipeline.shards.publish.Plan`)."""
 
     config: CacheConfig
     shape: TeacherShape
     dataset: Manifest
-    documents: Documents
+    documents: TeacherSide
     measured: Measured
     teacher: dict[str, Any]  # who it is
     notes: tuple[str, ...]  # what the user should know
@@ -102,7 +102,7 @@ class Plan:
         return found
 
 
-def planned(config: CacheConfig, notes: list[str], shape: TeacherShape) -> Plan:
+def plan_cache(config: CacheConfig, notes: list[str], shape: TeacherShape) -> CachePlan:
     """Find and measure the dataset, check that the teacher is its own. Raises `UserError` and its kin."""
     folder = Path(config.dataset)
     dataset = read_manifest(folder)
@@ -112,7 +112,7 @@ def planned(config: CacheConfig, notes: list[str], shape: TeacherShape) -> Plan:
     measured = sizes.measure(documents, config, shape)
     unseen = matching.require_match(config.teacher, shape, dataset, documents, measured)
     who = identity(config.teacher)
-    return Plan(
+    return CachePlan(
         config=config,
         shape=shape,
         dataset=dataset,
@@ -123,7 +123,7 @@ def planned(config: CacheConfig, notes: list[str], shape: TeacherShape) -> Plan:
     )
 
 
-def make_stage(plan: Plan, local: int, threads: int) -> CacheStage:
+def make_stage(plan: CachePlan, local: int, threads: int) -> CacheStage:
     """The stage in the process that runs it; `local`: which of this machine's processes that is."""
     disable_progress_bar()  # of loading weights; the run has its own
     return CacheStage(
@@ -142,7 +142,7 @@ def threads_of(workers: int, rank: Rank) -> int:
 
 
 def cache(
-    plan: Plan, out: Path, *, workers: int, overwrite: bool = False, quiet: bool = False, rank: Rank = ALONE
+    plan: CachePlan, out: Path, *, workers: int, overwrite: bool = False, quiet: bool = False, rank: Rank = ALONE
 ) -> Outcome[CacheManifest]:
     """Write a cache to `out`; goes on from an interrupted run of the same config.
 
@@ -164,7 +164,7 @@ def free_bytes(out: Path) -> int:
     return shutil.disk_usage(place).free + there
 
 
-def require_room(plan: Plan, out: Path) -> None:
+def require_room(plan: CachePlan, out: Path) -> None:
     """Raises `ResourceError` if the disk cannot hold the cache."""
     needed, free = sum(plan.sizes().values()), free_bytes(out)
     if needed > free:
@@ -174,7 +174,7 @@ def require_room(plan: Plan, out: Path) -> None:
         )
 
 
-def seal(plan: Plan, space: Workspace) -> CacheManifest:
+def seal(plan: CachePlan, space: Workspace) -> CacheManifest:
     """Finish a folder all of whose shards are done: index, card, config, and at last the manifest."""
     stats: dict[str, Any] = {}
     written = []
@@ -201,10 +201,10 @@ def seal(plan: Plan, space: Workspace) -> CacheManifest:
     return manifest
 
 
-def _write_index(plan: Plan, path: Path) -> OtherFile:
+def _write_index(plan: CachePlan, path: Path) -> OtherFile:
     bounds = np.array(plan.measured.bounds)
     first = 0
-    with files.published(path) as stream, pa.ipc.new_file(stream, index_schema()) as writer:
+    with files.written(path) as stream, pa.ipc.new_file(stream, index_schema()) as writer:
         for table in plan.documents.tables(["id", side_column("teacher", "input_ids")]):
             rows = np.arange(first, first + table.num_rows)
             shard = np.searchsorted(bounds, rows, side="right") - 1

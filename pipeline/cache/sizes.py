@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from pipeline.cache.choice import TeacherShape
-from pipeline.cache.documents import Documents
+from pipeline.cache.documents import TeacherSide
 from pipeline.cache.shard import Counts, LayerCounts, LayerRows, ShardRows, Spec, specs
 from schemas import files
 from schemas.columns import Granularity
@@ -107,12 +107,12 @@ def nothing(config: CacheConfig) -> Counts:
     return Counts(0, 0, {each.layer: LayerCounts(0, 0, 0) for each in config.layers})
 
 
-def documents_of(dataset: Path, manifest: Manifest, limit: int | None) -> Documents:
+def documents_of(dataset: Path, manifest: Manifest, limit: int | None) -> TeacherSide:
     """The dataset, or its first `limit` rows."""
-    return Documents(dataset, manifest.shards, min(manifest.rows_out, limit or manifest.rows_out))
+    return TeacherSide(dataset, manifest.shards, min(manifest.rows_out, limit or manifest.rows_out))
 
 
-def measure(documents: Documents, config: CacheConfig, shape: TeacherShape) -> Measured:
+def measure(documents: TeacherSide, config: CacheConfig, shape: TeacherShape) -> Measured:
     """Count units and tokens, and cut rows into shards of about `shard_bytes`, of at most `shard_tokens`.
 
     A function of the dataset and the config only. Raises `StateError` if a file of the dataset is not as it was written.

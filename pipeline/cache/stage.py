@@ -24,16 +24,16 @@ from torch import Tensor
 
 from pipeline.cache import sizes
 from pipeline.cache.choice import TeacherShape
-from pipeline.cache.documents import Documents, Rows
+from pipeline.cache.documents import Rows, TeacherSide
 from pipeline.cache.shard import Packed, ShardTensors, pack
 from pipeline.shards.pool import Tick, untold
-from schemas.config import CacheConfig, TeacherConfig
+from schemas.config import CacheConfig, ModelConfig
 from schemas.errors import UserError
 from schemas.signals import HEAD, LAYER_SIGNALS, VECTOR_SIGNALS
 from trainer.maths.layer_signals import layer_signals
 from trainer.models.head import Head
-from trainer.models.hidden_states import Forward, Request, plan
-from trainer.models.loading import load_teacher
+from trainer.models.hidden_states import Forward, Request, batches_of
+from trainer.models.loading import load_model
 from trainer.models.memory import in_halves
 
 #: Batches in work at a time on a GPU.
@@ -80,9 +80,9 @@ class CacheStage:
     def __init__(
         self,
         config: CacheConfig,
-        teacher: TeacherConfig,
+        teacher: ModelConfig,
         shape: TeacherShape,
-        documents: Documents,
+        documents: TeacherSide,
         longest: int,
         threads: int,
     ) -> None:
@@ -94,7 +94,7 @@ class CacheStage:
         self.shape = shape
         self.documents = documents
         request = self._request(config)
-        loaded = load_teacher(teacher, request.deepest)
+        loaded = load_model(teacher, request.deepest)
         limit = loaded.max_length
         if limit is not None and longest > limit:
             raise UserError(
@@ -153,7 +153,7 @@ class CacheStage:
                     shard.place(members, packed)
                     tick(len(members), sum(lengths[row] for row in members))
 
-            for members in plan(lengths, config.token_budget):
+            for members in batches_of(lengths, config.token_budget):
                 waiting.append(pool.submit(self._batch_or_halves, rows, members))
                 if len(waiting) > self.threads:
                     place_next()

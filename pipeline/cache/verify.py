@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.cache import sizes
 from pipeline.cache.choice import TeacherShape
-from pipeline.cache.documents import Documents, Rows
+from pipeline.cache.documents import Rows, TeacherSide
 from pipeline.cache.shard import Counts, LayerCounts, Spec
 from pipeline.dataset.verify import Findings
 from schemas import files
@@ -88,7 +88,7 @@ def verify(folder: Path, *, quick: bool, dataset: Path | None) -> Findings:
     return findings
 
 
-def _documents(dataset: Path, manifest: CacheManifest, config: CacheConfig, findings: Findings) -> Documents | None:
+def _documents(dataset: Path, manifest: CacheManifest, config: CacheConfig, findings: Findings) -> TeacherSide | None:
     found = read_manifest(dataset)
     if found.teacher_fingerprint != manifest.teacher_fingerprint:
         findings.problem(
@@ -111,7 +111,7 @@ def _intact(folder: Path, place: str, entry: ShardFile | OtherFile, findings: Fi
 
 
 def _check_index(
-    index: pa.Table, bounds: np.ndarray, manifest: CacheManifest, documents: Documents | None, findings: Findings
+    index: pa.Table, bounds: np.ndarray, manifest: CacheManifest, documents: TeacherSide | None, findings: Findings
 ) -> None:
     rows = np.arange(manifest.rows)
     shard = np.searchsorted(bounds, rows, side="right") - 1

@@ -7,7 +7,7 @@ import typer
 
 from pipeline.commands.flags import merge
 from schemas import console
-from schemas.config import CacheConfig, TeacherConfig
+from schemas.config import CacheConfig, ModelConfig
 from schemas.errors import UsageError
 from schemas.signals import RECIPES, StateTokens, Storage, Weights
 
@@ -138,11 +138,11 @@ def cache_teacher(
     for need, flag in (("dataset", "a dataset"), ("teacher", "--teacher")):
         if need not in values:
             raise UsageError(f"Nothing given for {flag} (see mta-prep cache-teacher --help).")
-    shape = matching.describe(TeacherConfig.parse(values["teacher"], f"{where}, teacher"))
+    shape = matching.describe(ModelConfig.parse(values["teacher"], f"{where}, teacher"))
     choice = Choice(recipe, signals, layers, student_layers, student_depth)
     same = same_tokens(read_manifest(Path(values["dataset"])))
     settled, notes = resolved(values, where, choice, shape, same)
-    planned = plan.planned(settled, notes, shape)
+    planned = plan.plan_cache(settled, notes, shape)
     if dry_run:
         found = estimate.estimate(planned, out, workers=workers)
         if as_json:

@@ -24,7 +24,7 @@ Spans = Int32[np.ndarray, "_ 2"]
 
 
 @dataclass(frozen=True)
-class Documents:
+class DocumentColumns:
     """The columns that no tokenizer has a say in, one entry a row."""
 
     ids: list[str]
@@ -38,7 +38,7 @@ class Documents:
     @classmethod
     def of(
         cls, rendered: Sequence[Rendered], documents: Sequence[Document], units: Sequence[Units], keep_trees: bool
-    ) -> "Documents":
+    ) -> "DocumentColumns":
         """From the stages' own objects."""
         return cls(
             ids=[row.id for row in rendered],
@@ -60,7 +60,7 @@ class Documents:
         )
 
     @classmethod
-    def from_table(cls, table: pa.Table) -> "Documents":
+    def from_table(cls, table: pa.Table) -> "DocumentColumns":
         """From a shard that was written earlier."""
         return cls(
             ids=table.column("id").to_pylist(),
@@ -77,9 +77,9 @@ class Documents:
             else None,
         )
 
-    def take(self, rows: Sequence[int]) -> "Documents":
+    def take(self, rows: Sequence[int]) -> "DocumentColumns":
         """Only these rows."""
-        return Documents(
+        return DocumentColumns(
             ids=[self.ids[row] for row in rows],
             texts=[self.texts[row] for row in rows],
             response_starts=[self.response_starts[row] for row in rows],
@@ -123,7 +123,7 @@ def stored_encodings(table: pa.Table, side: Side) -> list[Encoding]:
 
 
 def aligned(
-    documents: Documents, encodings: Mapping[Side, Sequence[Encoding]]
+    documents: DocumentColumns, encodings: Mapping[Side, Sequence[Encoding]]
 ) -> tuple[dict[Side, dict[Granularity, list[Spans]]], dict[str, Any]]:
     """Token spans of every unit on both sides, and the audit of what was lost."""
     texts = Texts.of(documents.texts)
@@ -139,7 +139,7 @@ def aligned(
 
 
 def shard(
-    documents: Documents,
+    documents: DocumentColumns,
     encodings: Mapping[Side, Sequence[Encoding]],
     tokenizers: Mapping[Side, OffsetTokenizer],
     *,
@@ -195,7 +195,7 @@ def merged(parts: Sequence[ShardOutput]) -> ShardOutput:
 
 
 def _digest(
-    documents: Documents,
+    documents: DocumentColumns,
     encodings: Mapping[Side, Sequence[Encoding]],
     spans: Mapping[Side, Mapping[Granularity, Sequence[Spans]]],
     row: int,

@@ -107,7 +107,7 @@ class PrepareStage:
         kept, encodings, dropped = assemble.encode_sides(self.tokenizers, texts, starts)
         documents = self.segmenter.segment([texts[row] for row in kept], [starts[row] for row in kept])
         units = self.parser.extract(documents)
-        columns = assemble.Documents.of(
+        columns = assemble.DocumentColumns.of(
             [rendered[row] for row in kept], documents, units, keep_trees=self.config.parser.keep_trees
         )
         return assemble.shard(
@@ -131,7 +131,7 @@ def load_tokenizers(config: ParseConfig, sides: Sequence[Side]) -> dict[Side, Of
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparePlan:
     """What a run will do, known before its first row is prepared."""
 
     config: ParseConfig  # resolved: fields and template as detected
@@ -182,7 +182,7 @@ def package_versions() -> dict[str, str]:
     return {name: version(name) for name in ("mta-prep", "tokenizers", "spacy", "benepar")}
 
 
-def plan(config: ParseConfig, spool: Path) -> Plan:
+def plan(config: ParseConfig, spool: Path) -> PreparePlan:
     """Find and count the inputs, settle fields and template, load and audit what the run needs.
 
     Raises `UserError` and its kin for anything that would make the run fail later.
@@ -212,11 +212,13 @@ def plan(config: ParseConfig, spool: Path) -> Plan:
         )
     for tokenizer in stage.tokenizers.values():
         tokenizer.audit([row.text for row in rendered], [row.response_start for row in rendered])
-    return Plan(config, inputs, files, rows, config.shard_rows or shards.automatic_shard_rows(rows), stage.identities())
+    return PreparePlan(
+        config, inputs, files, rows, config.shard_rows or shards.automatic_shard_rows(rows), stage.identities()
+    )
 
 
 @contextmanager
-def planned(config: ParseConfig, out: Path) -> Iterator[Plan]:
+def planned(config: ParseConfig, out: Path) -> Iterator[PreparePlan]:
     """A plan for `out`; standard input, if asked for, is kept beside `out` for as long as the plan is used."""
     with ExitStack() as stack:
         spool = out

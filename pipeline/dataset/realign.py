@@ -35,7 +35,7 @@ class RealignStage:
     def run(self, item: Path, tick: pool.Tick = pool.untold) -> shards.ShardOutput:
         """The shard at this path, aligned anew."""
         table = read_shard(item)
-        documents = assemble.Documents.from_table(table)
+        documents = assemble.DocumentColumns.from_table(table)
         kept, encodings, dropped = assemble.encode_sides(self.tokenizers, documents.texts, documents.response_starts)
         for side in SIDES:
             if side not in encodings:
@@ -47,7 +47,7 @@ class RealignStage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RealignPlan:
     """What a run will do, known before its first row (protocol: `pipeline.dataset.seal.Plan`)."""
 
     source: Path
@@ -128,6 +128,6 @@ def realign(
     for tokenizer in stage.tokenizers.values():
         tokenizer.audit(sample.column("text").to_pylist(), sample.column("response_start").to_pylist())
     identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}
-    plan = Plan(dataset, before, config, identities, changed)
+    plan = RealignPlan(dataset, before, config, identities, changed)
     make = partial(RealignStage, config, changed)
     return publish(DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet)

@@ -16,7 +16,7 @@ Outcome = publish.Outcome[Manifest]
 
 
 @runtime_checkable
-class Plan(publish.Plan, Protocol):
+class DatasetPlan(publish.Plan, Protocol):
     """What a run that writes a dataset knows before its first row."""
 
     @property
@@ -34,13 +34,13 @@ class Plan(publish.Plan, Protocol):
         ...
 
 
-def seal(plan: Plan, space: Workspace) -> Manifest:
+def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
     """Finish a folder all of whose shards are done."""
     stats, rejected = plan.carried()
     whole, teacher = shards.Fingerprint(), shards.Fingerprint()
     written = []
     path = space.out / shards.REJECTED
-    with files.published(path) as stream:
+    with files.written(path) as stream:
         stream.writelines(map(_line, rejected))
         for index in range(plan.shards):
             receipt = space.receipt(index)

@@ -104,7 +104,7 @@ class Fingerprint:
 def write_dataset_files(space: Workspace, schema: pa.Schema, name: str) -> None:
     """`dataset_info.json` and `state.json`, as `datasets.load_from_disk` reads them."""
     info = DatasetInfo(features=Features.from_arrow_schema(schema), dataset_name="mta-prep")
-    with files.published(space.out / INFO) as stream:
+    with files.written(space.out / INFO) as stream:
         info._dump_info(stream, pretty_print=True)
     state: dict[str, Any] = {
         "_data_files": [{"filename": shard_name(index, space.shards)} for index in range(space.shards)],
@@ -115,4 +115,4 @@ def write_dataset_files(space: Workspace, schema: pa.Schema, name: str) -> None:
         "_output_all_columns": False,
         "_split": None,
     }
-    files.publish_text(space.out / STATE, json.dumps(state, indent=2) + "\n")
+    files.write_text(space.out / STATE, json.dumps(state, indent=2) + "\n")

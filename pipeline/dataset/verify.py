@@ -134,7 +134,7 @@ def _check_counts(manifest: Manifest, folder: Path, findings: Findings) -> None:
 def _check_rows(
     table: pa.Table, file: str, flat: set[Granularity], tokenizers: Mapping[Side, OffsetTokenizer], findings: Findings
 ) -> tuple[shards.RowDigest, ...]:
-    documents = assemble.Documents.from_table(table)
+    documents = assemble.DocumentColumns.from_table(table)
     stored = {side: assemble.stored_encodings(table, side) for side in SIDES}
     findings.checked["rows"] += table.num_rows
     findings.checked["units"] += sum(len(spans) for name in GRANULARITIES for spans in documents.units[name])

@@ -104,7 +104,7 @@ def _welcome(space: Workspace, rank: Rank) -> None:
             hello = _hello(space.work, number)
             words = hello.read_text(encoding="ascii") if hello.exists() else ""
             if len(words) == _WORDS:  # else it is being written
-                files.publish_text(_answer(space.work, number), words)
+                files.write_text(_answer(space.work, number), words)
                 waiting.discard(number)
         if waiting and time.monotonic() > until:
             raise ResourceError(

@@ -140,10 +140,10 @@ class Workspace:
         size, sha256 = self._publish(path, output.write)
         shard = ShardFile(file=path.name, rows=output.rows, bytes=size, sha256=sha256)
         receipt = Receipt(shard, output.stats, output.details, tuple(others))
-        files.publish_text(self._receipt_path(index), receipt.to_json())
+        files.write_text(self._receipt_path(index), receipt.to_json())
 
     def _publish(self, path: Path, write: Callable[[IO[bytes]], None]) -> tuple[int, str]:
-        with files.published(path) as stream:
+        with files.written(path) as stream:
             write(stream)
         return path.stat().st_size, files.sha256_of(path)
 
@@ -179,8 +179,8 @@ class Workspace:
     def seal(self, texts: Mapping[str, str], manifest: str) -> None:
         """Write the folder's texts, the manifest last, and drop the working folder."""
         for file, text in texts.items():
-            files.publish_text(self.out / file, text)
-        files.publish_text(self.out / MANIFEST, manifest)
+            files.write_text(self.out / file, text)
+        files.write_text(self.out / MANIFEST, manifest)
         shutil.rmtree(self.work)
         flush(self.out)
 
@@ -271,7 +271,7 @@ def claim(work: Path, record: dict[str, Any]) -> None:
     """Note what is being made; raises `StateError` if that is something else already."""
     path = work / RUN
     if not path.exists():
-        files.publish_text(path, json.dumps(_key(record), indent=1, ensure_ascii=False))
+        files.write_text(path, json.dumps(_key(record), indent=1, ensure_ascii=False))
         return
     lines = differences(json.loads(path.read_text(encoding="utf-8")), _key(record))
     if lines:

@@ -25,10 +25,10 @@ from pipeline.cache import matching
 from pipeline.cache import plan as planning
 from pipeline.cache.choice import Choice, resolved
 from pipeline.shards.pool import settle_torch
-from schemas.config import TeacherConfig
+from schemas.config import ModelConfig
 from schemas.manifest import read_manifest, same_tokens
-from trainer.models.hidden_states import plan as batches_of
-from trainer.models.loading import load_teacher
+from trainer.models.hidden_states import batches_of
+from trainer.models.loading import load_model
 
 USUAL_BATCH = 8
 
@@ -75,15 +75,15 @@ def main(
         "limit": rows,
         **({} if token_budget is None else {"token_budget": token_budget}),
     }
-    shape = matching.describe(TeacherConfig.parse(values["teacher"], "benchmark"))
+    shape = matching.describe(ModelConfig.parse(values["teacher"], "benchmark"))
     choice = Choice("mta-dsa", None, layers, None, None)
     same = same_tokens(read_manifest(dataset))
     config, notes = resolved(values, "benchmark", choice, shape, same)
-    plan = planning.planned(config, notes, shape)
+    plan = planning.plan_cache(config, notes, shape)
     deepest = max(each.layer for each in config.layers)
     cores = planning.threads_of(1, planning.ALONE)
     stage = planning.make_stage(plan, 0, cores)
-    cut = load_teacher(config.teacher, deepest)
+    cut = load_model(config.teacher, deepest)
     tables = plan.documents.tables(["teacher_input_ids"])
     documents = [np.asarray(ids) for table in tables for ids in table.column(0).to_pylist()]
     lengths = [len(document) for document in documents]
@@ -138,7 +138,7 @@ def main(
         if usual:
             del cut
             torch.set_num_threads(cores)
-            whole = load_teacher(config.teacher, None)
+            whole = load_model(config.teacher, None)
             took = seconds(the_usual_way)
             result["usual_s"] = round(took, 1)
             result["usual_bytes"] = (Path(folder) / "usual.pt").stat().st_size

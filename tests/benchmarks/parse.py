@@ -54,7 +54,7 @@ def main(
                 encodings[side], seconds[f"{side} tokens"] = timed(lambda t=tokenizer: t.encode(texts, starts))
             documents, seconds["sentences and words"] = timed(lambda: stage.segmenter.segment(texts, starts))
             units, seconds["parser"] = timed(lambda: stage.parser.extract(documents))
-            columns = assemble.Documents.of(rendered, documents, units, keep_trees=False)
+            columns = assemble.DocumentColumns.of(rendered, documents, units, keep_trees=False)
             kept = [
                 row for row in range(len(texts)) if not any(isinstance(side[row], str) for side in encodings.values())
             ]

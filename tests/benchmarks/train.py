@@ -100,14 +100,14 @@ def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps:
     import torch.nn.functional as F
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from schemas.config import TeacherConfig
+    from schemas.config import ModelConfig
     from trainer.batches.order import stream
     from trainer.cache import TeacherCache
-    from trainer.models.loading import load_teacher
+    from trainer.models.loading import load_model
 
     torch.manual_seed(0)
     student = AutoModelForCausalLM.from_config(AutoConfig.for_model(**STUDENT, vocab_size=vocabulary))
-    teacher = load_teacher(TeacherConfig(model=teacher_name, dtype="float32"), None).model
+    teacher = load_model(ModelConfig(model=teacher_name, dtype="float32"), None).model
     held = TeacherCache(cache)
     depth = held.manifest.teacher["depth"]
     layers = [(round(layer * STUDENT["num_hidden_layers"] / depth), layer, kind) for layer, kind in held.layers.items()]

@@ -506,6 +506,6 @@ def test_the_manifest_knows_whose_it_is(plain, tiny_teacher, prepared):
 
 
 def plan_teacher(folder):
-    from schemas.config import TeacherConfig
+    from schemas.config import ModelConfig
 
-    return TeacherConfig(model=str(folder))
+    return ModelConfig(model=str(folder))

@@ -29,7 +29,7 @@ AHEAD: Final = 2
 
 
 @runtime_checkable
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where batches come from: `trainer.teacher.cached.CachedTeacher`, `trainer.teacher.live.LiveTeacher`."""
 
     documents: Documents
@@ -43,7 +43,7 @@ class Source(Protocol):
 class StepLoader:
     """This rank's micro-batches, a step at a time."""
 
-    def __init__(self, source: Source, config: DataConfig, *, rank: int, ranks: int, pinned: bool) -> None:
+    def __init__(self, source: BatchSource, config: DataConfig, *, rank: int, ranks: int, pinned: bool) -> None:
         """`pinned`: into page-locked memory, from where a GPU copies while it computes.
 
         Raises `UsageError` if a step's documents, or those held out, do not go round the ranks.
@@ -132,7 +132,7 @@ class _Each:
 class _Reader(Dataset[Any]):
     """What a worker does: rows of a step's micro-batches to the batches."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: BatchSource) -> None:
         self._source = source
 
     def __getitem__(self, step: list[list[int]]) -> Parcel | UserError:

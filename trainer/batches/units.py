@@ -22,7 +22,7 @@ class SharedUnits:
     teacher_rows: Int64[Tensor, " pointers"]  # of those
 
     @cached_property
-    def pairs(self) -> Int64[Tensor, " pairs"]:
+    def unit_pairs(self) -> Int64[Tensor, " pairs"]:
         """Which of the teacher's pairs of units are of units that both have."""
         before, count = self.teacher_rows.diff(), self.rows.diff()
         bounds = pair_rows(self.teacher_rows)

@@ -15,8 +15,8 @@ from schemas.config import Strict
 from schemas.errors import UserError
 from trainer.batches.documents import Documents
 from trainer.models.head import LOGITS_AT_ONCE, Head
-from trainer.models.hidden_states import Forward, Request, plan
-from trainer.models.loading import Teacher
+from trainer.models.hidden_states import Forward, Request, batches_of
+from trainer.models.loading import LanguageModel
 
 #: Rows whose tokens are compared with the tokenizer's.
 _COMPARED: Final = 8
@@ -34,7 +34,7 @@ class HeldOutResult(Strict):
     perplexity: float
 
 
-def open_documents(folder: Path, limit: int | None, model: Teacher, tokenizer: Any) -> Documents:
+def open_documents(folder: Path, limit: int | None, model: LanguageModel, tokenizer: Any) -> Documents:
     """The dataset's first `limit` rows, if the model can read its student's side.
 
     Raises `UserError` if that was made with another tokenizer (the prompts of a few rows are tokenized again, and no id
@@ -54,7 +54,7 @@ def open_documents(folder: Path, limit: int | None, model: Teacher, tokenizer: A
     return documents
 
 
-def held_out_loss(model: Teacher, documents: Documents, token_budget: int = 4096) -> HeldOutResult:
+def held_out_loss(model: LanguageModel, documents: Documents, token_budget: int = 4096) -> HeldOutResult:
     """Mean of −log p(token | all before it) over the response tokens, end of text included; float32 sums in float64.
 
     A text without a prompt is a response from its second token on. Documents run packed, about `token_budget` tokens at
@@ -63,7 +63,7 @@ def held_out_loss(model: Teacher, documents: Documents, token_budget: int = 4096
     forward = Forward(model, Request(final=True))
     assert forward.head is not None
     total, tokens = 0.0, 0
-    for rows in plan(documents.lengths("student"), token_budget):
+    for rows in batches_of(documents.lengths("student"), token_budget):
         batch = documents.batch(np.array(sorted(rows), dtype=np.int64))
         captured = forward(np.split(batch.ids.numpy(), batch.rows[1:-1].tolist()))
         assert captured.final is not None

@@ -9,14 +9,14 @@ import torch
 from transformers import AutoTokenizer
 
 from schemas import console
-from schemas.config import TeacherConfig
+from schemas.config import ModelConfig
 from schemas.errors import UsageError, UserError
 from trainer.evaluation.generate import Generator, Prompt, Response, Sampling
 from trainer.evaluation.questions import Question, digest
 from trainer.evaluation.results import FileResult, Score
 from trainer.evaluation.rouge import RougeL
 from trainer.models.hub import first_line, identity, locate
-from trainer.models.loading import Teacher, load_teacher
+from trainer.models.loading import LanguageModel, load_model
 from trainer.models.memory import in_halves
 
 
@@ -24,7 +24,7 @@ from trainer.models.memory import in_halves
 class Loaded:
     """A model to evaluate, with the tokenizer beside it."""
 
-    teacher: Teacher  # any causal language model, whatever its part in distillation
+    teacher: LanguageModel  # any causal language model, whatever its part in distillation
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     identity: dict[str, Any]  # name, revision, sha256 of its weights
 
@@ -36,15 +36,15 @@ class Loaded:
         return tuple(sorted({each for each in [*ids, self.tokenizer.eos_token_id] if each is not None}))
 
 
-def load(config: TeacherConfig) -> Loaded:
-    """Load it whole. Raises as `trainer.models.loading.load_teacher` does, and `UserError` if there is no tokenizer with it."""
+def load(config: ModelConfig) -> Loaded:
+    """Load it whole. Raises as `trainer.models.loading.load_model` does, and `UserError` if there is no tokenizer with it."""
     source = locate(config, "model")
     who = identity(config)  # says what is missing, where the tokenizer's own errors do not
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.name, **source.options(config))
     except Exception as error:  # bad files make the library raise anything from KeyError to Exception
         raise UserError(f"The model {config.model!r} has no usable tokenizer with it: {first_line(error)}") from error
-    return Loaded(load_teacher(config, None), tokenizer, who)
+    return Loaded(load_model(config, None), tokenizer, who)
 
 
 class Evaluation:

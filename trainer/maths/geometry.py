@@ -28,7 +28,7 @@ from trainer.maths.ragged import (
     spread,
     sum_rows,
 )
-from trainer.maths.triangle import pairs
+from trainer.maths.triangle import unit_pairs
 
 #: Added to the standard deviation of a hidden state.
 STD_EPSILON: Final = 1e-5
@@ -201,7 +201,7 @@ def relations(
             filled += size * width**2
     if not buffers:
         return unit.flatten()[:0]
-    left, right = pairs(rows, units.device)
+    left, right = unit_pairs(rows, units.device)
     local = torch.arange(len(units)) - spread(rows[:-1], rows)
     # where, in the buffers, a unit's line would have the batch's first unit
     line = spread(base - rows[:-1], rows) + local * spread(widths, rows)

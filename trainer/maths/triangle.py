@@ -23,7 +23,7 @@ def pair_rows(rows: Int64[Tensor, " pointers"]) -> Int64[Tensor, " pointers"]:
     return pointers(units * (units - 1) // 2)
 
 
-def pairs(
+def unit_pairs(
     rows: Int64[Tensor, " pointers"], device: torch.device | str = "cpu"
 ) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
     """The two units of every pair, as places among all units of the batch, on `device`.
@@ -52,7 +52,7 @@ def select_pairs(kept: Int64[Tensor, " kept"], rows: Int64[Tensor, " pointers"])
         raise ValueError(f"units to keep must be strictly rising places from 0 to {units - 1}")
     keep: Bool[Tensor, " units"] = torch.zeros(units, dtype=torch.bool)
     keep[kept] = True
-    left, right = (kept[unit] for unit in pairs(pointers(keep.to(torch.int64))[rows]))
+    left, right = (kept[unit] for unit in unit_pairs(pointers(keep.to(torch.int64))[rows]))
     count, first, base = (spread(each, rows)[left] for each in (rows.diff(), rows[:-1], pair_rows(rows)[:-1]))
     i, j = left - first, right - first
     place: Tensor = base + i * count - i * (i + 1) // 2 + j - i - 1

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from schemas.errors import UserError
 from trainer.maths.ragged import flat_index, flatten, normalize_rows, pointers, spread
 from trainer.models.head import likeliest
-from trainer.models.loading import Teacher
+from trainer.models.loading import LanguageModel
 from trainer.models.packed_attention import NotPackable, Pack, packed
 
 #: How far hidden states of the probe may differ, relative to a token's norm: another order of sums, amplified by depth.
@@ -47,7 +47,7 @@ class Request:
 
     @property
     def deepest(self) -> int | None:
-        """For `load_teacher`: decoder layers that have to run, None for all."""
+        """For `load_model`: decoder layers that have to run, None for all."""
         return None if self.final or self.topk is not None else max((*self.layers, *self.attention), default=0)
 
 
@@ -62,7 +62,7 @@ class Captured:
     topk: tuple[Int32[Tensor, "tokens k"], Float32[Tensor, "tokens k"]] | None  # indices, log-probabilities, best first
 
 
-def plan(lengths: Sequence[int] | Int[np.ndarray, " documents"], budget: int) -> list[list[int]]:
+def batches_of(lengths: Sequence[int] | Int[np.ndarray, " documents"], budget: int) -> list[list[int]]:
     """Batches of documents of like length, longest first: number of documents times the longest is within `budget` tokens.
 
     A longer document is alone in its batch; documents of no token are in none. A function of its arguments only.
@@ -86,7 +86,7 @@ class Forward:
     models, OPT-350m for one, project the last one).
     """
 
-    def __init__(self, teacher: Teacher, request: Request) -> None:
+    def __init__(self, teacher: LanguageModel, request: Request) -> None:
         """Raises UserError naming the architecture if neither way gives the hidden states of documents alone, or if the
         model's logits are asked for and not understood; ValueError for layers that the teacher does not have."""
         loaded = len(teacher.layers)

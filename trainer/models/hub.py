@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, errors
 from transformers.utils import cached_file
 
 from schemas import embedded
-from schemas.config import TeacherConfig
+from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UserError
 
 _PROBE_SECONDS: Final = 10.0
@@ -27,7 +27,7 @@ _WEIGHTS: Final = (
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFiles:
     """A model's folder or hub id, pinned."""
 
     name: str
@@ -35,7 +35,7 @@ class Source:
     gguf_file: str | None = None
     local_only: bool = False  # the hub could not be reached: only what its local cache holds
 
-    def options(self, config: TeacherConfig) -> dict[str, Any]:
+    def options(self, config: ModelConfig) -> dict[str, Any]:
         """Arguments of every `from_pretrained` from here."""
         options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "local_files_only": self.local_only}
         if self.revision is not None:
@@ -45,7 +45,7 @@ class Source:
         return options
 
 
-def locate(config: TeacherConfig, role: str = "teacher") -> Source:
+def locate(config: ModelConfig, role: str = "teacher") -> ModelFiles:
     """The model's folder, or its hub id at the commit that its revision is now.
 
     `config.model` may also be a GGUF file, or an embedded one's name. `role`: what messages call it. Raises UserError if it
@@ -54,7 +54,7 @@ def locate(config: TeacherConfig, role: str = "teacher") -> Source:
     subject = f"The {role} {config.model!r}"
     path = Path(embedded.resolve(config.model)).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return Source(str(path.parent), gguf_file=path.name)
+        return ModelFiles(str(path.parent), gguf_file=path.name)
     if path.is_dir():
         if config.gguf_file is not None and not (path / config.gguf_file).is_file():
             raise UserError(f"{subject}: there is no file {config.gguf_file} in that folder.")
@@ -64,13 +64,13 @@ def locate(config: TeacherConfig, role: str = "teacher") -> Source:
                 f"Name one of its GGUF files: {', '.join(files)}." if files else "Save a model there, or name another."
             )
             raise UserError(f"{subject}: the folder holds no config.json. {hint}")
-        return Source(str(path), gguf_file=config.gguf_file)
+        return ModelFiles(str(path), gguf_file=config.gguf_file)
     if path.is_file() or path.is_absolute() or config.model.startswith((".", "~")) or config.model.count("/") > 1:
         raise UserError(f"{subject}: no such folder. Give a folder with a config.json, a GGUF file, or a hub id.")
     commit = hub_commit(subject, config.model, config.revision)
     if commit is None:
-        return Source(config.model, config.revision, config.gguf_file, local_only=True)
-    return Source(config.model, commit, config.gguf_file)
+        return ModelFiles(config.model, config.revision, config.gguf_file, local_only=True)
+    return ModelFiles(config.model, commit, config.gguf_file)
 
 
 def hub_commit(subject: str, name: str, revision: str | None) -> str | None:
@@ -93,7 +93,7 @@ def hub_commit(subject: str, name: str, revision: str | None) -> str | None:
         return None
 
 
-def identity(config: TeacherConfig) -> dict[str, Any]:
+def identity(config: ModelConfig) -> dict[str, Any]:
     """Who the teacher is: `name`, `revision` (commit of a hub id, else None), `sha256`.
 
     The name is a hub id, or the own name of a folder or GGUF file. The hash is over config.json, the weight files and
@@ -113,7 +113,7 @@ def identity(config: TeacherConfig) -> dict[str, Any]:
     return {"name": name, "revision": revision, "sha256": digest.hexdigest()}
 
 
-def _files(config: TeacherConfig, source: Source) -> dict[str, Path]:
+def _files(config: ModelConfig, source: ModelFiles) -> dict[str, Path]:
     """The files that make the model, by name."""
     if source.gguf_file is not None:
         path = _find(source, source.gguf_file)
@@ -139,7 +139,7 @@ def _files(config: TeacherConfig, source: Source) -> dict[str, Path]:
     return found
 
 
-def _find(source: Source, name: str) -> Path | None:
+def _find(source: ModelFiles, name: str) -> Path | None:
     path = cached_file(
         source.name,
         name,
@@ -151,7 +151,7 @@ def _find(source: Source, name: str) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _nothing(config: TeacherConfig, source: Source, wanted: str) -> UserError:
+def _nothing(config: ModelConfig, source: ModelFiles, wanted: str) -> UserError:
     subject = f"The teacher {config.model!r}"
     if source.local_only:
         return ResourceError(

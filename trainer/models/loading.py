@@ -10,10 +10,10 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from schemas.config import TeacherConfig
+from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UsageError, UserError
 from trainer.models.head import Head
-from trainer.models.hub import Source, first_line, locate
+from trainer.models.hub import ModelFiles, first_line, locate
 from trainer.models.memory import out_of_memory
 
 #: Names under which configs of transformers keep a factor on logits. Some multiply by it, some divide: the probe tells.
@@ -27,7 +27,7 @@ _ROUNDING: Final = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
-class Teacher:
+class LanguageModel:
     """A loaded model, in evaluation mode and without gradients."""
 
     model: Any  # transformers.PreTrainedModel
@@ -122,7 +122,7 @@ def _candidates(config: Any, plain: Head) -> list[Head]:
     ]
 
 
-def description(config: TeacherConfig, source: Source, subject: str) -> Any:
+def description(config: ModelConfig, source: ModelFiles, subject: str) -> Any:
     """The model's config (transformers.PreTrainedConfig), without any weight. Raises UserError, beginning with `subject`."""
     try:
         return transformers.AutoConfig.from_pretrained(source.name, **source.options(config))
@@ -130,14 +130,14 @@ def description(config: TeacherConfig, source: Source, subject: str) -> Any:
         raise explained(error, subject, config, source) from error
 
 
-def placed(config: TeacherConfig, number: int) -> TeacherConfig:
+def placed(config: ModelConfig, number: int) -> ModelConfig:
     """With `cuda` as its device, every process of a machine, by number, takes another GPU."""
     if config.device != "cuda" or not torch.cuda.is_available():
         return config
     return config.model_copy(update={"device": f"cuda:{number % torch.cuda.device_count()}"})
 
 
-def load_teacher(config: TeacherConfig, deepest: int | None) -> Teacher:
+def load_model(config: ModelConfig, deepest: int | None) -> LanguageModel:
     """Load the model with its first `deepest` decoder layers only; None (or its depth): whole, as `final` and `topk` need.
 
     A cut teacher gives `hidden_states` 0 to `deepest`; weights of further layers are never read. Raises UserError (no
@@ -175,7 +175,7 @@ def load_teacher(config: TeacherConfig, deepest: int | None) -> Teacher:
     check_complete(subject, model, report, cut)
     model.eval().requires_grad_(False)
     text = described.get_text_config(decoder=True)
-    return Teacher(
+    return LanguageModel(
         model=model,
         body=body,
         layers=layers,
@@ -188,7 +188,7 @@ def load_teacher(config: TeacherConfig, deepest: int | None) -> Teacher:
     )
 
 
-def loading_options(config: TeacherConfig, source: Source) -> dict[str, Any]:
+def loading_options(config: ModelConfig, source: ModelFiles) -> dict[str, Any]:
     """How weights are to be loaded, as arguments of `from_pretrained`."""
     options: dict[str, Any] = {"dtype": "auto" if config.dtype == "auto" else getattr(torch, config.dtype)}
     if config.device_map and importlib.util.find_spec("accelerate") is None:
@@ -286,7 +286,7 @@ def check_complete(subject: str, model: Any, report: dict[str, Any], cut: int | 
         )
 
 
-def explained(error: Exception, subject: str, config: TeacherConfig, source: Source) -> UserError:
+def explained(error: Exception, subject: str, config: ModelConfig, source: ModelFiles) -> UserError:
     """A sentence for what failed while loading."""
     if out_of_memory(error):
         return ResourceError(f"{subject} does not fit in the memory of {config.device_map or config.device}.")

@@ -1,7 +1,7 @@
 """Dynamic structural alignment (DSA, MTA arXiv 2605.01374): units relate to each other as they do in the teacher.
 
 One part a pair of layers. U_k are pooled units, ω_k the teacher's weights of them, S student and T teacher; sums are over
-distinct units of one document, of all documents. A part is numerator / denominator (`pairs: mean`):
+distinct units of one document, of all documents. A part is numerator / denominator (`reduce: mean`):
 
     cosine     Σ_{i≠j} ω_i ω_j (cos(U^S_i, U^S_j) − cos(U^T_i, U^T_j))²        / Σ_{i≠j} ω_i ω_j
     distance   Σ_{i≠j} ω_i ω_j (|U^S_i − U^S_j| / μ^S − |U^T_i − U^T_j| / μ^T)²  / Σ_{i≠j} ω_i ω_j
@@ -10,7 +10,7 @@ distinct units of one document, of all documents. A part is numerator / denomina
 
 `distance` and `angle` are the relations of RKD (Park et al. 2019, arXiv 1904.05068) under DSA's weighted square in place
 of its Huber loss: μ is the plain mean of the distances of a document's pairs, ∠_ijk the angle at unit j. A document with
-fewer units than a relation takes (angle: 3, others: 2) adds nothing to numerator or denominator. With `pairs: sum` a
+fewer units than a relation takes (angle: 3, others: 2) adds nothing to numerator or denominator. With `reduce: sum` a
 document's sum is taken as it is, as the paper prints it, and the denominator is the number of documents with enough units:
 a plain sum over a step would depend on how many documents a step has.
 """
@@ -30,7 +30,7 @@ from schemas.training import PairConfig
 from trainer.batches.batch import Batch, LayerTargets
 from trainer.maths.geometry import relations, student_units
 from trainer.maths.ragged import spread, sum_rows
-from trainer.maths.triangle import pairs, partners
+from trainer.maths.triangle import partners, unit_pairs
 from trainer.objectives.base import LayerNeed, Needs, Options, Setting, StateObjective
 from trainer.objectives.rkd import angle_numerator, distance_numerator
 
@@ -58,7 +58,7 @@ class StructureOptions(Options):
     """Options of `dsa`."""
 
     metric: Metric = "cosine"
-    pairs: Literal["mean", "sum"] = "mean"
+    reduce: Literal["mean", "sum"] = "mean"
     temperature: float = Field(default=1.0, ge=0.01)  # τ of `row_kl`
     layers: tuple[PairConfig, ...] | None = Field(default=None, min_length=1)  # None: the run's
 
@@ -88,9 +88,9 @@ class StructuralAlignment(StateObjective):
         return tuple(sorted({pair.student for pair in self.pairs}))
 
     def denominators(self, batch: Batch) -> Float[Tensor, " parts"]:
-        """Σ of the products of weights, or with `pairs: sum` the number of documents with enough units."""
+        """Σ of the products of weights, or with `reduce: sum` the number of documents with enough units."""
         targets = [batch.layers[pair.teacher] for pair in self.pairs]
-        if self.config.pairs == "sum":
+        if self.config.reduce == "sum":
             counts = [int((each.rows.diff() >= self.relation.least).sum()) for each in targets]
             return torch.tensor(counts, dtype=torch.float64)
         return torch.stack(
@@ -145,7 +145,7 @@ def cosine_numerator(
     rows: Int64[Tensor, " pointers"],
 ) -> Float[Tensor, ""]:
     """Σ_{i≠j} ω_i ω_j (cos^S_ij − cos^T_ij)², of cosines as flat triangles (`trainer.maths.triangle`)."""
-    left, right = pairs(rows, student.device)
+    left, right = unit_pairs(rows, student.device)
     return 2 * (weights[left] * weights[right] * (student - teacher).square()).sum()
 
 

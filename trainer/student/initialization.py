@@ -9,10 +9,10 @@ import torch
 import transformers
 from torch import nn
 
-from schemas.config import TeacherConfig
+from schemas.config import ModelConfig
 from schemas.errors import UsageError, UserError
 from schemas.training import CutConfig, StudentConfig
-from trainer.models.hub import Source, first_line, locate
+from trainer.models.hub import ModelFiles, first_line, locate
 from trainer.models.loading import check_complete, decoder, description, explained, loading_options
 
 #: Lists of a config that are not one entry a layer, however long they are.
@@ -33,7 +33,7 @@ def initial_model(config: StudentConfig, seed: int) -> Any:
         with _told(f"The student (a {kind})"):
             return _fresh(_new_description(config.config), seed, config.trust_remote_code)
     subject = f"The student {config.model!r}"
-    where = TeacherConfig(
+    where = ModelConfig(
         model=config.model,
         revision=config.revision,
         gguf_file=config.gguf_file,
@@ -53,7 +53,7 @@ def initial_model(config: StudentConfig, seed: int) -> Any:
     return model
 
 
-def _pretrained(subject: str, where: TeacherConfig, source: Source, description: Any) -> Any:
+def _pretrained(subject: str, where: ModelConfig, source: ModelFiles, description: Any) -> Any:
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             source.name,

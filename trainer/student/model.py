@@ -14,7 +14,7 @@ from schemas.training import StudentConfig
 from trainer.batches.batch import Batch
 from trainer.maths.ragged import flat_index, flatten, pointers, spread
 from trainer.models.hidden_states import Forward, Request
-from trainer.models.loading import Teacher, decoder
+from trainer.models.loading import LanguageModel, decoder
 from trainer.models.packed_attention import NAME, PACK, NotPackable, Pack
 from trainer.student.initialization import initial_model
 from trainer.student.lora import with_adapters
@@ -50,7 +50,7 @@ class Student(nn.Module):
         self.architecture = type(model).__name__
         body, layers = decoder(model, self.depth, "student")
         self._body = next(path for path, module in model.named_modules() if module is body)
-        probe = Teacher(
+        probe = LanguageModel(
             model=model,
             body=body,
             layers=body.get_submodule(layers),
@@ -123,7 +123,7 @@ class Student(nn.Module):
                 f"student that limit with `mta-prep align DATASET --student TOKENIZER --max-length {self.max_length}`."
             )
 
-    def _packable(self, probe: Teacher) -> bool:
+    def _packable(self, probe: LanguageModel) -> bool:
         """Whether documents in a pack get the hidden states that they have alone."""
         try:
             return Forward(probe, Request()).packed
@@ -145,7 +145,7 @@ class Student(nn.Module):
                     f"The student ({self.architecture}) has no gradient checkpointing; leave it out."
                 ) from None
 
-    def _put_head(self, probe: Teacher) -> None:
+    def _put_head(self, probe: LanguageModel) -> None:
         try:
             with torch.no_grad():
                 known = probe.head()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from schemas.config import CacheConfig, LayerConfig, TeacherConfig
+from schemas.config import CacheConfig, LayerConfig, ModelConfig
 from schemas.errors import UsageError
 from schemas.signals import Signal
 from trainer.batches.batch import Batch, LayerTargets
@@ -19,7 +19,7 @@ from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import pointers, spread
 from trainer.objectives.base import LayerNeed
 from trainer.teacher.caches import Caches
-from trainer.teacher.needs import Demand
+from trainer.teacher.needs import TeacherNeeds
 from trainer.teacher.targets import join_layer
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class CachedTeacher:
     #: Whether other processes may fetch.
     portable: ClassVar[bool] = True
 
-    def __init__(self, caches: Caches, demand: Demand) -> None:
+    def __init__(self, caches: Caches, demand: TeacherNeeds) -> None:
         """Raises `UsageError`, with the command that makes what is missing, if the caches do not hold what is demanded."""
         self.documents = caches.documents
         self.rows = caches.rows
@@ -182,7 +182,7 @@ class CachedTeacher:
         return command(
             CacheConfig(
                 dataset=str(self.documents.folder),
-                teacher=self._caches.caches[0].config.teacher if self._caches.caches else TeacherConfig(model="MODEL"),
+                teacher=self._caches.caches[0].config.teacher if self._caches.caches else ModelConfig(model="MODEL"),
                 layers=tuple(LayerConfig(layer=each, granularity=self._demand.granularities[each]) for each in layers),
                 signals=tuple(signal for signal in get_args(Signal) if signal in wanted),
                 state_tokens="all" if "position_states" in needs else "covered",

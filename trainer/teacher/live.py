@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.config import CacheConfig, TeacherConfig
+from schemas.config import CacheConfig, ModelConfig
 from schemas.errors import UserError
 from schemas.signals import Signal
 from trainer.batches.batch import Batch, LayerTargets
@@ -16,9 +16,9 @@ from trainer.batches.documents import Documents
 from trainer.maths.layer_signals import layer_signals
 from trainer.models.head import Head
 from trainer.models.hidden_states import Captured, Forward, Request
-from trainer.models.loading import load_teacher
+from trainer.models.loading import load_model
 from trainer.objectives.base import LayerNeed
-from trainer.teacher.needs import Demand
+from trainer.teacher.needs import TeacherNeeds
 from trainer.teacher.targets import join_layer
 
 
@@ -30,9 +30,9 @@ class LiveTeacher:
 
     def __init__(
         self,
-        config: TeacherConfig,
+        config: ModelConfig,
         documents: Documents,
-        demand: Demand,
+        demand: TeacherNeeds,
         topk: int = CacheConfig.model_fields["topk"].default,
     ) -> None:
         """Loads the teacher, as deep as is demanded. `topk`: tokens of each distribution, if those are.
@@ -43,7 +43,7 @@ class LiveTeacher:
         self.rows = documents.rows
         self._demand = demand
         request = Request(layers=tuple(demand.layers), final=demand.final, topk=topk if demand.topk else None)
-        teacher = load_teacher(config, request.deepest)
+        teacher = load_model(config, request.deepest)
         longest = int(documents.lengths("teacher").max(initial=0))
         if teacher.max_length is not None and longest > teacher.max_length:
             raise UserError(

@@ -13,7 +13,7 @@ from trainer.objectives.base import LayerNeed, Needs
 
 
 @dataclass(frozen=True)
-class Demand:
+class TeacherNeeds:
     """All that batches must hold besides the student's tokens."""
 
     layers: Mapping[int, frozenset[LayerNeed]] = field(default_factory=dict)  # by teacher layer, lowest first
@@ -28,7 +28,9 @@ class Demand:
         return frozenset(self.granularities.values())
 
 
-def demand(terms: Mapping[str, Needs], pairs: Iterable[PairConfig], weights: Weights, documents: Documents) -> Demand:
+def teacher_needs(
+    terms: Mapping[str, Needs], pairs: Iterable[PairConfig], weights: Weights, documents: Documents
+) -> TeacherNeeds:
     """What all terms need, given by name; `pairs`: the run's, and those that terms have as their own.
 
     Raises `UsageError` if a term compares token with token where the two sides of the dataset have different tokens,
@@ -49,7 +51,7 @@ def demand(terms: Mapping[str, Needs], pairs: Iterable[PairConfig], weights: Wei
                 f"Teacher layer {pair.teacher} is paired for {known} and for {pair.granularity}; a run has one kind of "
                 "units a layer, so choose one."
             )
-    return Demand(
+    return TeacherNeeds(
         layers=dict(sorted(layers.items())),
         granularities={layer: granularities[layer] for layer in sorted(layers)},
         final=any(needs.final for needs in terms.values()),

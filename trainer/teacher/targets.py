@@ -40,7 +40,7 @@ def join_layer(
     if "relations" in needs:
         relations = _present(signals.relations, "relations")
         if len(kept) < units_before:
-            relations = relations[shared.pairs.to(device, non_blocking=True)]
+            relations = relations[shared.unit_pairs.to(device, non_blocking=True)]
     if "units" in needs:
         units = _present(signals.units, "units")[kept]
     if "states" in needs:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cache.sizes import _Cutter
-from schemas.config import TeacherConfig
+from schemas.config import ModelConfig
 from trainer.models.loading import placed
 
 SIZES = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 20)), min_size=1, max_size=40)
@@ -37,7 +37,7 @@ def test_shards_are_as_large_as_they_may_be(rows, most_bytes, most_tokens, parts
 def test_processes_of_a_machine_share_its_gpus_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    every = TeacherConfig(model="m", device="cuda")
+    every = ModelConfig(model="m", device="cuda")
     assert [placed(every, number).device for number in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert placed(every.model_copy(update={"device": "cuda:1"}), 0).device == "cuda:1"
     assert placed(every.model_copy(update={"device": "cpu"}), 1).device == "cpu"

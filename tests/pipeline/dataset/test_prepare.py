@@ -204,7 +204,7 @@ def test_verify_finds_rows_that_lie_though_their_checksums_fit(prepared, tmp_pat
     place = next(index for index, span in enumerate(offsets) if span[1] - span[0] > 2)
     offsets[place] = [offsets[place][0], offsets[place][1] - 1]
     changed = pa.Table.from_pylist(rows, schema=table.schema)
-    with files.published(path) as stream, pa.ipc.new_stream(stream, changed.schema) as writer:
+    with files.written(path) as stream, pa.ipc.new_stream(stream, changed.schema) as writer:
         writer.write_table(changed)
     values = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
     values["shards"][0] |= {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)}

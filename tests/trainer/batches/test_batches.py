@@ -37,7 +37,7 @@ from trainer.maths.ragged import pointers
 from trainer.objectives.base import Needs
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
-from trainer.teacher.needs import demand
+from trainer.teacher.needs import teacher_needs
 from trainer.teacher.targets import join_layer
 
 ROWS = [5, 0, 23, 11, 11, 2]
@@ -72,7 +72,7 @@ def make_cache(cache_plan, tmp_path_factory):
 
 def needing(documents, *pairs, needs=("relations",), weights="centrality", **term):
     layers = {pair.teacher: frozenset(needs) for pair in pairs}
-    return demand({"dsa": Needs(layers, **term)}, pairs, weights, documents)
+    return teacher_needs({"dsa": Needs(layers, **term)}, pairs, weights, documents)
 
 
 def source_of(folder, caches, *pairs, limit=None, **wanted):
@@ -408,14 +408,16 @@ def test_token_level_terms_on_different_tokens(prepared, same, aligned):
     for folder in (prepared, aligned):
         documents = Documents(folder)
         with pytest.raises(UsageError, match=r"^`hidden` compares .* set `level: unit` in `hidden`, or train") as error:
-            demand({"dsa": unit, "hidden": token}, [CHUNKS], "centrality", documents)
+            teacher_needs({"dsa": unit, "hidden": token}, [CHUNKS], "centrality", documents)
         assert command_in(error) == f"mta-prep align {folder} --student embedded:sentencepiece-bpe -o NEW"
         with pytest.raises(UsageError, match=r"^`hidden` and `srkl` compare .* in `hidden` and leave out `srkl`, or"):
-            demand({"hidden": token, "srkl": Needs(final=True)}, [CHUNKS], "centrality", documents)
+            teacher_needs({"hidden": token, "srkl": Needs(final=True)}, [CHUNKS], "centrality", documents)
         with pytest.raises(UsageError, match=r"limits; leave out `srkl`, or"):
-            demand({"srkl": Needs(topk=True)}, [], "centrality", documents)
-        assert demand({"hidden": unit}, [CHUNKS], "centrality", documents).layers == {4: {"units"}}
-    found = demand({"hidden": token, "dsa": unit, "srkl": Needs(final=True)}, [CHUNKS], "uniform", Documents(same))
+            teacher_needs({"srkl": Needs(topk=True)}, [], "centrality", documents)
+        assert teacher_needs({"hidden": unit}, [CHUNKS], "centrality", documents).layers == {4: {"units"}}
+    found = teacher_needs(
+        {"hidden": token, "dsa": unit, "srkl": Needs(final=True)}, [CHUNKS], "uniform", Documents(same)
+    )
     assert found.layers == {4: {"states", "units"}}
     assert (found.final, found.topk, found.weights) == (True, False, "uniform")
 
@@ -423,7 +425,7 @@ def test_token_level_terms_on_different_tokens(prepared, same, aligned):
 def test_a_layer_for_two_kinds_of_units(prepared):
     pairs = [CHUNKS, PairConfig(student=2, teacher=4, granularity="words")]
     with pytest.raises(UsageError, match="layer 4 is paired for chunks and for words"):
-        demand({"dsa": Needs({4: frozenset({"relations"})})}, pairs, "centrality", Documents(prepared))
+        teacher_needs({"dsa": Needs({4: frozenset({"relations"})})}, pairs, "centrality", Documents(prepared))
 
 
 def test_a_limited_cache(make_cache, prepared):

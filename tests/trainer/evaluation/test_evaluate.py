@@ -282,7 +282,7 @@ def test_models_that_cannot_be_used(run, mixed, tmp_path):
 
 
 def test_all_ends_of_sequence_count():
-    teacher = responses.load(responses.TeacherConfig(model=TEACHER))
+    teacher = responses.load(responses.ModelConfig(model=TEACHER))
     assert teacher.stop == (2,)
     teacher.teacher.model.generation_config.eos_token_id = [7, 2, 5]
     assert teacher.stop == (2, 5, 7)

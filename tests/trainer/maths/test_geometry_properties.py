@@ -32,7 +32,7 @@ from trainer.maths.ragged import (
     select,
     sum_rows,
 )
-from trainer.maths.triangle import from_fixed_point, pair_rows, pairs, select_pairs, square, to_fixed_point
+from trainer.maths.triangle import from_fixed_point, pair_rows, select_pairs, square, to_fixed_point, unit_pairs
 
 ROUNDING = 2.0**-24
 FEWER = settings(max_examples=40)  # where the loops, or all the functions at once, take their time
@@ -334,7 +334,7 @@ def test_the_structural_loss_of_a_batch_is_that_of_its_pairs(batch):
     share = normalize_rows(omega[both], rows)
     student_weights = centrality_weights(student, batch.rows, batch.budget)
     student_side = relations(pool(student, student_weights, units.spans[both]), rows, batch.budget)
-    left, right = pairs(rows)
+    left, right = unit_pairs(rows)
     weight = share[left] * share[right]
     gap = (student_side - teacher_side[select_pairs(both, units.rows)]).square()
     got = sum_rows(weight * gap, pair_rows(rows))
@@ -370,7 +370,7 @@ def test_pairs_stand_row_by_row_and_a_selection_keeps_their_order(masks):
         for i in range(first, last)
         for j in range(i + 1, last)
     ]
-    left, right = pairs(rows)
+    left, right = unit_pairs(rows)
     assert list(zip(left.tolist(), right.tolist(), strict=True)) == want
     assert pair_rows(rows).diff().tolist() == [len(mask) * (len(mask) - 1) // 2 for mask in masks]
     keep = torch.tensor([flag for mask in masks for flag in mask], dtype=torch.bool)
@@ -378,7 +378,7 @@ def test_pairs_stand_row_by_row_and_a_selection_keeps_their_order(masks):
     assert kept_rows.diff().tolist() == [sum(mask) for mask in masks]
     some = [want[place] for place in select_pairs(kept, rows).tolist()]
     assert some == [pair for pair in want if keep[pair[0]] and keep[pair[1]]]
-    assert [(int(kept[i]), int(kept[j])) for i, j in zip(*pairs(kept_rows), strict=True)] == some
+    assert [(int(kept[i]), int(kept[j])) for i, j in zip(*unit_pairs(kept_rows), strict=True)] == some
 
 
 @given(st.lists(st.integers(0, 3000), max_size=60), st.integers(1, 5000), st.sampled_from([1, 2**16, BUDGET, 2**40]))

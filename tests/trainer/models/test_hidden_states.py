@@ -9,15 +9,15 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.config import TeacherConfig
+from schemas.config import ModelConfig
 from schemas.errors import UserError
 from trainer.maths import ragged
 from trainer.maths.ragged import pointers
 from trainer.models import head as head_module
 from trainer.models import packed_attention
 from trainer.models.head import Head, likeliest
-from trainer.models.hidden_states import Forward, Request, plan
-from trainer.models.loading import load_teacher
+from trainer.models.hidden_states import Forward, Request, batches_of
+from trainer.models.loading import load_model
 from trainer.models.packed_attention import blocks
 
 VOCABULARY = 97
@@ -94,7 +94,7 @@ def teacher_of(tmp_path_factory):
                     parameter.mul_(3)
             folders[name] = tmp_path_factory.mktemp(name)
             model.save_pretrained(folders[name])
-        return load_teacher(TeacherConfig(model=str(folders[name]), dtype="float32"), deepest)
+        return load_model(ModelConfig(model=str(folders[name]), dtype="float32"), deepest)
 
     return load
 
@@ -325,7 +325,7 @@ def test_likeliest_in_pieces(monkeypatch):
 
 @given(st.lists(st.integers(0, 40), max_size=40), st.integers(1, 100))
 def test_a_plan_has_every_document_once_within_the_budget(lengths, budget):
-    batches = plan(lengths, budget)
+    batches = batches_of(lengths, budget)
     planned = [document for batch in batches for document in batch]
     assert sorted(planned) == [document for document, length in enumerate(lengths) if length]
     assert [lengths[document] for document in planned] == sorted(filter(None, lengths), reverse=True)

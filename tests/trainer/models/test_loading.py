@@ -9,12 +9,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from schemas.config import TeacherConfig
+from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UsageError, UserError
 from trainer.models import hub
 from trainer.models.head import Head
 from trainer.models.hub import identity
-from trainer.models.loading import load_teacher
+from trainer.models.loading import load_model
 
 DEPTH = 3
 SIZES = {
@@ -74,7 +74,7 @@ def llama(tmp_path):
 
 
 def teacher(folder, deepest=None, **options):
-    return load_teacher(TeacherConfig(model=str(folder), **options), deepest)
+    return load_model(ModelConfig(model=str(folder), **options), deepest)
 
 
 def edit(file, change):
@@ -192,7 +192,7 @@ def test_layers_beyond_the_last(llama):
 
 
 def test_no_such_folder(tmp_path):
-    for load in (teacher, lambda model: identity(TeacherConfig(model=str(model)))):
+    for load in (teacher, lambda model: identity(ModelConfig(model=str(model)))):
         with pytest.raises(UserError, match=r"nowhere.*no such folder"):
             load(tmp_path / "nowhere")
         with pytest.raises(UserError, match=r"holds no config\.json"):
@@ -208,7 +208,7 @@ def test_a_hub_id_without_a_network():
     with pytest.raises(ResourceError, match=r"'nobody/nothing'.*hub cannot be reached"):
         teacher("nobody/nothing")
     with pytest.raises(ResourceError, match=r"'nobody/nothing'.*hub cannot be reached"):
-        identity(TeacherConfig(model="nobody/nothing"))
+        identity(ModelConfig(model="nobody/nothing"))
     with pytest.raises(UserError, match="no valid hub id"):
         teacher("nobody/no:thing")
 
@@ -244,7 +244,7 @@ def test_quantization_without_its_library(llama, monkeypatch):
 
 
 def who(folder, **options):
-    return identity(TeacherConfig(model=str(folder), **options))
+    return identity(ModelConfig(model=str(folder), **options))
 
 
 def test_identity_is_of_the_content(llama, tmp_path):

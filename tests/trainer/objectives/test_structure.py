@@ -215,7 +215,7 @@ def test_the_temperature_of_rows(temperature):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_sum_over_pairs_is_a_mean_over_documents(metric):
-    objective = term(metric=metric, pairs="sum")
+    objective = term(metric=metric, reduce="sum")
     counted = [each for each in DOCUMENTS if len(each.spans) >= (3 if metric == "angle" else 2)]
     assert denominator(objective, DOCUMENTS) == len(counted) == (2 if metric == "angle" else 3)
     each = [by_hand([one], metric)[0] for one in counted]
@@ -277,7 +277,7 @@ def test_without_enough_units_it_is_nothing(few, metric, dtype):
     loss.backward()
     assert loss.item() == 0
     assert denominator(objective, few) == 0
-    assert denominator(term(metric=metric, pairs="sum"), few) == 0
+    assert denominator(term(metric=metric, reduce="sum"), few) == 0
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
@@ -445,7 +445,7 @@ def test_it_says_what_it_needs(metric):
     ("options", "message"),
     [
         ({"metric": "cosin"}, "`metric`"),
-        ({"pairs": "median"}, "`pairs`"),
+        ({"reduce": "median"}, "`reduce`"),
         ({"metrics": "cosine"}, "did you mean `metric`"),
         ({"temperature": 2}, "row_kl"),
         ({"metric": "row_kl", "temperature": 0}, "`temperature`"),

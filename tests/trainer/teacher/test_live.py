@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.cache import plan as caching
 from pipeline.dataset import realign
-from schemas.config import TeacherConfig
+from schemas.config import ModelConfig
 from schemas.errors import UserError
 from schemas.training import PairConfig
 from trainer.batches.documents import Documents
@@ -19,7 +19,7 @@ from trainer.objectives.base import Needs
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
 from trainer.teacher.live import LiveTeacher
-from trainer.teacher.needs import demand
+from trainer.teacher.needs import teacher_needs
 
 ROWS = [5, 0, 23, 11, 11, 2]
 PAIRS = [
@@ -56,12 +56,12 @@ def make_cache(cache_plan, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher_config(tiny_teacher):
-    return TeacherConfig(model=str(tiny_teacher))
+    return ModelConfig(model=str(tiny_teacher))
 
 
 def needing(documents, weights="centrality", pairs=PAIRS, **term):
     term["layers"] = {pair.teacher: frozenset(term["layers"]) for pair in pairs} if "layers" in term else {}
-    return demand({"term": Needs(**term)}, pairs, weights, documents)
+    return teacher_needs({"term": Needs(**term)}, pairs, weights, documents)
 
 
 def both(make_cache, teacher_config, dataset, cache, **term):
@@ -226,4 +226,4 @@ def test_a_row_that_is_too_long_is_told_before_the_first_step(prepared, tmp_path
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     documents = Documents(prepared)
     with pytest.raises(UserError, match=r"longest row .* takes 32; prepare"):
-        LiveTeacher(TeacherConfig(model=str(tmp_path)), documents, needing(documents))
+        LiveTeacher(ModelConfig(model=str(tmp_path)), documents, needing(documents))
