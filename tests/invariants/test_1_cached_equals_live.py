@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import transformers
 from datasets import load_from_disk
 
+from pipeline.cache.plan import cache
 from pipeline.cache.verify import verify
 from schemas import embedded
 from schemas.signals import STORAGE
@@ -305,7 +306,7 @@ def test_losses_and_gradients(cache_plan, live, rows, tmp_path, storage):
         topk=TOPK,
         limit=ROWS,
     )
-    manifest = plan.cache(plan, tmp_path / "cache", workers=1, quiet=True).manifest
+    manifest = cache(plan, tmp_path / "cache", workers=1, quiet=True).manifest
     files = [manifest.index, manifest.head, *manifest.shards]
     assert sum(plan.sizes().values()) == pytest.approx(sum(file.bytes for file in files), rel=0.02)
     assert verify(tmp_path / "cache", quick=False, dataset=None).problems == []

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.cache import sizes
 from pipeline.cache.estimate import estimate
+from pipeline.cache.plan import cache
 from pipeline.cache.stage import CacheStage
 from pipeline.cache.verify import verify
 from pipeline.dataset.realign import realign
@@ -45,10 +46,10 @@ def written(plan, out, threads=None, **options):
         cores = processes.default_workers
         processes.default_workers = lambda: threads
         try:
-            return plan.cache(plan, out, quiet=True, **options)
+            return cache(plan, out, quiet=True, **options)
         finally:
             processes.default_workers = cores
-    return plan.cache(plan, out, quiet=True, **{"workers": 1} | options)
+    return cache(plan, out, quiet=True, **{"workers": 1} | options)
 
 
 @pytest.fixture(scope="module")
