@@ -63,7 +63,7 @@ class RowProgress:
             rate = self._done / elapsed
             left = (self.total - self._done) / rate if rate else 0.0
             speed = f"{rate:.1f} rows/s{_and_tokens(self._tokens / elapsed)}"
-            stderr.print(f"{self._done}/{self.total} rows, {speed}, {duration(left)} left")
+            stderr.print(f"{self._done}/{counted(self.total, 'row')}, {speed}, {duration(left)} left")
 
 
 @contextmanager
@@ -94,6 +94,11 @@ def duration(seconds: float | int) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1, "row"` -> `1 row`; `2, "row"` -> `2 rows`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def size(count: float | int) -> str:

@@ -7,6 +7,7 @@ from pipeline.cache import sizes
 from pipeline.shards.publish import Outcome
 from schemas import console
 from schemas.config import CacheConfig
+from schemas.console import counted
 from schemas.manifest import CacheManifest
 
 
@@ -19,10 +20,12 @@ def show_estimate(found: dict[str, Any], out: Path) -> None:
     )
     share = found["estimated_bytes"] / found["plain_bf16_bytes"]
     console.stdout.print(
-        f"Would write {found['rows']} rows ({found['tokens']} tokens) in {found['shards']} shards to {out}: about "
+        f"Would write {counted(found['rows'], 'row')} ({counted(found['tokens'], 'token')}) in "
+        f"{counted(found['shards'], 'shard')} to {out}: about "
         f"{console.size(found['estimated_bytes'])} ({100 * share:.3g}% of bf16 hidden states of as many layers), "
-        f"{console.duration(found['estimated_seconds'])} with {found['workers']} workers of {found['threads']} threads (from "
-        f"{found['sample_tokens']} tokens, computed and thrown away)."
+        f"{console.duration(found['estimated_seconds'])} with "
+        f"{counted(found['workers'], 'worker')} of {counted(found['threads'], 'thread')} (from "
+        f"{counted(found['sample_tokens'], 'token')}, computed and thrown away)."
     )
     room = "room for" if found["estimated_bytes"] <= found["free_bytes"] else "room for only"
     console.stdout.print(f"The disk has {room} {console.size(found['free_bytes'])}.")
@@ -36,10 +39,7 @@ def show_outcome(outcome: Outcome[CacheManifest], out: Path) -> None:
         console.stdout.print(f"{out} is already finished: this very run was done before. Nothing to do.")
         return
     _show_sizes(manifest, CacheConfig.parse(manifest.config, str(out)))
-    console.stdout.print(
-        f"Written to {out}: {manifest.rows} rows, {manifest.tokens} tokens, {len(manifest.shards)} shards, "
-        f"{console.size(_bytes(manifest))}."
-    )
+    console.stdout.print(f"Written to {out}: {_contents(manifest)}.")
     console.stdout.print(f"Look at it: mta-prep inspect {out}")
 
 
@@ -50,14 +50,11 @@ def show_info(manifest: CacheManifest, folder: Path) -> None:
     console.stdout.print(f"{folder}: teacher cache, mta-prep {manifest.versions['mta-prep']}.")
     revision = f", revision {teacher['revision']}" if teacher["revision"] else ""
     console.stdout.print(
-        f"Teacher {teacher['name']}{revision} ({teacher['sha256'][:16]}): {teacher['architecture']}, {teacher['depth']} layers, "
-        f"{teacher['hidden_size']} features, {teacher['vocabulary']} tokens; run in {config.teacher.dtype} on "
-        f"{config.teacher.device}."
+        f"Teacher {teacher['name']}{revision} ({teacher['sha256'][:16]}): {teacher['architecture']}, "
+        f"{counted(teacher['depth'], 'layer')}, {teacher['hidden_size']} features, {teacher['vocabulary']} tokens; "
+        f"run in {config.teacher.dtype} on {config.teacher.device}."
     )
-    console.stdout.print(
-        f"{manifest.rows} rows, {manifest.tokens} tokens, {len(manifest.shards)} shards, {console.size(_bytes(manifest))}; "
-        f"signals {', '.join(config.signals)}."
-    )
+    console.stdout.print(f"{_contents(manifest)}; signals {', '.join(config.signals)}.")
     _show_sizes(manifest, config)
     console.stdout.print(
         f"Of the dataset {config.dataset} as it was with teacher fingerprint {manifest.teacher_fingerprint}"
@@ -70,7 +67,8 @@ def _show_sizes(manifest: CacheManifest, config: CacheConfig) -> None:
         of = counts.layers[layer.layer]
         without = manifest.counts["layers"][str(layer.layer)]["units_without_span"]
         console.stdout.print(
-            f"Layer {layer.layer}: {of.units} {layer.granularity} ({without} more have no teacher span), {of.pairs} pairs."
+            f"Layer {layer.layer}: {of.units} {layer.granularity} ({without} more without a teacher span), "
+            f"{counted(of.pairs, 'pair')}."
         )
     others = {manifest.index.file: manifest.index.bytes}
     if manifest.head is not None:
@@ -92,6 +90,11 @@ def _show_parts(parts: list[dict[str, Any]], rows: int, others: dict[str, int]) 
     ]
     lines += [[name, "", console.size(size), f"{size / rows:,.0f}"] for name, size in others.items()]
     console.table("Size", ["signal", "layer", "size", "bytes/document"], lines)
+
+
+def _contents(manifest: CacheManifest) -> str:
+    counts = {"row": manifest.rows, "token": manifest.tokens, "shard": len(manifest.shards)}
+    return ", ".join([counted(count, noun) for noun, count in counts.items()] + [console.size(_bytes(manifest))])
 
 
 def _bytes(manifest: CacheManifest) -> int:

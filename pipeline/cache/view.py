@@ -12,6 +12,7 @@ from pipeline.cache.sizes import documents_of
 from pipeline.dataset.view import visible
 from schemas import console
 from schemas.columns import Granularity
+from schemas.console import counted
 from schemas.errors import StateError, UsageError
 from schemas.manifest import is_finished, read_manifest
 from trainer.cache import TeacherCache
@@ -52,7 +53,7 @@ def find_row(folder: Path, row: int, row_id: str | None) -> RowView:
     if row_id is not None:
         row = cache.row_of(row_id)
     elif row >= len(cache):
-        raise UsageError(f"{folder} has {len(cache)} rows, counted from 0; there is no row {row}.")
+        raise UsageError(f"{folder} has {counted(len(cache), 'row')}, counted from 0; there is no row {row}.")
     texts = _texts(cache, row)
     layers = [
         LayerView(
@@ -108,14 +109,14 @@ def as_json(view: RowView) -> dict[str, Any]:
 def show(view: RowView, folder: Path) -> None:
     """Print the row, a table for each layer: its heaviest units if not all fit the terminal."""
     out = console.stdout
-    out.print(Text(f"{folder}  row {view.row}  id {view.id}  {view.tokens} teacher tokens", style="bold"))
+    out.print(Text(f"{folder}  row {view.row}  id {view.id}  {counted(view.tokens, 'teacher token')}", style="bold"))
     if not view.layers:
         out.print("It holds no layers: what it keeps is kept once a document.")
     room = max(2, (out.width - LABEL_WIDTH) // CELL_WIDTH)
     for each in view.layers:
         units = len(each.index)
         shown = sorted(sorted(range(units), key=lambda unit: -each.weights[unit])[:room])
-        title = f"Layer {each.layer}, {each.granularity}: {units} units"
+        title = f"Layer {each.layer}, {each.granularity}: {counted(units, 'unit')}"
         if len(shown) < units:
             title += f", the {len(shown)} heaviest"
         out.print(_table(title, each, shown))

@@ -6,6 +6,7 @@ import typer
 
 from pipeline.commands.flags import JsonFlag, run_workers
 from schemas import console
+from schemas.console import counted
 
 
 def show_bench(found: dict[str, Any], machine: dict[str, Any]) -> None:
@@ -30,7 +31,7 @@ def show_bench(found: dict[str, Any], machine: dict[str, Any]) -> None:
         [[str(length), *(f"{rates[key]:.1f}" for key in short)] for length, rates in found["by_length"].items()],
     )
     console.stdout.print(
-        f"{found['sentences']} sentences ({found['sentences_distinct']} different); trees unlike stock benepar's: "
+        f"{counted(found['sentences'], 'sentence')} ({found['sentences_distinct']} different); trees unlike stock benepar's: "
         f"{found['trees_differ']}; changed by int8: {found['trees_changed_by_int8']}."
     )
     console.stdout.print(", ".join(f"{name} {value}" for name, value in machine.items()))

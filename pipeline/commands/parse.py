@@ -59,13 +59,13 @@ def parse(
         str | None, typer.Option(help="Field with the row's id. Default: `id`, else from content.")
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Most tokens of a row, special ones included, on both sides.")
+        int | None, typer.Option(min=2, help="Most tokens of a row, special ones included, on both sides.")
     ] = None,
-    max_prompt_length: Annotated[int | None, typer.Option(help="Most prompt tokens, on both sides.")] = None,
-    teacher_max_length: Annotated[int | None, typer.Option(help="The same for the teacher alone.")] = None,
-    teacher_max_prompt_length: Annotated[int | None, typer.Option(help="The same for the teacher alone.")] = None,
-    student_max_length: Annotated[int | None, typer.Option(help="The same for the student alone.")] = None,
-    student_max_prompt_length: Annotated[int | None, typer.Option(help="The same for the student alone.")] = None,
+    max_prompt_length: Annotated[int | None, typer.Option(min=1, help="Most prompt tokens, on both sides.")] = None,
+    teacher_max_length: Annotated[int | None, typer.Option(min=2, help="The same for the teacher alone.")] = None,
+    teacher_max_prompt_length: Annotated[int | None, typer.Option(min=1, help="The same for the teacher alone.")] = None,
+    student_max_length: Annotated[int | None, typer.Option(min=2, help="The same for the student alone.")] = None,
+    student_max_prompt_length: Annotated[int | None, typer.Option(min=1, help="The same for the student alone.")] = None,
     overflow: Annotated[
         Literal["truncate", "drop"] | None,
         typer.Option(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from schemas import console
+from schemas.console import counted
 from schemas.errors import UsageError, UserError
 
 #: Training files of more trees than this are rotated through: every epoch takes the next part.
@@ -188,11 +189,11 @@ def _show_scores(title: str, found: dict[str, Any], files: list[str]) -> None:
     counts = found["counts"]
     if "documents" in counts:
         console.stdout.print(
-            f"{counts['documents']} documents of up to {found['sentences_per_document']} sentences; "
-            f"{counts['sentences_found']} sentences found, {counts['sentences_alike']} of {counts['trees']} exactly."
+            f"{counted(counts['documents'], 'document')} of up to {found['sentences_per_document']} sentences; "
+            f"{counted(counts['sentences_found'], 'sentence')} found, {counts['sentences_alike']} of {counts['trees']} exactly."
         )
     if counts["too_long"]:
-        console.stdout.print(f"{counts['too_long']} sentences are too long for the model and count as not found.")
+        console.stdout.print(f"{counted(counts['too_long'], 'sentence')} too long for the model, counted as not found.")
     console.stdout.print(f"{found['sentences_per_s']:.1f} sentences/s, tokenization and decoding included.")
 
 

@@ -10,6 +10,7 @@ from pipeline.dataset.shards import REJECTED
 from pipeline.dataset.verify import LISTED, Findings
 from schemas import console
 from schemas.columns import GRANULARITIES, SIDES
+from schemas.console import counted
 from schemas.manifest import Manifest
 
 
@@ -27,12 +28,15 @@ def show_outcome(outcome: Outcome, out: Path) -> None:
         return
     show_rows(manifest)
     show_alignment(manifest)
-    console.stdout.print(f"Written to {out}: {len(manifest.shards)} shards, {console.size(_bytes(manifest))}.")
+    console.stdout.print(
+        f"Written to {out}: {counted(len(manifest.shards), 'shard')}, {console.size(_bytes(manifest))}."
+    )
     console.stdout.print(f"Look at it: mta-prep inspect {out}")
     if manifest.rejected:
         console.stderr.print(
             Text(
-                f"{sum(manifest.rejected.values())} rows could not be used; see {out / REJECTED} for place and reason.",
+                f"{counted(sum(manifest.rejected.values()), 'row')} could not be used; "
+                f"see {out / REJECTED} for place and reason.",
                 "yellow",
             )
         )
@@ -44,7 +48,7 @@ def _bytes(manifest: Manifest) -> int:
 
 def show_rows(manifest: Manifest) -> None:
     """Rows in and out, with every reason for a loss."""
-    console.stdout.print(f"{manifest.rows_in} rows in, {manifest.rows_out} rows out.")
+    console.stdout.print(f"{counted(manifest.rows_in, 'row')} in, {counted(manifest.rows_out, 'row')} out.")
     for what, reasons in (("rejected", manifest.rejected), ("dropped", manifest.dropped)):
         for reason, count in reasons.items():
             console.stdout.print(f"  {count} {what}: {reason}")
@@ -70,15 +74,16 @@ def show_estimate(found: dict[str, Any], out: Path) -> None:
     fields = ", ".join(f"{part}={name}" for part, name in found["fields"].items())
     console.stdout.print(f"Fields {fields}; template {found['template']}.")
     console.stdout.print(
-        f"Would write {found['rows']} rows in {found['shards']} shards to {out}: about "
+        f"Would write {counted(found['rows'], 'row')} in {counted(found['shards'], 'shard')} to {out}: about "
         f"{console.size(found['estimated_bytes'])}, {console.duration(found['estimated_seconds'])} with "
-        f"{found['workers']} workers (from {found['sample_rows']} rows, prepared and thrown away)."
+        f"{counted(found['workers'], 'worker')} (from {counted(found['sample_rows'], 'row')}, prepared and "
+        "thrown away)."
     )
 
 
 def show_findings(findings: Findings, folder: Path) -> None:
     """The end of a verification."""
-    checked = ", ".join(f"{count} {what}" for what, count in findings.checked.items() if count)
+    checked = ", ".join(counted(count, what.removesuffix("s")) for what, count in findings.checked.items() if count)
     for side, how in findings.retokenized.items():
         console.stdout.print(f"{side} tokenized again: {how}.")
     if not findings.found:
@@ -87,7 +92,7 @@ def show_findings(findings: Findings, folder: Path) -> None:
     for problem in findings.problems:
         console.stdout.print(Text(problem, "red"))
     more = f" (the first {LISTED} are shown)" if findings.found > LISTED else ""
-    console.stdout.print(Text(f"{folder}: {findings.found} problems{more} in {checked}.", "red"))
+    console.stdout.print(Text(f"{folder}: {counted(findings.found, 'problem')}{more} in {checked}.", "red"))
 
 
 def show_info(manifest: Manifest, folder: Path) -> None:

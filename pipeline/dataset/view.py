@@ -13,6 +13,7 @@ from rich.text import Text
 
 from schemas import console
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, side_column
+from schemas.console import counted
 from schemas.errors import UsageError
 from schemas.manifest import read_manifest
 
@@ -46,7 +47,7 @@ def find_row(folder: Path, index: int, row_id: str | None) -> Row:
         if index < 0:
             raise UsageError(f"{folder} has no row with id {row_id!r}.")
     elif index >= len(rows):
-        raise UsageError(f"{folder} has {len(rows)} rows, counted from 0; there is no row {index}.")
+        raise UsageError(f"{folder} has {counted(len(rows), 'row')}, counted from 0; there is no row {index}.")
     return Row(index, rows[index])
 
 
@@ -79,9 +80,9 @@ def show(row: Row, folder: Path) -> None:
     text, response = values["text"], values["response_start"]
     out = console.stdout
     out.print(Text(f"{folder}  row {row.index}  id {values['id']}", style="bold"))
-    sizes = ", ".join(f"{len(values[name])} {name}" for name in ("sentences", *GRANULARITIES))
-    tokens = ", ".join(f"{len(values[side_column(side, 'input_ids')])} {side} tokens" for side in SIDES)
-    out.print(f"{len(text)} characters, response from {response}; {sizes}; {tokens}")
+    sizes = ", ".join(counted(len(values[name]), name.removesuffix("s")) for name in ("sentences", *GRANULARITIES))
+    tokens = ", ".join(counted(len(values[side_column(side, "input_ids")]), f"{side} token") for side in SIDES)
+    out.print(f"{counted(len(text), 'character')}, response from {response}; {sizes}; {tokens}")
     for number, (start, end) in enumerate(row.spans("sentences").tolist()):
         mark = (
             " (response begins)" if start <= response < end or (start >= response and _first_after(row, number)) else ""

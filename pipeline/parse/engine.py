@@ -123,7 +123,10 @@ class Engine:
         """`_batch`, and where memory runs out the same in parts."""
 
         def alone(item: network.Encoded) -> str:
-            return f"a single sentence of {item.words} words in work; lower --max-words or use fewer workers."
+            return (
+                f"a single sentence of {item.words} words in work; use fewer --workers, or have sentences split sooner "
+                "(`parser.max_words` in --config)."
+            )
 
         return list(chain.from_iterable(in_halves(self._batch, batch, self.packed.device, alone)))
 

@@ -114,7 +114,7 @@ def _parts(config: FieldsConfig, found: _Sample, names: Sequence[str]) -> dict[s
         part, candidates = ("output", AFTER_INSTRUCTION) if parts.get("instruction") else ("response", AFTER_PROMPT)
         parts[part] = found.first(candidates, str, list)
         if parts[part] is None:
-            raise UserError(f"Nothing names the response; add --response. The fields are {_listed(names)}.")
+            raise UserError(f"Nothing names the response; add --response-field. The fields are {_listed(names)}.")
     return parts
 
 

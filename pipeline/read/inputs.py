@@ -30,8 +30,7 @@ def open_inputs(inputs: Sequence[str], *, split: str | None, revision: str | Non
     An input is a file, a glob (`**` matches folders at any depth), a folder (one that `save_to_disk` wrote, or one with
     data files directly in it), `-` for JSON lines on standard input, `hf://datasets/OWNER/NAME[@REVISION][/PATH]`, or
     the bare `OWNER/NAME` of a hub where the working folder has nothing of that name. `split` and `revision` are those
-    of datasets that have them. Standard input is copied into the folder `spool`, so that it can be read again; if
-    nothing is piped in, the copy that an earlier run left there is used.
+    of datasets that have them. Standard input is copied into the folder `spool`, so that it can be read again.
 
     Raises `UserError` for inputs that are missing or of unknown format, `UsageError` for a split or revision that does
     not fit, `ResourceError` for a hub dataset that cannot be had.
@@ -160,9 +159,10 @@ def _spool_stdin(spool: Path) -> Path:
     partial = target.with_suffix(".partial")
     source = sys.stdin.buffer
     if stat.S_ISCHR(os.fstat(source.fileno()).st_mode):  # a terminal, or /dev/null
-        if not target.exists():
-            raise UserError(f"{STDIN} stands for standard input, but nothing is piped in; write `… < rows.jsonl`.")
-        return target
+        raise UserError(
+            f"{STDIN} stands for standard input, but nothing is piped in; write `… < rows.jsonl`, also to go on with an "
+            "interrupted run."
+        )
     try:
         spool.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:

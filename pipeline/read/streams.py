@@ -1,21 +1,31 @@
 """A file as a stream of UTF-8 bytes: decompressed, freed of its byte order mark, hashed while it is read.
 
-Decompression is pyarrow's: it reads gzip members and zstd frames that follow each other, and reports a stream that ends
-too early, which `zstandard.stream_reader` passes over in silence.
+gzip is pyarrow's, zstd the standard library's (as backported): both read members and frames that follow each other, and
+report a stream that ends too early, which `zstandard.stream_reader` passes over in silence. To decompress zstd takes as
+much memory as the frame's window. Windows up to 2 GiB are read, the largest that the format's own tools write
+(`zstd --long=31`); pyarrow takes none over 128 MiB. The memory is used as it fills: a small file needs little of it.
 """
 
 import hashlib
 import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pyarrow as pa
 
-from schemas.errors import UserError
+from schemas.errors import ResourceError, UserError
 
-#: Extension -> pyarrow's name of the codec.
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+#: Extension -> name of the codec.
 COMPRESSIONS: Final = {".gz": "gzip", ".zst": "zstd"}
+#: Binary logarithm of the largest window of a zstd frame, in bytes.
+WINDOW_LOG: Final = 31
 BUFFER: Final = 1 << 18
 
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
@@ -52,6 +62,30 @@ class HashedFile(io.RawIOBase):
         return self._digest.hexdigest()
 
 
+class _Zstd(io.RawIOBase):
+    """Decompressed zstd, whose errors are `OSError`s as those of a file are."""
+
+    def __init__(self, file: io.RawIOBase, name: str) -> None:
+        self._name = name
+        self._frames = zstd.ZstdFile(
+            cast("io.BufferedIOBase", file), options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG}
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self._frames.readinto(buffer)
+        except (zstd.ZstdError, EOFError) as error:
+            if "not enough memory" in str(error):
+                raise ResourceError(
+                    f"{self._name}: no memory for its zstd window, which may be of up to {1 << WINDOW_LOG - 30} GiB. "
+                    f"Compress it with a smaller one: `zstd -dc --long={WINDOW_LOG} OLD.zst | zstd -o NEW.zst`."
+                ) from None
+            raise OSError(str(error)) from None
+
+
 @contextmanager
 def text_stream(file: io.RawIOBase, compression: str | None, name: str) -> Iterator[io.BufferedReader]:
     """The bytes of `file`, decompressed, from behind the byte order mark on.
@@ -59,7 +93,11 @@ def text_stream(file: io.RawIOBase, compression: str | None, name: str) -> Itera
     Raises `UserError` when the first bytes are not those of a UTF-8 text. A damaged compressed stream raises `OSError`
     from `read`.
     """
-    raw = file if compression is None else pa.CompressedInputStream(pa.PythonFile(file, mode="r"), compression)
+    raw: Any = file
+    if compression == "gzip":
+        raw = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), compression)
+    elif compression == "zstd":
+        raw = _Zstd(file, name)
     with io.BufferedReader(raw, BUFFER) as stream:
         head = stream.peek(8)
         for magic, complaint in _NOT_TEXT.items():

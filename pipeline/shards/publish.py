@@ -74,7 +74,7 @@ def publish(
         if space is None:
             return Outcome(None if rank.number else product.read(out), plan.shards, already_finished=True)
         if before and not rank.number:
-            console.stderr.print(f"Going on: {before} of {plan.shards} shards were already finished.")
+            console.stderr.print(f"Going on: {before} of {console.counted(plan.shards, 'shard')} finished before.")
         mine = {index for index in range(plan.shards) if index not in done and rank.takes(index)}
         rows = sum(map(plan.rows_in, mine))
         with console.row_progress(product.doing, rows, quiet or rank.number > 0) as progress:

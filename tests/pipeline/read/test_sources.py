@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
+from backports import zstd
 
 from pipeline.read.inputs import open_inputs
 from pipeline.read.json_rows import JsonArray
@@ -86,7 +86,7 @@ def write(name: str, rows: list[dict[str, str]]) -> str:
         content = gzip.compress(content[:half]) + gzip.compress(content[half:])
     if name.endswith(".zst"):
         half = len(content) // 2
-        content = zstandard.compress(content[:half]) + zstandard.compress(content[half:])
+        content = zstd.compress(content[:half]) + zstd.compress(content[half:])
     path.write_bytes(content)
     return name
 
@@ -286,6 +286,33 @@ def test_damaged_compression_is_told(name: str, damage: str) -> None:
         list(only(name).read())
 
 
+def long_window(content: bytes, log: int) -> bytes:
+    """A zstd frame whose header tells a window of 2**log bytes, as of a stream that `zstd --long=LOG` was given."""
+    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.checksum_flag: 1}
+    compressor = zstd.ZstdCompressor(options=options)
+    frame = bytearray(compressor.compress(content) + compressor.flush())
+    assert frame[5] == 27 - 10 << 3, "the window's byte is where the format says"
+    frame[5] = log - 10 << 3
+    return bytes(frame)
+
+
+@pytest.mark.parametrize("log", range(27, 32))
+def test_zstd_of_any_window_is_read(log: int) -> None:
+    """Also as a later frame, behind one of the usual window."""
+    lines = json_lines(ROWS).encode()
+    Path("a.jsonl.zst").write_bytes(zstd.compress(lines) + long_window(lines, log))
+    assert fields(only("a.jsonl.zst")) == ROWS * 2
+    assert only("a.jsonl.zst").describe().rows == 2 * len(ROWS)
+
+
+def test_a_zstd_window_beyond_the_bound_is_told() -> None:
+    frame = bytearray(long_window(json_lines(ROWS).encode(), 31))
+    frame[5] += 7  # the next larger window that a header can tell
+    Path("a.jsonl.zst").write_bytes(frame)
+    with pytest.raises(UserError, match="too much memory"):
+        only("a.jsonl.zst").describe()
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
 @pytest.mark.parametrize("cut", [3, 40, -20])
 def test_damaged_columns_are_told(name: str, cut: int) -> None:
@@ -378,7 +405,7 @@ def stdin_from(monkeypatch: pytest.MonkeyPatch, path: str) -> Iterator[None]:
         yield
 
 
-def test_standard_input_is_kept_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_is_kept_to_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with stdin_from(monkeypatch, os.devnull), pytest.raises(UserError, match="nothing is piped in"):
         opened("-")
     with stdin_from(monkeypatch, write("a.jsonl", ROWS)):
@@ -386,8 +413,8 @@ def test_standard_input_is_kept_and_used_again(monkeypatch: pytest.MonkeyPatch) 
     assert fields(source) == ROWS
     assert source.describe().name == "-"
     assert [path.name for path in Path("spool").iterdir()] == ["stdin.jsonl"]
-    with stdin_from(monkeypatch, os.devnull):
-        assert fields(only("-")) == ROWS
+    with stdin_from(monkeypatch, os.devnull), pytest.raises(UserError, match="nothing is piped in"):
+        opened("-")  # no rows of another run, whatever lies there
     with stdin_from(monkeypatch, write("b.jsonl", ROWS[:1])):
         assert fields(only("-")) == ROWS[:1]
     with stdin_from(monkeypatch, "b.jsonl"), pytest.raises(ResourceError, match="cannot be kept"):

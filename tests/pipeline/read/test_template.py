@@ -114,7 +114,7 @@ def test_named_fields_win_and_the_other_half_is_detected() -> None:
         ({"a": "I", "b": "O"}, {"prompt": "zzzz"}, UserError, "(--prompt-field); the fields are `a`, `b`"),
         ({"question": "Q", "answer": "A"}, {}, UserError, "`question`, `answer` are of no known form; name them with"),
         ({"id": "x", "instruction": "I", "instances": [{"output": "O"}]}, {}, UserError, "`instances` holds nested"),
-        ({"question": "Q", "answer": "A"}, {"prompt": "question"}, UserError, "add --response"),
+        ({"question": "Q", "answer": "A"}, {"prompt": "question"}, UserError, "add --response-field"),
         (
             {"question": "Q", "answer": "A"},
             {"output": "answer"},

@@ -1,0 +1,118 @@
+"""What messages name exists: every `--flag` in a string of the packages is one that a command has."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from pipeline import cli
+from schemas.console import counted
+from trainer import evaluate, train
+
+ROOT = Path(cli.__file__).parents[1]
+#: Stands for what an f-string fills in.
+HOLE = "\0"
+FLAG = re.compile(rf"(?<![\w-])--[a-z{HOLE}][a-z0-9_{HOLE}-]*")
+COMMAND = re.compile(r"mta-prep ([a-z]+(?:-[a-z]+)*)((?:(?!mta-prep)[^`])*)")
+#: Flags of programs that are not ours.
+FOREIGN = {
+    "--long": "zstd",
+    "--no-deps": "pip",
+    "--nproc-per-node": "torchrun",
+    "--num_gpus": "deepspeed",
+    "--hostfile": "deepspeed",
+    **dict.fromkeys(
+        ("--inject_missing_state", "--input_folder", "--output_folder", "--num_extract_workers", "--num_merge_workers"),
+        "DeepSpeed's conversion of checkpoints",
+    ),
+}
+#: `console.run` takes it off every command line.
+EVERYWHERE = {"--debug"}
+#: Commands that make, judge and measure parsers: only files of these names may speak of flags that only they have.
+WORKSHOP = {"train-parser", "eval-parser", "export-parser", "bench"}
+WORKSHOP_FILES = {"cli.py", "commands.py", "training.py", "parser.py", "bench.py", "flags.py"}
+
+
+def flags_of(app: typer.Typer) -> dict[str, set[str]]:
+    """Command to its flags; those of commands within a command are the outer one's."""
+
+    def walk(command: object) -> set[str]:
+        flags = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        return flags.union(*(walk(inner) for inner in getattr(command, "commands", {}).values()), {"--help"})
+
+    command = typer.main.get_command(app)
+    inner = getattr(command, "commands", None) or {command.name: command}
+    return {name: {flag for flag in walk(each) if flag.startswith("--")} for name, each in inner.items()}
+
+
+PIPELINE = flags_of(cli.app)
+TRAINER = set().union(*flags_of(train.app).values(), *flags_of(evaluate.app).values())
+
+
+def texts(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of every string, what f-strings fill in as holes."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            yield (
+                node.lineno,
+                "".join(part.value if isinstance(part, ast.Constant) else HOLE for part in node.values),
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def exists(flag: str, declared: set[str]) -> bool:
+    pattern = re.compile(re.escape(flag).replace(re.escape(HOLE), "[a-z-]+"))
+    return any(pattern.fullmatch(known) for known in declared)
+
+
+def unknown(source: str, file: str, package: str) -> list[str]:
+    """Every flag that the text names and no command has, with its line."""
+    workshop = file in WORKSHOP_FILES
+    declared = EVERYWHERE | set(FOREIGN)
+    declared |= set().union(*(flags for name, flags in PIPELINE.items() if workshop or name not in WORKSHOP))
+    declared |= TRAINER if package == "trainer" else set()
+    wrong = []
+    for line, text in texts(source):
+        wrong += [
+            f"{line}: {flag}" for flag in FLAG.findall(text) if flag.strip("-" + HOLE) and not exists(flag, declared)
+        ]
+        for command, rest in COMMAND.findall(text):
+            if command in PIPELINE:
+                own = PIPELINE[command] | EVERYWHERE | set(FOREIGN)
+                wrong += [f"{line}: mta-prep {command} {flag}" for flag in FLAG.findall(rest) if not exists(flag, own)]
+    return wrong
+
+
+@pytest.mark.parametrize("package", ["schemas", "pipeline", "trainer"])
+def test_every_flag_in_a_message_is_declared(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{problem}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for problem in unknown(path.read_text(encoding="utf-8"), path.name, package)
+    ]
+    assert not wrong
+
+
+def test_the_scan_sees_flags_that_do_not_exist() -> None:
+    source = (
+        'raise UserError("add --response")\n'
+        'raise UserError(f"add --{part}-felid")\n'
+        'raise UserError(f"add --{part}-field, --out {out}")\n'
+        'raise UserError("lower --max-words")\n'
+        'raise UserError(f"run `mta-prep align {folder} --sentences rules`")\n'
+        'raise UserError(f"run `mta-prep align {folder} --student {name}`")\n'
+    )
+    assert unknown(source, "engine.py", "pipeline") == [
+        "1: --response",
+        f"2: --{HOLE}-felid",
+        "4: --max-words",
+        "5: mta-prep align --sentences",
+    ]
+
+
+def test_numbers_agree_with_their_nouns() -> None:
+    assert [counted(count, "row") for count in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
