@@ -162,3 +162,33 @@ def cache_plan(prepared, tiny_teacher):
         return plan.plan_cache(config, [], matching.describe(config.teacher))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_cache(cache_plan, tmp_path_factory):
+    """Caches of the prepared sample, each made once; keyword arguments override the config."""
+    import json
+
+    from pipeline.cache import plan
+
+    made = {}
+
+    def make(**values):
+        key = json.dumps(values, sort_keys=True)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("cache") / "out"
+            plan.cache(cache_plan(**values), made[key], workers=1, quiet=True)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def same(prepared, tmp_path_factory):
+    """The sample for a student that has the teacher's tokenizer."""
+    from pipeline.dataset.realign import realign
+
+    out = tmp_path_factory.mktemp("same") / "out"
+    sides = {"student": {"tokenizer": "embedded:sentencepiece-bpe"}}
+    realign(prepared, out, sides, None, workers=1, overwrite=False, quiet=True)
+    return out

@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # one process has the runs that all of these look at
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
+pytestmark = pytest.mark.xdist_group("trainer")
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "trainer" / "train.py"
@@ -34,27 +34,14 @@ NOT_COMPARED = {"tokens_per_second", "memory_gb", "lr", "grad_norm"}
 
 
 @pytest.fixture(scope="session")
-def folders(prepared, tiny_teacher, cache_plan, tmp_path_factory):
+def folders(prepared, same, tiny_teacher, make_cache):
     """A dataset with the same tokens on both sides, one with different ones; one cache that serves both, and a second of
     the same teacher, made later for what the first lacks."""
-    from pipeline.cache.plan import cache
-    from pipeline.dataset.realign import realign
-
-    base = tmp_path_factory.mktemp("training")
-    plan = cache_plan(
+    first = make_cache(
         signals=["relations", "states", "final"], storage={"states": "fp32", "final": "fp32", "units": "fp32"}
     )
-    cache(plan, base / "cache", workers=1, quiet=True)
-    later = cache_plan(signals=["units", "states"], storage={"states": "fp32", "units": "fp32"}, state_tokens="all")
-    cache(later, base / "later", workers=1, quiet=True)
-    student = {"student": {"tokenizer": "embedded:sentencepiece-bpe"}}
-    realign(prepared, base / "same", student, None, workers=1, overwrite=False, quiet=True)
-    return {
-        "caches": [base / "cache", base / "later"],
-        "same": base / "same",
-        "other": prepared,
-        "teacher": tiny_teacher,
-    }
+    later = make_cache(signals=["units", "states"], storage={"states": "fp32", "units": "fp32"}, state_tokens="all")
+    return {"caches": [first, later], "same": same, "other": prepared, "teacher": tiny_teacher}
 
 
 @pytest.fixture(scope="session")

@@ -246,10 +246,10 @@ def test_token_weights_are_constants_to_the_gradient():
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-14)
 
 
-@given(made=documents(), metric=st.sampled_from(METRICS), pairs=st.sampled_from(["mean", "sum"]))
+@given(made=documents(), metric=st.sampled_from(METRICS), reduce=st.sampled_from(["mean", "sum"]))
 @settings(max_examples=40)
-def test_a_batch_is_the_sum_of_its_documents(made, metric, pairs):
-    objective = term("centrality", metric=metric, pairs=pairs)
+def test_a_batch_is_the_sum_of_its_documents(made, metric, reduce):
+    objective = term("centrality", metric=metric, reduce=reduce)
     hidden = states_of(made)
     whole = numerator(objective, made, hidden)
     alone = [numerator(objective, [each]) for each in made]

@@ -7,8 +7,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.cache import plan as caching
-from pipeline.dataset import realign
 from schemas.config import ModelConfig
 from schemas.errors import UserError
 from schemas.training import PairConfig
@@ -34,27 +32,6 @@ NOISE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def same(prepared, tmp_path_factory):
-    """The sample for a student that has the teacher's tokenizer."""
-    out = tmp_path_factory.mktemp("same") / "out"
-    sides = {"student": {"tokenizer": "embedded:sentencepiece-bpe"}}
-    realign.realign(prepared, out, sides, None, workers=1, overwrite=False, quiet=True)
-    return out
-
-
-@pytest.fixture(scope="module")
-def make_cache(cache_plan, tmp_path_factory):
-    """A cache of the sample as it was for another student."""
-
-    def make(**values):
-        out = tmp_path_factory.mktemp("cache") / "out"
-        caching.cache(cache_plan(layers=LAYERS, **values), out, workers=1, quiet=True)
-        return out
-
-    return make
-
-
-@pytest.fixture(scope="module")
 def teacher_config(tiny_teacher):
     return ModelConfig(model=str(tiny_teacher))
 
@@ -67,7 +44,7 @@ def needing(documents, weights="centrality", pairs=PAIRS, **term):
 def both(make_cache, teacher_config, dataset, cache, **term):
     documents = Documents(dataset)
     wanted = needing(documents, cache.get("weights", "centrality"), **term)
-    cached = CachedTeacher(Caches([make_cache(**cache)], documents), wanted)
+    cached = CachedTeacher(Caches([make_cache(layers=LAYERS, **cache)], documents), wanted)
     live = LiveTeacher(teacher_config, documents, wanted, topk=cache.get("topk", 64))
     return cached.fetch(ROWS), live.fetch(ROWS)
 
@@ -157,7 +134,7 @@ def test_logits_of_both_are_the_models(make_cache, teacher_config, tiny_teacher,
     cache = {"signals": ["final", "units"], "storage": {"final": "fp32"}}
     documents = Documents(same)
     wanted = needing(documents, final=True)
-    cached = CachedTeacher(Caches([make_cache(**cache)], documents), wanted)
+    cached = CachedTeacher(Caches([make_cache(layers=LAYERS, **cache)], documents), wanted)
     live = LiveTeacher(teacher_config, documents, wanted)
     model = LlamaForCausalLM.from_pretrained(tiny_teacher).eval()
     for row in (0, 7):

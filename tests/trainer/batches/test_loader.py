@@ -1,0 +1,176 @@
+"""The loader: the same steps on any number of ranks and from any process, and errors of a worker as they are."""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from cached_batches import CHUNKS, ROWS, WORDS, assert_same_batch, source_of
+from schemas.errors import StateError, UsageError
+from schemas.training import DataConfig
+from trainer.batches.batch import Batch
+from trainer.batches.loader import StepLoader
+from trainer.batches.order import stream
+from trainer.batches.transfer import pack
+
+
+def loader_of(source, rank=0, ranks=1, **data):
+    config = DataConfig.parse({"dataset": "", "batch_size": 4, "micro_batches": 2, "workers": 0} | data, "test")
+    return StepLoader(source, config, rank=rank, ranks=ranks, pinned=False)
+
+
+@pytest.fixture(scope="module")
+def source(make_cache, prepared):
+    return source_of(prepared, [make_cache()], WORDS, CHUNKS)
+
+
+def rows_of(step):
+    return [row for batch in step for row in batch.documents.tolist()]
+
+
+def test_steps_are_the_same_on_any_number_of_ranks(source):
+    expected = [sorted(rows_of(step)) for step in loader_of(source).training(0, 9)]
+    for ranks, micro_batches in ((1, 1), (2, 2), (4, 1)):
+        found = [[] for _ in expected]
+        for rank in range(ranks):
+            loader = loader_of(source, rank, ranks, micro_batches=micro_batches)
+            for step, batches in enumerate(loader.training(0, 9)):
+                assert len(batches) == micro_batches
+                found[step] += rows_of(batches)
+        assert [sorted(rows) for rows in found] == expected
+    places = stream(24, 42, 0, 36).reshape(9, 4)
+    assert expected == [sorted(step) for step in places.tolist()]
+
+
+def test_held_out_rows_are_never_trained_on(source):
+    loader = loader_of(source, held_out=5)
+    assert loader.rows == 19
+    trained = {row for step in loader.training(0, 10) for row in rows_of(step)}
+    validated = [row for step in loader.validation() for row in rows_of(step)]
+    assert sorted([*trained, *validated]) == list(range(24))
+    assert [rows_of(step) for step in loader.validation()] == [rows_of(step) for step in loader.validation()]
+    assert list(loader_of(source).validation()) == []
+
+
+@pytest.mark.parametrize(("count", "number"), [(2, 2), (3, 2), (5, 2), (9, 2), (23, 2), (5, 4), (9, 4)])
+def test_validation_has_as_many_steps_on_every_rank(source, count, number):
+    loaders = [loader_of(source, rank, number, held_out=count, micro_batches=4 // number) for rank in range(number)]
+    ranks = [list(loader.validation()) for loader in loaders]
+    assert len({len(steps) for steps in ranks}) == 1
+    for steps in zip(*ranks, strict=True):
+        assert len({len(step) for step in steps}) == 1  # micro-batches
+        assert all(batch.documents.numel() for step in steps for batch in step)
+        assert sum(map(len, map(rows_of, steps))) < 4 + number
+    rows = [row for steps in ranks for step in steps for row in rows_of(step)]
+    assert len(rows) == len(set(rows)) == count
+
+
+def test_a_step_that_does_not_go_round(source):
+    with pytest.raises(UsageError, match=r"step of 4 documents .* 3 ranks of 2 micro-batches .* at least 6"):
+        loader_of(source, ranks=3)
+    with pytest.raises(UsageError, match="does not go round 4 ranks; hold out at least 4"):
+        loader_of(source, ranks=4, micro_batches=1, held_out=3)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on machines of one core
+def test_workers_give_the_same_and_begin_anywhere(source):
+    expected = list(loader_of(source, held_out=4).training(0, 7))
+    loader = loader_of(source, workers=2, held_out=4)
+    before = torch.get_rng_state()
+    for start in (0, 5):
+        found = list(loader.training(start, 7))
+        assert len(found) == 7 - start
+        for one, two in zip(found, expected[start:], strict=True):
+            assert len(one) == len(two) == 2
+            for a, b in zip(one, two, strict=True):
+                assert_same_batch(a, b)
+    assert torch.equal(torch.get_rng_state(), before)  # dropout does not depend on when reading began
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_an_error_in_a_worker_is_told_as_it_is(make_cache, prepared, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(make_cache(), folder)
+    source = source_of(prepared, [folder], CHUNKS)
+    for shard in (folder / "shards").iterdir():
+        shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(StateError, match=r"^[^\n]* is damaged: shards/[^\n]*$"):
+        list(loader_of(source, workers=1).training(0, 2))
+
+
+def test_a_parcel_brings_every_tensor(make_cache, same):
+    cache = make_cache(signals=["relations", "units", "states", "final", "topk"], state_tokens="all")
+    needs = ("relations", "units", "states", "position_states")
+    found = source_of(same, [cache], WORDS, CHUNKS, needs=needs, final=True, topk=True)
+    batches = [found.fetch(ROWS), found.fetch([1])]
+    nothing = {
+        each.name: None if value is None else value[:0]
+        for each in fields(Batch)
+        if each.name != "layers"
+        for value in [getattr(batches[1], each.name)]
+    }
+    batches.append(Batch(**nothing))
+    parcel = pickle.loads(pickle.dumps(pack(batches)))
+    for one, two in zip(batches, parcel.unpack(), strict=True):
+        assert_same_batch(one, two)
+        assert all(getattr(two, each.name) is not None for each in fields(Batch))
+
+
+SCRIPT = """
+import sys, time, pickle
+from trainer.batches.loader import StepLoader
+from schemas.training import DataConfig
+if __name__ == "__main__":
+    source, config = pickle.load(open(sys.argv[1], "rb"))
+    steps = StepLoader(source, config, rank=0, ranks=1, pinned=False).training(0, 10**6)
+    next(steps)
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are listed as Linux does")
+def test_workers_ignore_sigterm_and_end_with_the_process_that_started_them(source, tmp_path):
+    config = DataConfig.parse({"dataset": "", "batch_size": 4, "workers": 1}, "test")
+    (tmp_path / "source.pickle").write_bytes(pickle.dumps((source, config)))
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "source.pickle")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        below = descendants(process.pid)
+        workers = [pid for child in children(process.pid) for pid in children(child)]
+        for pid in workers:  # as when a whole job is told to save itself and end
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.5)
+        assert len(workers) == 1
+        assert all(map(alive, workers))
+        process.send_signal(signal.SIGKILL)
+    limit = time.monotonic() + 30
+    while any(map(alive, below)) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not [pid for pid in below if alive(pid)]
+
+
+def children(pid):
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(each) for task in tasks for each in (task / "children").read_text(encoding="utf-8").split()]
+
+
+def descendants(pid):
+    return [each for child in children(pid) for each in (child, *descendants(child))]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

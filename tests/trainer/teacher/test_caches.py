@@ -1,0 +1,196 @@
+"""Several caches of one teacher joined, and what does not fit: a sentence with the command that makes what is missing."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+
+from cached_batches import CHUNKS, ROWS, TOP, WORDS, assert_same_batch, command_in, needing, source_of
+from schemas.errors import UsageError
+from schemas.manifest import read_manifest, same_tokens
+from schemas.training import PairConfig
+from trainer.batches.documents import Documents
+from trainer.cache import TeacherCache
+from trainer.objectives.base import Needs
+from trainer.teacher.cached import CachedTeacher
+from trainer.teacher.caches import Caches
+from trainer.teacher.needs import teacher_needs
+
+
+def test_layers_cached_on_different_days(make_cache, prepared):
+    words = make_cache(layers=[{"layer": 2, "granularity": "words"}])
+    chunks, units = make_cache(**TOP), make_cache(**TOP | {"signals": ["units"]})
+    whole = make_cache(signals=["relations", "units"])
+    merged = source_of(prepared, [words, chunks, units], WORDS, CHUNKS)
+    assert_same_batch(merged.fetch(ROWS), source_of(prepared, [whole], WORDS, CHUNKS).fetch(ROWS))
+    for caches in ([chunks, units], [units, chunks]):
+        both = source_of(prepared, caches, CHUNKS, needs=("relations", "units"))
+        assert_same_batch(
+            both.fetch(ROWS), source_of(prepared, [whole], CHUNKS, needs=("relations", "units")).fetch(ROWS)
+        )
+    caches = Caches([chunks, words], Documents(prepared))
+    assert caches.layers == {2: "words", 4: "chunks"}
+    assert (caches.teacher["depth"], caches.teacher["hidden_size"], caches.rows) == (4, 48, 24)
+
+
+def test_a_cache_of_the_right_granularity_is_found_among_others(make_cache, prepared):
+    phrases = make_cache(signals=["relations"], layers=[{"layer": 4, "granularity": "phrases"}])
+    found = source_of(prepared, [phrases, make_cache(**TOP)], CHUNKS).fetch(ROWS)
+    assert_same_batch(found, source_of(prepared, [make_cache(**TOP)], CHUNKS).fetch(ROWS))
+
+
+def test_a_pickled_source_carries_no_data(make_cache, prepared):
+    source = source_of(prepared, [make_cache()], WORDS)
+    expected = source.fetch(ROWS)
+    stored = pickle.dumps(source)
+    assert len(stored) < 5000
+    assert_same_batch(pickle.loads(stored).fetch(ROWS), expected)
+
+
+def test_a_cache_of_another_dataset(make_cache, settings_for, tmp_path):
+    from pipeline.dataset.prepare import prepare
+
+    out = tmp_path / "other"
+    prepare(settings_for(limit=5), out, workers=1, quiet=True)
+    with pytest.raises(UsageError, match=r"is a cache of another dataset than .*teacher fingerprint") as error:
+        Caches([make_cache()], Documents(out))
+    assert command_in(error).startswith(f"mta-prep cache-teacher {out} --teacher ")
+
+
+def test_ids_are_compared(make_cache, prepared, tmp_path):
+    import pyarrow as pa
+
+    folder = tmp_path / "cache"
+    shutil.copytree(make_cache(), folder)
+    table = TeacherCache(folder).index
+    ids = table["id"].to_pylist()
+    ids[9] = ids[9][:-1] + "#"
+    with pa.ipc.new_file(str(folder / "index.arrow"), table.schema) as writer:
+        writer.write_table(table.set_column(0, table.schema.field(0), pa.array(ids)))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["index"]["bytes"] = (folder / "index.arrow").stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"Row 9 of .*#'"):
+        Caches([folder], Documents(prepared))
+
+
+def test_caches_of_different_teachers(make_cache, prepared, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(make_cache(), folder)
+    path = folder / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"sha256": "', '"sha256": "0', 1), encoding="utf-8")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["teacher"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UsageError, match="are of different teachers") as error:
+        Caches([make_cache(), folder], Documents(prepared))
+    assert "--layers 2:words,4:chunks --signals relations -o OTHER" in command_in(error)
+
+
+def test_a_missing_layer(make_cache, prepared):
+    with pytest.raises(UsageError, match="has teacher layer 2; make one, and name it there as well") as error:
+        source_of(prepared, [make_cache(**TOP)], WORDS, CHUNKS)
+    assert f"{prepared} --teacher " in command_in(error)
+    assert command_in(error).endswith("--layers 2:words --signals relations -o OTHER")
+
+
+def test_a_missing_signal(make_cache, prepared):
+    with pytest.raises(UsageError, match="the signal `units` of teacher layer 4") as error:
+        source_of(prepared, [make_cache(**TOP)], CHUNKS, needs=("relations", "units"))
+    assert command_in(error).endswith("--layers 4:chunks --signals units -o OTHER")
+
+
+def test_another_granularity(make_cache, prepared):
+    pair = PairConfig(student=1, teacher=4, granularity="words")
+    with pytest.raises(UsageError, match="has chunks at teacher layer 4, which the config pairs for words") as error:
+        source_of(prepared, [make_cache()], pair)
+    assert command_in(error).endswith("--layers 4:words --signals relations -o OTHER")
+
+
+def test_other_weights(make_cache, prepared):
+    with pytest.raises(
+        UsageError, match="made with `weights: centrality`, and this config says `weights: uniform`"
+    ) as error:
+        source_of(prepared, [make_cache()], CHUNKS, weights="uniform")
+    assert "--weights uniform" in command_in(error)
+
+
+def test_final_and_states_of_all_tokens_that_no_cache_has(make_cache, same):
+    with pytest.raises(UsageError, match="has the signal `final`;") as error:
+        source_of(same, [make_cache()], final=True)
+    assert command_in(error).endswith("--signals final -o OTHER")
+    with pytest.raises(UsageError, match="has the signal `topk`;"):
+        source_of(same, [make_cache()], topk=True)
+    cache = make_cache(signals=["states"])
+    with pytest.raises(UsageError, match=r"states of all tokens \(recipe fdd\) of teacher layer 4") as error:
+        source_of(same, [cache], CHUNKS, needs=("position_states",))
+    assert command_in(error).endswith("--layers 4:chunks --signals states --state-tokens all -o OTHER")
+    with pytest.raises(UsageError, match="the teacher's output matrix") as error:
+        source_of(same, [cache], CHUNKS, needs=("states",)).head  # noqa: B018  # it is looked for when asked for
+    assert command_in(error).endswith("--signals final -o OTHER")
+
+
+def test_the_commands_are_understood(make_cache, same, command, tmp_path):
+    """What a message says to run, run as it stands, makes what was missing."""
+    first = make_cache(**TOP)
+    wanted = {"needs": ("relations", "states"), "final": True}
+    with pytest.raises(UsageError) as error:
+        source_of(same, [first], WORDS, CHUNKS, **wanted)
+    words = command_in(error).replace("OTHER", str(tmp_path / "other")).split()
+    assert command(*words[1:], "--json")[0] == 0
+    batch = source_of(same, [first, tmp_path / "other"], WORDS, CHUNKS, **wanted).fetch(ROWS)
+    assert batch.final is not None
+    assert len(batch.layers[2].states)
+
+
+def test_no_cache(prepared):
+    documents = Documents(prepared)
+    caches = Caches([], documents)
+    with pytest.raises(UsageError, match=r"`data\.caches` names no cache"):
+        _ = caches.teacher
+    with pytest.raises(UsageError, match=r"--teacher MODEL --layers 4:chunks --signals relations -o OTHER"):
+        CachedTeacher(caches, needing(documents, CHUNKS))
+    batch = CachedTeacher(caches, needing(documents)).fetch(ROWS)  # cross-entropy alone
+    assert batch.layers == {}
+
+
+def test_token_level_terms_on_different_tokens(prepared, same, aligned):
+    token, unit = Needs({4: frozenset({"states"})}), Needs({4: frozenset({"units"})})
+    assert [same_tokens(read_manifest(each)) for each in (prepared, same, aligned)] == [False, True, False]
+    for folder in (prepared, aligned):
+        documents = Documents(folder)
+        with pytest.raises(UsageError, match=r"^`hidden` compares .* set `level: unit` in `hidden`, or train") as error:
+            teacher_needs({"dsa": unit, "hidden": token}, [CHUNKS], "centrality", documents)
+        assert command_in(error) == f"mta-prep align {folder} --student embedded:sentencepiece-bpe -o NEW"
+        with pytest.raises(UsageError, match=r"^`hidden` and `srkl` compare .* in `hidden` and leave out `srkl`, or"):
+            teacher_needs({"hidden": token, "srkl": Needs(final=True)}, [CHUNKS], "centrality", documents)
+        with pytest.raises(UsageError, match=r"limits; leave out `srkl`, or"):
+            teacher_needs({"srkl": Needs(topk=True)}, [], "centrality", documents)
+        assert teacher_needs({"hidden": unit}, [CHUNKS], "centrality", documents).layers == {4: {"units"}}
+    found = teacher_needs(
+        {"hidden": token, "dsa": unit, "srkl": Needs(final=True)}, [CHUNKS], "uniform", Documents(same)
+    )
+    assert found.layers == {4: {"states", "units"}}
+    assert (found.final, found.topk, found.weights) == (True, False, "uniform")
+
+
+def test_a_layer_for_two_kinds_of_units(prepared):
+    pairs = [CHUNKS, PairConfig(student=2, teacher=4, granularity="words")]
+    with pytest.raises(UsageError, match="layer 4 is paired for chunks and for words"):
+        teacher_needs({"dsa": Needs({4: frozenset({"relations"})})}, pairs, "centrality", Documents(prepared))
+
+
+def test_a_limited_cache(make_cache, prepared):
+    cache = make_cache(limit=6)
+    source = source_of(prepared, [cache, make_cache()], CHUNKS)
+    assert source.rows == 6
+    assert_same_batch(source.fetch([5, 1]), source_of(prepared, [make_cache()], CHUNKS).fetch([5, 1]))
+    with pytest.raises(ValueError):
+        source.fetch([6])
+    assert source_of(prepared, [cache], CHUNKS, limit=6).rows == 6
+    assert source_of(prepared, [cache], CHUNKS, limit=4).rows == 4
+    assert source_of(prepared, [make_cache()], CHUNKS, limit=1000).rows == 24
+    with pytest.raises(UsageError, match=r"asks for 7 rows, .* the first 6; set `data.limit: 6`") as error:
+        source_of(prepared, [cache], CHUNKS, limit=7)
+    assert "--limit" not in command_in(error)
