@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TREEBANK ?= treebank
 
-.PHONY: env demo test check bench parser tokenizers teacher clean
+.PHONY: env demo test test-slow check bench parser tokenizers teacher clean
 
 env: $(VENV)/.ready
 
@@ -25,7 +25,11 @@ demo: env
 	$(BIN)/python trainer/evaluate.py run out/demo-student/student $(DEMO_ROWS)
 
 test: env
-	$(BIN)/pytest --numprocesses=2 --dist=loadgroup
+	$(BIN)/pytest --numprocesses=2 --dist=loadgroup --durations=30
+
+# What takes too long for every change, marked `slow`; of one file: pytest -m slow FILE.
+test-slow: env
+	$(BIN)/pytest -m slow
 
 check: env
 	$(BIN)/ruff format --check .
