@@ -29,8 +29,12 @@ def align(
     ] = None,
     student_revision: Annotated[str | None, typer.Option(help="Revision of a hub tokenizer.")] = None,
     teacher_revision: Annotated[str | None, typer.Option(help="Revision of a hub tokenizer.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=2, help="Most tokens of a row on the sides that change.")] = None,
-    max_prompt_length: Annotated[int | None, typer.Option(min=1, help="Most prompt tokens on the sides that change.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Most tokens of a row on the sides that change.")
+    ] = None,
+    max_prompt_length: Annotated[
+        int | None, typer.Option(min=1, help="Most prompt tokens on the sides that change.")
+    ] = None,
     overflow: Annotated[Literal["truncate", "drop"] | None, typer.Option(help="Rows over a limit.")] = None,
     workers: WorkersFlag = None,
     overwrite: OverwriteFlag = False,

@@ -63,9 +63,13 @@ def parse(
     ] = None,
     max_prompt_length: Annotated[int | None, typer.Option(min=1, help="Most prompt tokens, on both sides.")] = None,
     teacher_max_length: Annotated[int | None, typer.Option(min=2, help="The same for the teacher alone.")] = None,
-    teacher_max_prompt_length: Annotated[int | None, typer.Option(min=1, help="The same for the teacher alone.")] = None,
+    teacher_max_prompt_length: Annotated[
+        int | None, typer.Option(min=1, help="The same for the teacher alone.")
+    ] = None,
     student_max_length: Annotated[int | None, typer.Option(min=2, help="The same for the student alone.")] = None,
-    student_max_prompt_length: Annotated[int | None, typer.Option(min=1, help="The same for the student alone.")] = None,
+    student_max_prompt_length: Annotated[
+        int | None, typer.Option(min=1, help="The same for the student alone.")
+    ] = None,
     overflow: Annotated[
         Literal["truncate", "drop"] | None,
         typer.Option(

@@ -64,8 +64,16 @@ def rows(path, count, bad=None):
         (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--template", "alpca"], Exit.USAGE, "alpaca"),
         (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/good.jsonl", *TOKENIZERS], Exit.STATE, "is a file"),
         (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", "--max-lenght", "5"], Exit.USAGE, "--max-lenght"),
-        (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--teacher-max-length", "0"], Exit.USAGE, "equal to 2"),
-        (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--max-prompt-length", "0"], Exit.USAGE, "equal to 1"),
+        (
+            ["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--teacher-max-length", "0"],
+            Exit.USAGE,
+            "equal to 2",
+        ),
+        (
+            ["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--max-prompt-length", "0"],
+            Exit.USAGE,
+            "equal to 1",
+        ),
         (["inspect", "{tmp}"], Exit.STATE, "manifest.json"),
         (["verify", "{tmp}/nowhere"], Exit.STATE, "no folder"),
         (["align", "{tmp}/nowhere"], Exit.USAGE, "--student"),

@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 from schemas.errors import UsageError
 from schemas.training import TrainConfig
 
-CONFIGS: Final = Path(__file__).parent / "configs" / "deepspeed"
+CONFIGS: Final = Path(__file__).parents[1] / "configs" / "deepspeed"
 #: What a DeepSpeed file may not say, since the training config says it: key -> there.
 _OURS: Final = {
     "train_batch_size": "data.batch_size",
