@@ -1,44 +1,38 @@
 """A training run: assembled from its config, and stepped from its last checkpoint to the exported student.
 
-A step is the same whatever it is dealt to: denominators of its terms are added up over micro-batches and ranks before the
-first of them is computed (`trainer.objectives.base`), its rows follow from its number (`trainer.batches.loader`), and so do the
-random numbers of dropout for every micro-batch. So the number of steps done, and what DeepSpeed saves, is the whole state.
+The rows of a step follow from its number (`trainer.batches.loader`), and so does all else that decides it
+(`trainer.step`). So the number of steps done, and what DeepSpeed saves, is the whole state.
 """
 
 import math
 import os
-import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
-import deepspeed
-import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float64
-from torch import Tensor, nn
+from torch import nn
 
 from schemas import console
 from schemas.errors import StateError, UsageError
 from schemas.training import PairConfig, TrainConfig
-from trainer.batches.batch import Batch
 from trainer.batches.documents import Documents
 from trainer.batches.loader import StepLoader
-from trainer.config import require_same
-from trainer.engine.checkpoint import FOLDER, Checkpoints, State
-from trainer.engine.monitor import CURVES, METRICS, TENSORBOARD, Monitor, memory_gb
-from trainer.engine.optimizer import optimizer, rate, set_rates
-from trainer.engine.zero import deepspeed_config, offloads, stage
+from trainer.engine.checkpoint import Checkpoints, State
+from trainer.engine.monitor import CURVES, Monitor, memory_gb
+from trainer.engine.optimizer import optimizer
+from trainer.engine.zero import deepspeed_config, offloads, stage, start, whole_state
+from trainer.folder import STUDENT, claim
 from trainer.models.head import Head
-from trainer.models.hub import locate
-from trainer.models.loading import description, placed
+from trainer.models.loading import placed
 from trainer.objectives import build
 from trainer.objectives.base import Objective, Setting
+from trainer.step import Stepper, StepResult
 from trainer.student.distiller import Distiller
 from trainer.student.export import export_run, student_tokenizer
 from trainer.student.model import Student, load_student
@@ -47,9 +41,7 @@ from trainer.teacher.caches import Caches
 from trainer.teacher.live import LiveTeacher
 from trainer.teacher.needs import teacher_needs
 from trainer.teacher.pairing import automatic_pairs
-
-CONFIG: Final = "config.yaml"
-STUDENT: Final = "student"
+from trainer.teacher.shape import TeacherShape, shape_of_caches, shape_of_model
 
 
 class Interrupted(Exception):  # noqa: N818  # no error: what was done is saved
@@ -78,7 +70,7 @@ class Run:
         self.config = config
         self.out = Path(config.out)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self._prepare_folder(overwrite)
+        claim(self.out, config, overwrite)
         self.checkpoints = Checkpoints(self.out, config.checkpoint.keep, config.checkpoint.best)
         self.documents = Documents(config.data.dataset, config.data.limit)
         self.caches = Caches(config.data.caches, self.documents)
@@ -102,9 +94,8 @@ class Run:
         self.loader = StepLoader(
             self.source, config.data, rank=self.rank, ranks=self.ranks, pinned=torch.cuda.is_available()
         )
-        epoch = self.loader.rows / config.data.batch_size
-        self.steps_per_epoch = epoch
-        self.steps = config.steps or math.ceil(config.epochs * epoch)
+        self.steps_per_epoch = self.loader.rows / config.data.batch_size
+        self.steps = config.steps or math.ceil(config.epochs * self.steps_per_epoch)
         self._stop = False
         self._start_engine(student, wanted.final)
 
@@ -139,7 +130,7 @@ class Run:
         if chosen is not None and chosen[1].step != self.done:
             self.say(f"The best held-out loss was at step {chosen[1].step}: that one is exported.")
             self.checkpoints.load(self.engine, chosen[0], universal=False)
-        state = self._full_state()
+        state = whole_state(self.distiller.student.model, self.zero_stage)
         folder = self.out / STUDENT
         if self.first:
             assert state is not None
@@ -152,137 +143,70 @@ class Run:
         config = self.config
         began, tokens = time.monotonic(), 0
         for step, batches in enumerate(self.loader.training(self.done, self.steps), self.done):
-            record = self.step(step, batches)
+            result = self.stepper.step(step, batches, self._stop)
             self.done = step + 1
-            tokens += int(record.pop("tokens"))
+            tokens += result.tokens
             last = self.done == self.steps
-            stopping = bool(record.pop("stop"))
-            logged = last or self.done % config.log.every == 0 or step == 0
-            if monitor is not None and logged:
+            if monitor is not None and (last or self.done % config.log.every == 0 or step == 0):
                 now = time.monotonic()
-                record |= {"tokens_per_second": tokens / (now - began), "memory_gb": memory_gb()}
-                monitor.log(record)
+                speed = {"tokens_per_second": tokens / (now - began), "memory_gb": memory_gb()}
+                monitor.log(self._record(result) | speed)
                 began, tokens = now, 0
             if monitor is not None:
                 monitor.step(self.done)
             due = config.checkpoint.every is not None and self.done % config.checkpoint.every == 0
             validate = last or (self.done % config.validate_every == 0 if config.validate_every else due)
             held_out = None
-            if validate and config.data.held_out and not stopping:
-                values = self.validate()
-                held_out = values["held_out_loss"]
+            if validate and config.data.held_out and not result.stop:
+                losses = self.stepper.validate([batch for portion in self.loader.validation() for batch in portion])
+                held_out = losses.total
                 if monitor is not None:
-                    monitor.log({"step": self.done, **values})
-            if due or last or stopping:
+                    monitor.log({"step": self.done, **losses.record("held_out_")})
+            if due or last or result.stop:
                 self.checkpoints.save(self.engine, State(self.done, self.ranks, self.zero_stage, held_out))
-            if stopping and not last:
+            if result.stop and not last:
                 raise Interrupted(f"Interrupted at step {self.done} of {self.steps}, which is saved in {self.out}.")
 
-    def step(self, step: int, batches: Sequence[Batch]) -> dict[str, float | int]:
-        """One optimizer step on this rank's micro-batches; what it gave, over all ranks."""
-        progress = step / self.steps
-        weights = {name: term.config.weight_at(progress) for name, term in self.terms.items()}
-        set_rates(self.engine.optimizer.param_groups, self.roles, rate(self.config.optim, step, self.steps))
-        tokens = float(sum(len(batch.ids) for batch in batches))
-        denominators, (tokens, stop) = self._denominators(batches, [tokens, float(self._stop)])
-        values = torch.zeros(len(self.terms), device=self.engine.device)
-        self.engine.train()
-        for number, batch in enumerate(batches):
-            self._seed(step, number)
-            loss, terms = self.engine(batch.to(self.engine.device), denominators, weights)
-            # DeepSpeed takes the mean over ranks, and shares of a step add up
-            self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
-            self.engine.step()
-            values += terms
-        by_name = self._summed(values)
-        total = sum(weights[name] * value for name, value in by_name.items())
-        norm = self.engine.get_global_grad_norm()  # not every stage tells
+    def _record(self, result: StepResult) -> dict[str, float | int]:
+        """What is logged of the step that was done last."""
         return {
-            "step": step + 1,
-            "epoch": round((step + 1) / self.steps_per_epoch, 4),
-            "loss": total,
-            **by_name,
-            "lr": self.config.optim.lr * rate(self.config.optim, step, self.steps),
-            **({} if norm is None else {"grad_norm": float(norm)}),
-            "tokens": tokens,
-            "stop": stop,
+            "step": self.done,
+            "epoch": round(self.done / self.steps_per_epoch, 4),
+            **result.losses.record(),
+            "lr": result.lr,
+            **({} if result.grad_norm is None else {"grad_norm": result.grad_norm}),
         }
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Loss, with its final weights, and its terms on the rows held out; a plain function of weights and rows."""
-        batches = [batch for step in self.loader.validation() for batch in step]
-        denominators, _ = self._denominators(batches, [])
-        weights = {name: term.config.weight_at(1.0) for name, term in self.terms.items()}
-        values = torch.zeros(len(self.terms), device=self.engine.device)
-        self.engine.eval()
-        for batch in batches:
-            _, terms = self.engine(batch.to(self.engine.device), denominators, weights)
-            values += terms
-        by_name = self._summed(values)
-        found = {"held_out_loss": sum(weights[name] * value for name, value in by_name.items())}
-        return found | {f"held_out_{name}": value for name, value in by_name.items()}
-
-    def _denominators(
-        self, batches: Sequence[Batch], also: Sequence[float]
-    ) -> tuple[dict[str, Float64[Tensor, " parts"]], list[float]]:
-        """Of every term over all micro-batches of all ranks; and other numbers added up over ranks on the way."""
-        each = [self.distiller.denominators(batch) for batch in batches]
-        total = {name: torch.stack([one[name] for one in each]).sum(0) for name in self.terms}
-        flat = torch.cat([*total.values(), torch.tensor([*also], dtype=torch.float64)])
-        if self.ranks > 1:
-            flat = flat.to(self.engine.device)
-            dist.all_reduce(flat)
-            flat = flat.cpu()
-        *parts, rest = torch.split(flat, [*(len(part) for part in total.values()), len(also)])
-        return dict(zip(total, parts, strict=True)), rest.tolist()
-
-    def _summed(self, values: Tensor) -> dict[str, float]:
-        if self.ranks > 1:
-            dist.all_reduce(values)
-        return dict(zip(self.terms, values.tolist(), strict=True))
-
-    def _seed(self, step: int, micro_batch: int) -> None:
-        """Random numbers of dropout follow from where in the run they are drawn."""
-        sequence = np.random.SeedSequence([self.config.seed, step, self.rank, micro_batch])
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
 
     def _terms(self, student: Student) -> dict[str, Objective]:
         shape = self._teacher_shape()
         pairs: tuple[PairConfig, ...] = self.config.layers or ()
         if self.config.layers is None and shape is not None and self.caches.layers:
-            pairs = automatic_pairs(self.caches.layers, student.depth, shape[0])
+            pairs = automatic_pairs(self.caches.layers, student.depth, shape.depth)
         for pair in pairs:
             if pair.student > student.depth:
                 raise UsageError(
                     f"`layers`: the student has layers 0 (embeddings) to {student.depth}, not {pair.student}."
                 )
-            if shape is not None and pair.teacher > shape[0]:
-                raise UsageError(f"`layers`: the teacher has layers 0 (embeddings) to {shape[0]}, not {pair.teacher}.")
+            if shape is not None and pair.teacher > shape.depth:
+                raise UsageError(
+                    f"`layers`: the teacher has layers 0 (embeddings) to {shape.depth}, not {pair.teacher}."
+                )
         setting = Setting(
             pairs=tuple(sorted(pairs, key=lambda pair: pair.student)),
             student_size=student.hidden_size,
-            teacher_size=shape[1] if shape is not None else student.hidden_size,
+            teacher_size=shape.hidden_size if shape is not None else student.hidden_size,
             student_weights=self.config.weights,
             student_last=(student.depth, student.head.in_features),
-            teacher_last=None if shape is None else (shape[0], shape[2]),
+            teacher_last=None if shape is None else (shape.depth, shape.final_size),
         )
         return build(self.config.objectives, setting, "objectives")
 
-    def _teacher_shape(self) -> tuple[int, int, int] | None:
-        """The teacher's depth, hidden size and features of its last hidden states; None where there is none."""
+    def _teacher_shape(self) -> TeacherShape | None:
+        """None where there is no teacher."""
         if self.config.teacher == "live":
-            model = self.config.teacher_model
-            assert model is not None
-            described = description(model, locate(model), f"The teacher {model.model!r}")
-            text = described.get_text_config(decoder=True)
-            last = getattr(text, "word_embed_proj_dim", text.hidden_size)  # OPT's
-            return int(text.num_hidden_layers), int(text.hidden_size), int(last)
-        if not self.caches.caches:
-            return None
-        teacher = self.caches.teacher
-        size = int(teacher["hidden_size"])
-        return int(teacher["depth"]), size, int(teacher.get("final_size", size))
+            assert self.config.teacher_model is not None
+            return shape_of_model(self.config.teacher_model)
+        return shape_of_caches(self.caches)
 
     def _teacher_record(self) -> dict[str, Any] | None:
         """Who the teacher is, for the student's card."""
@@ -314,23 +238,13 @@ class Run:
                 "pass --overwrite."
             )
         self.distiller = Distiller(student, self.terms, None)
-        parameters, self.roles = optimizer(
-            student, nn.ModuleDict(self.terms).parameters(), config.optim, offloads(values)
-        )
-        exact = {name: buffer.clone() for name, buffer in self.distiller.named_buffers() if buffer.is_floating_point()}
-        engine, *_ = deepspeed.initialize(model=self.distiller, optimizer=parameters, config=values)
-        self.engine = engine
-        for name, buffer in exact.items():
-            # half precision is for weights: frequencies of rotary positions must not be rounded
-            owner, _, key = name.rpartition(".")
-            module = self.distiller.get_submodule(owner)
-            module.register_buffer(
-                key, buffer.to(self.engine.device), persistent=key not in module._non_persistent_buffers_set
-            )
+        parameters, roles = optimizer(student, nn.ModuleDict(self.terms).parameters(), config.optim, offloads(values))
+        self.engine = start(self.distiller, parameters, values)
+        self.stepper = Stepper(self.engine, roles, config, self.steps)
         if logits:
             self.distiller.teacher_head = _on(self.source.head, self.engine.device)
         if newest is not None:
-            self.checkpoints.load(engine, newest[0], universal)
+            self.checkpoints.load(self.engine, newest[0], universal)
             self.say(f"Going on from step {self.done} of {self.steps}.")
         self._describe(student)
 
@@ -360,36 +274,6 @@ class Run:
                     f"{left.either} of {left.units} {granularity} are left out: {left.teacher} have no span on the "
                     f"teacher's side, {left.student} none on the student's."
                 )
-
-    def _prepare_folder(self, overwrite: bool) -> None:
-        path = self.out / CONFIG
-        if self.first:
-            if overwrite:
-                for name in (FOLDER, STUDENT, TENSORBOARD):
-                    shutil.rmtree(self.out / name, ignore_errors=True)
-                for name in (CONFIG, METRICS, CURVES):
-                    (self.out / name).unlink(missing_ok=True)
-            self.out.mkdir(parents=True, exist_ok=True)
-        dist.barrier()
-        if path.is_file():
-            require_same(path, self.config)
-        dist.barrier()
-        if self.first:
-            path.write_text(self.config.to_yaml(), encoding="utf-8")
-
-    def _full_state(self) -> dict[str, Tensor] | None:
-        """Every tensor of the student's model, whole, on the CPU; None but on the first rank."""
-        found: dict[str, Tensor] = {}
-        model = self.distiller.student.model
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3):
-                if self.first:
-                    found[name] = parameter.detach().cpu().clone()
-        persistent = model.state_dict(keep_vars=True).keys()
-        for name, buffer in model.named_buffers():
-            if self.first and name in persistent:
-                found[name] = buffer.detach().cpu().clone()
-        return found if self.first else None
 
     @contextmanager
     def _listening(self) -> Iterator[None]:

@@ -88,7 +88,7 @@ def ours(values: dict[str, Any], steps: int) -> Iterator[int]:
     start_ranks(0)
     run = Run(TrainConfig.parse(values, "benchmark"), overwrite=True)
     for step, batches in enumerate(run.loader.training(0, steps)):
-        yield int(run.step(step, batches)["tokens"])
+        yield run.stepper.step(step, batches, stop=False).tokens
 
 
 def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps: int) -> Iterator[int]:

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
 
 from schemas.errors import UsageError
 from schemas.training import TrainConfig
@@ -76,3 +79,30 @@ def stage(values: dict[str, Any]) -> int:
 def offloads(values: dict[str, Any]) -> bool:
     """Whether optimizer states live on the CPU."""
     return bool(values.get("zero_optimization", {}).get("offload_optimizer"))
+
+
+def start(model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> Any:
+    """DeepSpeed's engine (deepspeed.DeepSpeedEngine) around a model; buffers stay as exact as they are."""
+    exact = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=values)
+    for name, buffer in exact.items():
+        # half precision is for weights: frequencies of rotary positions must not be rounded
+        owner, _, key = name.rpartition(".")
+        module = model.get_submodule(owner)
+        module.register_buffer(key, buffer.to(engine.device), persistent=key not in module._non_persistent_buffers_set)
+    return engine
+
+
+def whole_state(model: nn.Module, zero_stage: int) -> dict[str, Tensor] | None:
+    """Every tensor of a model that is trained, whole, on the CPU; None but on the first rank. Every rank calls it."""
+    first = dist.get_rank() == 0
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        with deepspeed.zero.GatheredParameters([parameter], enabled=zero_stage == 3):
+            if first:
+                state[name] = parameter.detach().cpu().clone()
+    persistent = model.state_dict(keep_vars=True).keys()
+    for name, buffer in model.named_buffers():
+        if first and name in persistent:
+            state[name] = buffer.detach().cpu().clone()
+    return state if first else None
