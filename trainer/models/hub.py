@@ -3,19 +3,24 @@
 import contextlib
 import hashlib
 import json
-import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import HfApi, errors
+from huggingface_hub import HfApi, cached_assets_path, errors
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from schemas import embedded
 from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UserError
+from schemas.files import sha256_of, write_text
 
 _PROBE_SECONDS: Final = 10.0
+#: A file that was changed so recently may change again within one tick of the clock that its times are told by.
+_SETTLED_SECONDS: Final = 3.0
+_HASH_LENGTH: Final = 64
 _HTTP_ERROR: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # of whichever HTTP client the hub uses
 #: In the order in which transformers looks for them; an index names further files.
 _WEIGHTS: Final = (
@@ -93,50 +98,51 @@ def hub_commit(subject: str, name: str, revision: str | None) -> str | None:
         return None
 
 
-def identity(config: ModelConfig) -> dict[str, Any]:
-    """Who the teacher is: `name`, `revision` (commit of a hub id, else None), `sha256`.
+def identity(config: ModelConfig, role: str = "teacher", weights: bool = True) -> dict[str, Any]:
+    """Who a model is: `name`, `revision` (commit of a hub id, else None), `sha256`.
 
-    The name is a hub id, or the own name of a folder or GGUF file. The hash is over config.json, the weight files and
-    with `trust_remote_code` the code in a folder (or over the GGUF file alone), so it is the same wherever they lie.
-    Each file's is computed once, and remembered in the user's cache folder by path, size and time of change. Loads no
-    weights. Raises as `locate`, and if there are no weights.
+    The name is a hub id, or the own name of a folder or GGUF file. The hash is over config.json, the weight files (unless
+    not `weights`) and with `trust_remote_code` the code in a folder (or over the GGUF file alone), so it is the same
+    wherever they lie. Each file's is computed once, and remembered in the hub's folder for assets as long as nothing
+    says that the file was touched. Loads no weights. Raises as `locate`, and if there are no weights.
     """
-    source = locate(config)
-    files = _files(config, source)
+    source = locate(config, role)
+    files = _files(config, source, role, weights)
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
         digest.update(f"{_file_hash(path)}  {name}\n".encode())
     folder = Path(source.name)
     # the local cache has a folder for each commit
-    revision = next(iter(files.values())).parent.name if source.local_only else source.revision
+    revision = extract_commit_hash(str(next(iter(files.values()))), None) if source.local_only else source.revision
     name = source.gguf_file or folder.resolve().name if folder.is_dir() else source.name
     return {"name": name, "revision": revision, "sha256": digest.hexdigest()}
 
 
-def _files(config: ModelConfig, source: ModelFiles) -> dict[str, Path]:
+def _files(config: ModelConfig, source: ModelFiles, role: str, weights: bool) -> dict[str, Path]:
     """The files that make the model, by name."""
     if source.gguf_file is not None:
         path = _find(source, source.gguf_file)
         if path is None:
-            raise _nothing(config, source, source.gguf_file)
+            raise _nothing(config, source, role, source.gguf_file)
         return {"weights.gguf": path}
     description = _find(source, "config.json")
     listed = next(((name, path) for name in _WEIGHTS if (path := _find(source, name)) is not None), None)
-    if description is None or listed is None:
-        raise _nothing(config, source, "config.json and model.safetensors")
-    found = {"config.json": description}
+    if description is None or (weights and listed is None):
+        raise _nothing(config, source, role, "config.json and model.safetensors" if weights else "config.json")
+    files = {"config.json": description}
     if config.trust_remote_code:
-        found |= {code.name: code for code in Path(source.name).glob("*.py")}
+        files |= {code.name: code for code in Path(source.name).glob("*.py")}
+    if not weights or listed is None:
+        return files
     name, path = listed
     if not name.endswith(".index.json"):
-        return found | {name: path}
-    shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    for shard in shards:
+        return files | {name: path}
+    for shard in sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())):
         where = _find(source, shard)
         if where is None:
-            raise _nothing(config, source, shard)
-        found[shard] = where
-    return found
+            raise _nothing(config, source, role, shard)
+        files[shard] = where
+    return files
 
 
 def _find(source: ModelFiles, name: str) -> Path | None:
@@ -151,8 +157,8 @@ def _find(source: ModelFiles, name: str) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _nothing(config: ModelConfig, source: ModelFiles, wanted: str) -> UserError:
-    subject = f"The teacher {config.model!r}"
+def _nothing(config: ModelConfig, source: ModelFiles, role: str, wanted: str) -> UserError:
+    subject = f"The {role} {config.model!r}"
     if source.local_only:
         return ResourceError(
             f"{subject} is no local folder, the hub cannot be reached, and its local cache lacks the model. Name a folder, "
@@ -162,25 +168,25 @@ def _nothing(config: ModelConfig, source: ModelFiles, wanted: str) -> UserError:
 
 
 def _file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered; where nothing can be remembered it is computed every time."""
+    """SHA-256 of a file, remembered; where nothing can be remembered it is computed every time.
+
+    `ctime` changes with every write, and cannot be set back as `mtime` can; a file put in another's place has another
+    inode.
+    """
     path = path.resolve()
     state = path.stat()
-    key = hashlib.sha256(f"{path}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()
-    note = _cache_folder() / "weights" / key
-    with contextlib.suppress(OSError):
-        return note.read_text(encoding="ascii")
-    with path.open("rb") as stream:
-        value = hashlib.file_digest(stream, "sha256").hexdigest()
-    part = note.with_name(f"{key}.{os.getpid()}.part")
-    with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(value, encoding="ascii")
-        part.replace(note)
+    touched = (path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+    note = None
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a file where the folder should be, or no text in ours
+        note = cached_assets_path("mta-prep", "weights") / hashlib.sha256(repr(touched).encode()).hexdigest()
+        known = note.read_text(encoding="ascii")
+        if len(known) == _HASH_LENGTH:
+            return known
+    value = sha256_of(path)
+    if note is not None and time.time() - state.st_ctime > _SETTLED_SECONDS:
+        with contextlib.suppress(OSError):
+            write_text(note, value)
     return value
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "mta-prep"
 
 
 def first_line(error: Exception) -> str:

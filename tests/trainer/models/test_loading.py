@@ -3,14 +3,18 @@
 import json
 import os
 import shutil
+import time
+from functools import partial
 
 import pytest
 import torch
 import transformers
+from huggingface_hub import cached_assets_path
 from safetensors.torch import load_file, save_file
 
 from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UsageError, UserError
+from schemas.files import sha256_of
 from trainer.models import hub
 from trainer.models.head import Head
 from trainer.models.hub import identity
@@ -55,7 +59,7 @@ HEADS = {
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """Nothing of the user's is read or written."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "cached_assets_path", partial(cached_assets_path, assets_dir=tmp_path / "assets"))
 
 
 def save(config, folder, **options):
@@ -300,29 +304,103 @@ def test_identity_without_weights(llama):
         who(llama)
 
 
-def test_a_hash_is_computed_once(llama, monkeypatch):
+@pytest.fixture
+def hashed(monkeypatch):
+    """Names of the files whose hash was computed."""
+    names = []
+    monkeypatch.setattr(hub, "sha256_of", lambda path: names.append(path.name) or sha256_of(path))
+    return names
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Files count as settled at once."""
+    monkeypatch.setattr(hub, "_SETTLED_SECONDS", -1.0)
+
+
+def test_a_hash_is_computed_once(llama, hashed, settled):
     one = who(llama)
-    computed = []
-    compute = hub.hashlib.file_digest
-    monkeypatch.setattr(
-        hub.hashlib, "file_digest", lambda stream, name: computed.append(stream.name) or compute(stream, name)
-    )
+    hashed.clear()
     assert who(llama) == one
-    assert computed == []
+    assert hashed == []
+
+
+def flipped(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    return bytes(content)
+
+
+def written_over(file):
+    file.write_bytes(flipped(file))
+
+
+def put_in_its_place(file):
+    other = file.with_name("other")
+    other.write_bytes(flipped(file))
+    state = file.stat()
+    os.utime(other, ns=(state.st_atime_ns, state.st_mtime_ns))
+    other.replace(file)
+
+
+@pytest.mark.parametrize("change", [written_over, put_in_its_place])
+def test_weights_of_the_same_size_and_time_are_hashed_anew(llama, hashed, settled, change):
     file = llama / "model.safetensors"
-    changed = bytearray(file.read_bytes())
-    changed[-1] ^= 1
-    file.write_bytes(changed)
-    os.utime(file, ns=(1, 1))  # so that the time differs for certain
-    assert who(llama) != one
-    assert computed == [str(file.resolve())]
+    before = file.stat()
+    one = who(llama)
+    time.sleep(0.02)  # a tick of the clock that files have their times from
+    hashed.clear()
+    change(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert who(llama)["sha256"] != one["sha256"]
+    assert hashed == [file.name]
+
+
+def test_nothing_is_remembered_of_a_file_that_is_still_being_changed(llama, hashed):
+    who(llama)
+    hashed.clear()
+    who(llama)
+    assert hashed == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["", "not a hash"])
+def test_a_damaged_memory_is_not_believed(llama, tmp_path, settled, damage):
+    one = who(llama)
+    notes = [path for path in (tmp_path / "assets").rglob("*") if path.is_file()]
+    assert len(notes) == 2
+    for note in notes:
+        note.write_text(damage)
+    assert who(llama) == one
 
 
 def test_a_cache_folder_that_cannot_be_written_is_no_matter(llama, tmp_path, monkeypatch):
     one = who(llama)
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(hub, "cached_assets_path", partial(cached_assets_path, assets_dir=tmp_path / "file"))
     assert who(llama) == one
+
+
+def test_the_role_of_a_model_without_weights_is_told(llama):
+    (llama / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"^The student .* lacks config\.json and model\.safetensors"):
+        identity(ModelConfig(model=str(llama)), "student")
+    assert len(identity(ModelConfig(model=str(llama)), "student", weights=False)["sha256"]) == 64
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "quantized/Q4/model.gguf"])
+def test_the_revision_of_a_file_in_a_subfolder_is_the_commit_also_offline(tmp_path, monkeypatch, name):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "hub"
+    repository = cache / "models--someone--model"
+    file = repository / "snapshots" / commit / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(hub, "cached_file", partial(hub.cached_file, cache_dir=str(cache)))
+    who = identity(ModelConfig(model="someone/model", gguf_file=name))
+    assert (who["name"], who["revision"]) == ("someone/model", commit)
 
 
 def test_an_output_matrix_of_another_width_is_refused_by_name(tmp_path):
