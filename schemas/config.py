@@ -1,9 +1,10 @@
 """Typed configs: YAML in, frozen objects, resolved YAML out. Of an unknown key the nearest known one is named."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,12 +14,14 @@ from schemas.errors import UsageError
 from schemas.signals import Signal, StateTokens, Storage, Weights
 
 Config = TypeVar("Config", bound="Strict")
+#: How our keys are spelled. Where several kinds of values are possible, pydantic names the kind it tried (`Ramp`) as well.
+_KEY: Final = re.compile(r"[a-z0-9_]+")
 
 
 class Strict(BaseModel):
-    """Frozen, and closed to keys that it does not know."""
+    """Frozen, closed to keys that it does not know, and with finite numbers alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def parse(cls: type[Config], values: dict[str, Any], where: str) -> Config:
@@ -50,8 +53,15 @@ class Strict(BaseModel):
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"]) or "the config"
+    problems = error.errors()
+    first = problems[0]["loc"][:1]
+    # of the kinds that a value may be, the one that went furthest is meant
+    problem = max((each for each in problems if each["loc"][:1] == first), key=lambda each: len(each["loc"]))
+    *outer, last = problem["loc"] or ("the config",)
+    keys = [str(part) for part in outer if _KEY.fullmatch(str(part))]
+    if problem["type"] == "extra_forbidden" or _KEY.fullmatch(str(last)) or not keys:
+        keys.append(str(last))
+    place = ".".join(keys)
     if problem["type"] != "extra_forbidden":
         return f"`{place}`: {problem['msg'].lower()}, got {problem.get('input')!r}."
     known: type[BaseModel] = model

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import sys
 import time
 import traceback
@@ -123,6 +124,13 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         view.add_row(*(Text(cell) for cell in row))
     stdout.print(view)
+
+
+def positive(value: float) -> float:
+    """Callback of a flag: its number, if that is above 0 and finite."""
+    if not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value} is no finite number above 0.")
+    return value
 
 
 #: What typer raises for a wrong command line; it has no public name for the base class.

@@ -1,12 +1,19 @@
 """What a training config may say: student, data, terms of the loss, optimisation, checkpoints, logging."""
 
-from typing import Any, Literal
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.columns import Granularity
 from schemas.config import ModelConfig, Strict
 from schemas.signals import Weights
+
+#: What every generator of random numbers takes.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+#: Of a moving average.
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class CutConfig(Strict):
@@ -39,11 +46,28 @@ class StudentConfig(Strict):
     gradient_checkpointing: bool = False
     packing: bool = True  # documents without padding, where the architecture allows it
 
+    @field_validator("config")
+    @classmethod
+    def _finite(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for key, value in _numbers(values):
+            if not math.isfinite(value):
+                raise ValueError(f"`{key}` is {value}, no finite number")
+        return values
+
     @model_validator(mode="after")
     def _described(self) -> "StudentConfig":
         if self.model is None and (self.init != "config" or "model_type" not in self.config):
             raise ValueError("without `model`, a student needs `init: config` and a `config` with its `model_type`")
         return self
+
+
+def _numbers(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers with a point in nested mappings and lists, with their keys."""
+    if isinstance(values, float):
+        yield key, values
+    elif isinstance(values, Mapping | list):
+        for name, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+            yield from _numbers(value, f"{key}.{name}" if key else str(name))
 
 
 class PairConfig(Strict):
@@ -64,7 +88,7 @@ class DataConfig(Strict):
     batch_size: int = Field(default=16, ge=1)  # documents of one optimizer step, over all ranks
     micro_batches: int = Field(default=1, ge=1)  # parts in which a rank works through its share of them
     workers: int = Field(default=1, ge=0)  # processes per rank that read ahead; 0: none
-    seed: int = 42
+    seed: Seed = 42
 
 
 class OptimConfig(Strict):
@@ -73,7 +97,7 @@ class OptimConfig(Strict):
     lr: float = Field(default=1e-4, gt=0)
     projector_lr: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0, ge=0)  # steps; below 1: part of all steps
@@ -113,11 +137,11 @@ class TrainConfig(Strict):
     #: terms by name, each with its own options (`trainer.objectives`)
     objectives: dict[str, dict[str, Any]] = Field(min_length=1)
     optim: OptimConfig = OptimConfig()
-    epochs: float = Field(default=1, gt=0)
+    epochs: float = Field(default=1, gt=0, le=1e6)
     steps: int | None = Field(default=None, ge=1)  # instead of epochs
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     deepspeed: str = "zero0"  # a name in trainer/configs/deepspeed, or a JSON file
-    seed: int = 42  # of fresh weights and dropout
+    seed: Seed = 42  # of fresh weights and dropout
     validate_every: int | None = Field(default=None, ge=1)  # steps; None: at checkpoints and at the end
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

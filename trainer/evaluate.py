@@ -57,8 +57,10 @@ def run(
     ] = None,
     seeds: Annotated[str, typer.Option(help="One response a row with each.")] = SEEDS,
     greedy: Annotated[bool, typer.Option("--greedy", help="The likeliest token always; one response a row.")] = False,
-    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this mass.")] = 1.0,
+    temperature: Annotated[float, typer.Option(callback=console.positive, help="Divides the logits.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(max=1, callback=console.positive, help="Sample from the likeliest tokens of this mass.")
+    ] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample from so many likeliest tokens; 0: all.")] = 0,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of the longest prompt and a response together.")] = 512,
     max_prompt_length: Annotated[
@@ -91,8 +93,6 @@ def run(
     names = names_of(paths)
     if not paths and held_out is None:
         raise UsageError("Nothing to evaluate on: name files of test rows, or --held-out DATASET.")
-    if temperature <= 0 or top_p <= 0:
-        raise UsageError("--temperature and --top-p must be above 0; --greedy takes the likeliest token always.")
     if max_prompt_length >= max_length:
         raise UsageError(f"--max-prompt-length {max_prompt_length} leaves no token of --max-length {max_length}.")
     if out is not None and not out.resolve().parent.is_dir():

@@ -64,8 +64,10 @@ def train_parser(
         typer.Option(help="State of an earlier run, whose best weights and vocabulary this one begins with."),
     ] = None,
     max_words: Annotated[int, typer.Option(min=2, help="Leave longer trees out of training.")] = 100,
-    lr_encoder: Annotated[float, typer.Option(help="Peak learning rate of the encoder.")] = 1e-4,
-    lr_chart: Annotated[float, typer.Option(help="Peak learning rate of the rest.")] = 5e-4,
+    lr_encoder: Annotated[
+        float, typer.Option(callback=console.positive, help="Peak learning rate of the encoder.")
+    ] = 1e-4,
+    lr_chart: Annotated[float, typer.Option(callback=console.positive, help="Peak learning rate of the rest.")] = 5e-4,
     patience: Annotated[int, typer.Option(min=1, help="End after this many epochs without a better F1 on dev.")] = 3,
     seed: Annotated[int, typer.Option()] = 42,
 ) -> None:

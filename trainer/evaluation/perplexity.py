@@ -58,7 +58,7 @@ def held_out_loss(model: LanguageModel, documents: Documents, token_budget: int 
     """Mean of −log p(token | all before it) over the response tokens, end of text included; float32 sums in float64.
 
     A text without a prompt is a response from its second token on. Documents run packed, about `token_budget` tokens at
-    a time, and logits exist for some positions at a time.
+    a time, and logits exist for some positions at a time. Raises `UserError` for a loss that is no finite number.
     """
     forward = Forward(model, Request(final=True))
     assert forward.head is not None
@@ -73,6 +73,10 @@ def held_out_loss(model: LanguageModel, documents: Documents, token_budget: int 
     if tokens == 0:
         raise UserError(f"{documents.folder} has no response tokens to predict.")
     loss = total / tokens
+    if not math.isfinite(loss):
+        raise UserError(
+            f"The loss of {documents.folder} is {loss}: the model's weights or logits are no finite numbers."
+        )
     return HeldOutResult(
         dataset=documents.folder.resolve().name,
         fingerprint=documents.manifest.fingerprint,

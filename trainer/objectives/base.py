@@ -9,7 +9,7 @@ dealt out, and nothing of it depends on padding.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -71,7 +71,7 @@ class Ramp(Strict):
 class Options(Strict):
     """What every term's config has."""
 
-    weight: float | Ramp = 1.0
+    weight: Annotated[float, Field(ge=0)] | Ramp = 1.0
 
     def weight_at(self, progress: float) -> float:
         """The weight when `progress` (0 to 1) of all steps are done."""

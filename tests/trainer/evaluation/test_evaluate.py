@@ -15,7 +15,7 @@ from schemas import embedded
 from schemas.alpaca import alpaca
 from schemas.errors import Exit, UserError
 from trainer import evaluate
-from trainer.evaluation import responses
+from trainer.evaluation import perplexity, responses
 from trainer.evaluation.generate import Response
 from trainer.evaluation.questions import names_of, read_questions
 from trainer.evaluation.results import read_result
@@ -241,6 +241,15 @@ def test_held_out_loss_equals_a_plain_loop(run, same_side):
     assert found["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
 
 
+def test_a_loss_that_is_no_number_is_refused(run, same_side, monkeypatch):
+    monkeypatch.setattr(
+        perplexity, "losses", lambda _head, _states, targets: torch.full_like(targets, math.nan, dtype=torch.float32)
+    )
+    code, printed, err = run("run", TEACHER, "--held-out", same_side, "--json")
+    assert (code, printed) == (Exit.INPUT, "")
+    assert "is nan: the model's weights or logits are no finite numbers" in " ".join(err.split())
+
+
 def test_a_dataset_of_another_tokenizer_is_refused(run, prepared, tmp_path):
     code, _, err = run("run", TEACHER, "--held-out", prepared)
     assert code == Exit.INPUT
@@ -256,6 +265,8 @@ def test_a_dataset_of_another_tokenizer_is_refused(run, prepared, tmp_path):
         (("FILE", "--seeds", "1,x"), Exit.USAGE, "whole numbers"),
         (("FILE", "--seeds", "1,1"), Exit.USAGE, "once"),
         (("FILE", "--temperature", "0"), Exit.USAGE, "above 0"),
+        (("FILE", "--temperature", "nan"), Exit.USAGE, "nan is no finite number above 0"),
+        (("FILE", "--top-p", "nan"), Exit.USAGE, "nan is no finite number above 0"),
         (("FILE", "--max-length", "200"), Exit.USAGE, "leaves no token"),
         (("FILE", "--max-length", "4096"), Exit.USAGE, "at most 2048 tokens"),
         (("FILE", "--max-prompt-length", "1"), Exit.USAGE, "no room"),

@@ -1,0 +1,81 @@
+"""Training configs: every number in them is finite and in its range, and what is wrong is named by its key."""
+
+import math
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.config import CacheConfig, ParseConfig, Strict
+from schemas.errors import UsageError
+from schemas.training import OptimConfig, StudentConfig, TrainConfig
+from trainer.objectives import REGISTRY
+from trainer.objectives.base import Options
+
+
+def models(annotation) -> Iterator[type[Strict]]:
+    """A config and every config in it."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from models(field.annotation)
+    for part in get_args(annotation):
+        yield from models(part)
+
+
+def holds_numbers(annotation):
+    return annotation is float or any(map(holds_numbers, get_args(annotation)))
+
+
+ROOTS = [TrainConfig, CacheConfig, ParseConfig, *(term.options for term in REGISTRY.values())]
+CONFIGS = sorted({model for root in ROOTS for model in models(root)}, key=lambda model: model.__name__)
+NUMBERS = [
+    (model, name) for model in CONFIGS for name, field in model.model_fields.items() if holds_numbers(field.annotation)
+]
+
+
+def test_the_numbers_are_there():
+    names = {name for _, name in NUMBERS}
+    assert {"lr", "weight", "start", "betas", "dropout", "temperature", "skew", "trajectory", "epochs"} <= names
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -5.0])
+@pytest.mark.parametrize(("model", "name"), NUMBERS)
+def test_no_number_is_infinite_or_below_zero(model, name, value):
+    wrong = [value, value] if name == "betas" else value
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({name: wrong})
+    assert any(error["loc"][0] == name and error["type"] != "missing" for error in caught.value.errors())
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "message"),
+    [
+        (Options, {"weight": math.nan}, r"`weight`: input should be a finite number, got nan"),
+        (Options, {"weight": -5}, r"`weight`: input should be greater than or equal to 0, got -5"),
+        (
+            Options,
+            {"weight": {"start": 1, "end": math.inf}},
+            r"`weight\.end`: input should be a finite number, got inf",
+        ),
+        (Options, {"weight": {"start": 1, "ned": 2, "end": 1}}, r"unknown key `weight\.ned`; did you mean `end`"),
+        (OptimConfig, {"lr": math.inf}, r"`lr`: input should be a finite number, got inf"),
+        (OptimConfig, {"betas": [0.9, 1.0]}, r"`betas\.1`: input should be less than 1"),
+        (StudentConfig, {"model": "m", "config": {"rope": {"theta": [1.0, math.nan]}}}, r"`rope\.theta\.1` is nan"),
+        (StudentConfig, {"model": "m", "init": "fresh"}, r"`init`: input should be 'pretrained' or 'config'"),
+        (StudentConfig, {"model": "m", "init": {"layer": [1]}}, r"`init\.layers`: field required"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_key(model, values, message):
+    with pytest.raises(UsageError, match=rf"^here: .*{message}"):
+        model.parse(values, "here")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_is_one_that_every_generator_takes(seed):
+    for config in (TrainConfig, *models(TrainConfig)):
+        if "seed" in config.model_fields:
+            with pytest.raises(ValidationError) as caught:
+                config.model_validate({"seed": seed})
+            assert "seed" in {error["loc"][0] for error in caught.value.errors()}
