@@ -1,6 +1,5 @@
 """Typed configs: YAML in, frozen objects, resolved YAML out. Of an unknown key the nearest known one is named."""
 
-import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.columns import Granularity
-from schemas.errors import UsageError
+from schemas.errors import UsageError, nearest
 from schemas.signals import Signal, StateTokens, Storage, Weights
 
 Config = TypeVar("Config", bound="Strict")
@@ -68,8 +67,8 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
     for part in problem["loc"][:-1]:
         if part in known.model_fields:  # else a place in a list, or which of several kinds was tried
             known = next(_models(known.model_fields[str(part)].annotation), known)
-    near = difflib.get_close_matches(str(problem["loc"][-1]), known.model_fields, n=1, cutoff=0.4)
-    hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known.model_fields)}."
+    near = nearest(str(problem["loc"][-1]), known.model_fields)
+    hint = f"did you mean `{near}`?" if near else f"known keys: {', '.join(known.model_fields)}."
     return f"unknown key `{place}`; {hint}"
 
 

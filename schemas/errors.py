@@ -1,5 +1,7 @@
-"""Errors meant for the person at the terminal, and the exit codes they end with."""
+"""Errors meant for the person at the terminal, the exit codes they end with, and what was meant by a misspelt name."""
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -38,3 +40,8 @@ class ResourceError(UserError):
     """The machine cannot: disk full, folder read-only, no network."""
 
     exit_code = Exit.RESOURCE
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a misspelt one; None where none is much like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)), None)

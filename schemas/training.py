@@ -151,6 +151,4 @@ class TrainConfig(Strict):
     def _taught(self) -> "TrainConfig":
         if self.teacher == "live" and self.teacher_model is None:
             raise ValueError("`teacher: live` needs `teacher_model`, the model to run")
-        if self.teacher == "live" and self.layers is None and set(self.objectives) & {"dsa", "hidden", "fdd"}:
-            raise ValueError("`teacher: live` needs `layers`: which student layer goes with which teacher layer")
         return self

@@ -78,7 +78,7 @@ class Run:
         self._require_vocabulary(student)
         torch.manual_seed(config.seed)  # of projectors
         self.terms = self._terms(student)
-        pairs = [pair for term in self.terms.values() for pair in getattr(term, "pairs", ())]
+        pairs = [pair for term in self.terms.values() for pair in term.pairs]
         wanted = teacher_needs(
             {name: term.needs() for name, term in self.terms.items()}, pairs, config.weights, self.documents
         )
@@ -266,7 +266,7 @@ class Run:
             self.say(
                 f"The caches hold the first {self.source.rows} of {self.documents.rows} rows: the others are not used."
             )
-        granularities = {pair.granularity for term in self.terms.values() for pair in getattr(term, "pairs", ())}
+        granularities = {pair.granularity for term in self.terms.values() for pair in term.pairs}
         for granularity in sorted(granularities):
             left = self.documents.left_out(granularity)
             if left.either:

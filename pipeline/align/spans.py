@@ -10,15 +10,14 @@ it: nothing missing, nothing foreign.
 A shard is one long text: documents lie one after the other, so no interval of one reaches into another.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
 
 import numpy as np
 from jaxtyping import Int8, Int32, Int64
 
+from pipeline.read.offsets import code_points, is_space
 from schemas.columns import GRANULARITIES, MISSING, SIDES, Granularity, Side
 
 
@@ -28,10 +27,6 @@ class Reason(IntEnum):
     OK = 0
     CUT = 1  # truncation took some of its characters
     INSIDE = 2  # whole, but a token that spells it reaches over its edge
-
-
-#: Whether a code point is white space; all Unicode white space lies below U+3001.
-_SPACE: Final = np.array([chr(code).isspace() for code in range(0x3001)])
 
 
 @dataclass(frozen=True)
@@ -66,11 +61,8 @@ class Texts:
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Texts":
         """Texts without unpaired surrogates; white space is what `str.isspace` says it is."""
-        encoding = f"utf-32-{sys.byteorder[0]}e"
-        codes = np.frombuffer("".join(texts).encode(encoding), dtype=np.uint32)
-        solid = ~_SPACE[np.minimum(codes, len(_SPACE) - 1)]
-        solid[codes >= len(_SPACE)] = True
-        before = np.zeros(len(codes) + 1, dtype=np.int32)
+        solid = ~is_space(code_points("".join(texts)))
+        before = np.zeros(len(solid) + 1, dtype=np.int32)
         np.cumsum(solid, out=before[1:])
         return cls(before, np.cumsum([0, *map(len, texts)], dtype=np.int64))
 

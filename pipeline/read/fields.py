@@ -11,13 +11,12 @@ Forms are tried in this order, and the first that a row of the sample has is tak
 A field that the user names is taken as it is named, and only the other half (prompt or response) is detected for it.
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, Final
 
 from pipeline.read.records import Record
 from schemas.config import FieldsConfig
-from schemas.errors import UsageError, UserError
+from schemas.errors import UsageError, UserError, nearest
 
 MESSAGES: Final = ("messages", "conversations")
 INPUTS: Final = ("input", "context")
@@ -42,8 +41,8 @@ def resolve_fields(config: FieldsConfig, sample: Sequence[Record]) -> FieldsConf
     named = config.model_dump(exclude_none=True)
     for part, name in named.items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-            hint = f"; did you mean `{near[0]}`?" if near else "."
+            near = nearest(name, names)
+            hint = f"; did you mean `{near}`?" if near else "."
             raise UserError(f"No row has the field `{name}` (--{part}-field); the fields are {_listed(names)}{hint}")
     _check(config)
     found = _Sample(sample)

@@ -1,6 +1,5 @@
 """From what a user names (files, globs, folders, `-`, datasets of a hub) to sources."""
 
-import difflib
 import glob
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.read.sources import KNOWN, LoadedDataset, Source, TextFile, file_source, is_data_file
-from schemas.errors import ResourceError, UsageError, UserError
+from schemas.errors import ResourceError, UsageError, UserError, nearest
 from schemas.files import flush
 
 STDIN: Final = "-"
@@ -181,8 +180,8 @@ def _missing(path: Path) -> UserError:
     folder, name = path.parent, path.name
     while not folder.is_dir():
         folder, name = folder.parent, folder.name
-    near = difflib.get_close_matches(name, [entry.name for entry in folder.iterdir()], n=1, cutoff=0.5)
-    hint = f" Did you mean {(folder / near[0]).as_posix()}?" if near else ""
+    near = nearest(name, [entry.name for entry in folder.iterdir()])
+    hint = f" Did you mean {(folder / near).as_posix()}?" if near else ""
     return UserError(f"{path.as_posix()} does not exist.{hint}")
 
 

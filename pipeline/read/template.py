@@ -11,7 +11,6 @@ Anything else is a Jinja file, rendered in a sandbox. It may use `instruction`, 
 before the response, each with `role` and `content`) and `row` (all fields).
 """
 
-import difflib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipeline.read.jinja import PromptTemplate
 from pipeline.read.records import Record, RowError, unpaired_surrogate
 from schemas.alpaca import ALPACA, ALPACA_WITH_INPUT
 from schemas.config import FieldsConfig
-from schemas.errors import UsageError
+from schemas.errors import UsageError, nearest
 
 _PLACES: Final = {"instruction": "{{ instruction }}", "input": "{{ input }}"}
 _ALPACA: Final = (
@@ -60,8 +59,8 @@ def resolve_template(name: str, fields: FieldsConfig) -> str:
             return "chat"
         return "plain" if fields.prompt or fields.text else "alpaca"
     if name not in BUILT_IN and not Path(name).is_file():
-        near = difflib.get_close_matches(name, BUILT_IN, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Built in: auto, {', '.join(BUILT_IN)}."
+        near = nearest(name, BUILT_IN)
+        hint = f"Did you mean {near}?" if near else f"Built in: auto, {', '.join(BUILT_IN)}."
         raise UsageError(f"Template {name!r} is neither built in nor a file. {hint}")
     return name
 

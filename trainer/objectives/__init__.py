@@ -4,20 +4,20 @@
 2. For a micro-batch it gives denominators, of data alone, and numerators, with gradients, in one part or several.
 3. The trainer divides by denominators added up over the whole step, so how documents are dealt out changes nothing.
 4. `StateObjective`s see hidden states, `LogitObjective`s logits, a few positions at a time. Projectors belong to terms.
-5. A new method is one file and one line of `REGISTRY`.
+5. A new method is one file and one entry of `REGISTRY`; on layers, it derives from `LayerTerm`, too.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Final
 
 from schemas.columns import Granularity
-from schemas.errors import UsageError
+from schemas.errors import UsageError, nearest
 from trainer.objectives.base import Objective, Setting
 from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.objectives.divergence import ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL
 from trainer.objectives.fdd import FeatureDynamics
 from trainer.objectives.hidden import HiddenAlignment
+from trainer.objectives.layers import LayerTerm
 from trainer.objectives.structure import StructuralAlignment
 
 REGISTRY: Final[dict[str, type[Objective]]] = {
@@ -42,23 +42,21 @@ def build(objectives: Mapping[str, Mapping[str, Any]], setting: Setting, where: 
     units: dict[int, Granularity] = {}
     for name, values in objectives.items():
         if name not in REGISTRY:
-            near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.4)
-            hint = f"did you mean `{near[0]}`?" if near else f"known terms: {', '.join(REGISTRY)}."
+            near = nearest(name, REGISTRY)
+            hint = f"did you mean `{near}`?" if near else f"known terms: {', '.join(REGISTRY)}."
             raise UsageError(f"{where}: unknown term `{name}`; {hint}")
-        term = REGISTRY[name]
-        options = term.options.parse(dict(values), f"{where}.{name}")
-        if "layers" in term.options.model_fields:
-            chosen = getattr(options, "layers", None) or setting.pairs
-            if not chosen:
+        kind = REGISTRY[name]
+        term = kind(kind.options.parse(dict(values), f"{where}.{name}"), setting)
+        if isinstance(term, LayerTerm) and not term.pairs:
+            raise UsageError(
+                f"{where}.{name}: no layers to align. Set `layers`, of the run or of this term: "
+                "a list of `student`, `teacher`, `granularity`."
+            )
+        for pair in term.pairs:
+            if units.setdefault(pair.teacher, pair.granularity) != pair.granularity:
                 raise UsageError(
-                    f"{where}.{name}: no layers to align. Set `layers`, of the run or of this term: "
-                    "a list of `student`, `teacher`, `granularity`."
+                    f"{where}.{name}: teacher layer {pair.teacher} is asked for in {units[pair.teacher]} and in "
+                    f"{pair.granularity}; give it the same units in every term."
                 )
-            for pair in chosen:
-                if units.setdefault(pair.teacher, pair.granularity) != pair.granularity:
-                    raise UsageError(
-                        f"{where}.{name}: teacher layer {pair.teacher} is asked for in {units[pair.teacher]} and in "
-                        f"{pair.granularity}; give it the same units in every term."
-                    )
-        built[name] = term(options, setting)
+        built[name] = term
     return built

@@ -31,11 +31,12 @@ class Needs:
     layers: Mapping[int, frozenset[LayerNeed]] = field(default_factory=dict)  # by teacher layer
     final: bool = False
     topk: bool = False
+    instead: str | None = None  # what to set where the same tokens are needed and the two sides have others
 
     @property
     def same_tokens(self) -> bool:
         """Whether student and teacher must have the same tokens."""
-        return self.final or self.topk or any({"states", "position_states"} & each for each in self.layers.values())
+        return self.final or self.topk or any({"states", "position_states"} & kinds for kinds in self.layers.values())
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Objective(nn.Module):
     """A term; its parameters, if it has any, are the projectors, which are no part of the student."""
 
     options: ClassVar[type[Options]] = Options
+    pairs: tuple[PairConfig, ...] = ()  # layers that it compares (`trainer.objectives.layers`)
 
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__()

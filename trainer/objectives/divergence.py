@@ -16,7 +16,6 @@ against another loss: that is what `weight` is for. p comes from one of two sour
 Where p is 0, as with tokens that a teacher masks, all but `rkl` are finite, and that is merely huge.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Final, Literal
@@ -34,7 +33,7 @@ _LOG_ZERO: Final = -1e30
 #: A ratio counts as e^80 at most. Beyond, the event's smaller probability, and all that it adds, is below e^-80.
 _FAR: Final = 80.0
 
-_Rule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # log q, log p -> divergence, its derivative by log q
+Rule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # log q, log p -> divergence, its derivative by log q
 
 
 class DivergenceOptions(Options):
@@ -60,6 +59,7 @@ class Divergence(LogitObjective):
     """A divergence of q and p over events: every token, or k of them and the rest."""
 
     options: ClassVar[type[Options]] = DivergenceOptions
+    rule: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # of log q, log p, and λ where there is one
 
     def needs(self) -> Needs:
         """The source of p."""
@@ -75,55 +75,23 @@ class Divergence(LogitObjective):
             return self.divergence(log_q, logits.teacher[:, : log_q.shape[1]].log_softmax(1))
         return self.divergence(*common_events(logits.student, logits.teacher, self.config.temperature))
 
-    @abstractmethod
     def divergence(
         self, log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"]
     ) -> Float[Tensor, " positions"]:
         """Of log-probabilities."""
+        return divergence(log_q, log_p, type(self).rule)
 
 
-class ForwardKL(Divergence):
-    """KL(p ‖ q): q has to give probability wherever p does."""
-
-    def divergence(
-        self, log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"]
-    ) -> Float[Tensor, " positions"]:
-        """KL(p ‖ q)."""
-        return forward_kl(log_q, log_p)
-
-
-class ReverseKL(Divergence):
-    """KL(q ‖ p): q must not give probability where p gives none."""
-
-    def divergence(
-        self, log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"]
-    ) -> Float[Tensor, " positions"]:
-        """KL(q ‖ p)."""
-        return reverse_kl(log_q, log_p)
-
-
-class SkewedForwardKL(Divergence):
-    """KL(p ‖ λp + (1 − λ)q): at most log 1/λ."""
+class SkewedDivergence(Divergence):
+    """A divergence from a mixture of q and p: at most log 1/λ."""
 
     options: ClassVar[type[Options]] = SkewedOptions
 
     def divergence(
         self, log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"]
     ) -> Float[Tensor, " positions"]:
-        """KL(p ‖ λp + (1 − λ)q)."""
-        return skewed_forward_kl(log_q, log_p, self.config.skew)
-
-
-class SkewedReverseKL(Divergence):
-    """KL(q ‖ (1 − λ)p + λq): at most log 1/λ."""
-
-    options: ClassVar[type[Options]] = SkewedOptions
-
-    def divergence(
-        self, log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"]
-    ) -> Float[Tensor, " positions"]:
-        """KL(q ‖ (1 − λ)p + λq)."""
-        return skewed_reverse_kl(log_q, log_p, self.config.skew)
+        """Of log-probabilities."""
+        return divergence(log_q, log_p, partial(type(self).rule, skew=self.config.skew))
 
 
 def common_events(
@@ -162,72 +130,9 @@ def topk_events(
     return log_q.log_softmax(1), log_p.log_softmax(1)
 
 
-def forward_kl(
-    log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"]
-) -> Float[Tensor, " positions"]:
-    """KL(p ‖ q) = Σ p (log p − log q); p is constant, as in all of these."""
-    return _divergence(log_q, log_p, _forward)
-
-
-def reverse_kl(
-    log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"]
-) -> Float[Tensor, " positions"]:
-    """KL(q ‖ p) = Σ q (log q − log p)."""
-    return _divergence(log_q, log_p, _reverse)
-
-
-def skewed_forward_kl(
-    log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"], skew: float
-) -> Float[Tensor, " positions"]:
-    """KL(p ‖ m) = −Σ p log(m/p), m = λp + (1 − λ)q."""
-    return _divergence(log_q, log_p, partial(_skewed_forward, skew=skew))
-
-
-def skewed_reverse_kl(
-    log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"], skew: float
-) -> Float[Tensor, " positions"]:
-    """KL(q ‖ m) = −Σ q log(m/q), m = (1 − λ)p + λq."""
-    return _divergence(log_q, log_p, partial(_skewed_reverse, skew=skew))
-
-
-# Each with its derivative by log q. On matrices as wide as a vocabulary what costs is the passes over memory, of which
-# this needs half as many as differentiating step by step; hence also the operations in place.
-
-
-def _forward(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    p = log_p.exp()
-    log_ratio = (log_p - log_q).clamp_(min=_LOG_ZERO)
-    return torch.linalg.vecdot(p, log_ratio), p.neg_()
-
-
-def _reverse(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    q = log_q.exp()
-    log_ratio = (log_q - log_p).clamp_(max=-_LOG_ZERO)
-    return torch.linalg.vecdot(q, log_ratio), log_ratio.add_(1).mul_(q)
-
-
-def _skewed_forward(log_q: Tensor, log_p: Tensor, skew: float) -> tuple[Tensor, Tensor]:
-    p = log_p.exp()
-    ratio = (log_q - log_p).clamp_(max=_FAR).exp_()
-    mixture = torch.add(ratio.new_full((), skew), ratio, alpha=1 - skew)  # m/p
-    value = -torch.linalg.vecdot(p, mixture.log())
-    return value, ratio.mul_(p).div_(mixture).mul_(skew - 1)
-
-
-def _skewed_reverse(log_q: Tensor, log_p: Tensor, skew: float) -> tuple[Tensor, Tensor]:
-    q = log_q.exp()
-    weight = q.new_full((), skew)
-    mixture = (log_p - log_q).clamp_(max=_FAR).exp_()
-    mixture = torch.add(weight, mixture, alpha=1 - skew)  # m/q
-    log_mixture = mixture.log()
-    value = -torch.linalg.vecdot(q, log_mixture)
-    # q (1 − log(m/q) − λq/m)
-    return value, torch.addcmul(q, q, log_mixture.addcdiv_(weight, mixture), value=-1)
-
-
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, log_q: Tensor, log_p: Tensor, rule: _Rule) -> Tensor:
+    def forward(ctx: Any, log_q: Tensor, log_p: Tensor, rule: Rule) -> Tensor:
         value, derivative = rule(log_q, log_p)
         ctx.save_for_backward(derivative)
         return value
@@ -240,6 +145,72 @@ class _Divergence(torch.autograd.Function):
         return derivative * by_value[:, None], None, None
 
 
-def _divergence(log_q: Tensor, log_p: Tensor, rule: _Rule) -> Tensor:
+def divergence(
+    log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"], rule: Rule
+) -> Float[Tensor, " positions"]:
+    """The divergence that a rule gives, differentiable in log q; p is constant."""
     value: Tensor = _Divergence.apply(log_q, log_p, rule)  # type: ignore[no-untyped-call]
     return value
+
+
+# Rules: each with its derivative by log q. On matrices as wide as a vocabulary what costs is the passes over memory, of
+# which this needs half as many as differentiating step by step; hence also the operations in place.
+
+
+def forward_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p ‖ q) = Σ p (log p − log q)."""
+    p = log_p.exp()
+    log_ratio = (log_p - log_q).clamp_(min=_LOG_ZERO)
+    return torch.linalg.vecdot(p, log_ratio), p.neg_()
+
+
+def reverse_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(q ‖ p) = Σ q (log q − log p)."""
+    q = log_q.exp()
+    log_ratio = (log_q - log_p).clamp_(max=-_LOG_ZERO)
+    return torch.linalg.vecdot(q, log_ratio), log_ratio.add_(1).mul_(q)
+
+
+def skewed_forward_kl(log_q: Tensor, log_p: Tensor, skew: float) -> tuple[Tensor, Tensor]:
+    """KL(p ‖ m) = −Σ p log(m/p), m = λp + (1 − λ)q."""
+    p = log_p.exp()
+    ratio = (log_q - log_p).clamp_(max=_FAR).exp_()
+    mixture = torch.add(ratio.new_full((), skew), ratio, alpha=1 - skew)  # m/p
+    value = -torch.linalg.vecdot(p, mixture.log())
+    return value, ratio.mul_(p).div_(mixture).mul_(skew - 1)
+
+
+def skewed_reverse_kl(log_q: Tensor, log_p: Tensor, skew: float) -> tuple[Tensor, Tensor]:
+    """KL(q ‖ m) = −Σ q log(m/q), m = (1 − λ)p + λq."""
+    q = log_q.exp()
+    weight = q.new_full((), skew)
+    mixture = (log_p - log_q).clamp_(max=_FAR).exp_()
+    mixture = torch.add(weight, mixture, alpha=1 - skew)  # m/q
+    log_mixture = mixture.log()
+    value = -torch.linalg.vecdot(q, log_mixture)
+    # q (1 − log(m/q) − λq/m)
+    return value, torch.addcmul(q, q, log_mixture.addcdiv_(weight, mixture), value=-1)
+
+
+class ForwardKL(Divergence):
+    """KL(p ‖ q): q has to give probability wherever p does."""
+
+    rule = staticmethod(forward_kl)
+
+
+class ReverseKL(Divergence):
+    """KL(q ‖ p): q must not give probability where p gives none."""
+
+    rule = staticmethod(reverse_kl)
+
+
+class SkewedForwardKL(SkewedDivergence):
+    """KL(p ‖ λp + (1 − λ)q)."""
+
+    rule = staticmethod(skewed_forward_kl)
+
+
+class SkewedReverseKL(SkewedDivergence):
+    """KL(q ‖ (1 − λ)p + λq)."""
+
+    rule = staticmethod(skewed_reverse_kl)

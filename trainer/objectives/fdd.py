@@ -20,43 +20,38 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from schemas.training import PairConfig
 from trainer.objectives.base import LogitObjective, Logits, Needs, Options, Setting
-from trainer.objectives.divergence import common_events, forward_kl
+from trainer.objectives.divergence import common_events, divergence, forward_kl
+from trainer.objectives.layers import LayerOptions, LayerTerm
 
 
-class FeatureDynamicsOptions(Options):
+class FeatureDynamicsOptions(LayerOptions):
     """Options of `fdd`."""
 
     temperature: float = Field(default=2.0, gt=0)
     trajectory: float = Field(default=1.0, ge=0)  # weight of the second part
-    layers: tuple[PairConfig, ...] | None = Field(default=None, min_length=1)  # None: the run's
 
 
-class FeatureDynamics(LogitObjective):
+class FeatureDynamics(LayerTerm, LogitObjective):
     """Inner layers as distributions of the next token."""
 
     options: ClassVar[type[Options]] = FeatureDynamicsOptions
 
     def __init__(self, options: FeatureDynamicsOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        chosen = setting.pairs if options.layers is None else options.layers
-        self.pairs = tuple(sorted(chosen, key=lambda pair: (pair.student, pair.teacher)))
+        self.pairs = tuple(sorted(self.pairs, key=lambda pair: (pair.student, pair.teacher)))
 
     def needs(self) -> Needs:
         """States of its layers, and `final` for the output matrix that comes with it."""
         return Needs({pair.teacher: frozenset({"position_states"}) for pair in self.pairs}, final=True)
 
-    def student_layers(self) -> tuple[int, ...]:
-        """Those of its pairs."""
-        return tuple(sorted({pair.student for pair in self.pairs}))
-
     def per_token(self, logits: Logits) -> Float[Tensor, " positions"]:
         """Both parts at each position."""
         layers = [(logits.inner[pair.student], logits.teacher_inner[pair.teacher]) for pair in self.pairs]
-        loss = _mean([forward_kl(*common_events(*each, self.config.temperature)) for each in layers])
+        events = (common_events(*states, self.config.temperature) for states in layers)
+        loss = _mean([divergence(log_q, log_p, forward_kl) for log_q, log_p in events])
         if len(layers) > 1 and self.config.trajectory > 0:
-            plain = [common_events(*each) for each in layers]
+            plain = [common_events(*states) for states in layers]
             turns = [
                 1 - F.cosine_similarity(log_q - log_q_before, log_p - log_p_before, dim=1)
                 for (log_q_before, log_p_before), (log_q, log_p) in pairwise(plain)

@@ -15,44 +15,39 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from pydantic import Field
 from torch import Tensor, nn
 
-from schemas.training import PairConfig
 from trainer.batches.batch import Batch, LayerTargets
 from trainer.maths.geometry import student_units
 from trainer.maths.ragged import at_least_float32
-from trainer.objectives.base import Needs, Options, Setting, StateObjective
+from trainer.objectives.base import LayerNeed, Needs, Options, Setting, StateObjective
+from trainer.objectives.layers import LayerOptions, LayerTerm
 
 
-class HiddenOptions(Options):
+class HiddenOptions(LayerOptions):
     """Options of `hidden`."""
 
     level: Literal["token", "unit"] = "token"
     bias: bool = True  # of the projectors
     reduce: Literal["mean", "sum"] = "mean"  # over layers
-    layers: tuple[PairConfig, ...] | None = Field(default=None, min_length=1)  # None: the run's
 
 
-class HiddenAlignment(StateObjective):
+class HiddenAlignment(LayerTerm, StateObjective):
     """Alignment of states through projectors, which are in `projectors`, in the order of the pairs."""
 
     options: ClassVar[type[Options]] = HiddenOptions
 
     def __init__(self, options: HiddenOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        self.pairs = setting.pairs if options.layers is None else options.layers
         self.projectors = nn.ModuleList(nn.Linear(*setting.sizes(pair), bias=options.bias) for pair in self.pairs)
 
     def needs(self) -> Needs:
         """States at token level, units at unit level."""
+        token = self.config.level == "token"
+        need: LayerNeed = "states" if token else "units"
         return Needs(
-            {pair.teacher: frozenset({"states" if self.config.level == "token" else "units"}) for pair in self.pairs}
+            {pair.teacher: frozenset({need}) for pair in self.pairs}, instead="`level: unit`" if token else None
         )
-
-    def student_layers(self) -> tuple[int, ...]:
-        """Those of its pairs."""
-        return tuple(sorted({pair.student for pair in self.pairs}))
 
     def combined(self, parts: Float[Tensor, " parts"]) -> Float[Tensor, ""]:
         """Mean or sum over layers."""

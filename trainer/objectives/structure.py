@@ -26,12 +26,12 @@ from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from schemas.training import PairConfig
 from trainer.batches.batch import Batch, LayerTargets
 from trainer.maths.geometry import relations, student_units
 from trainer.maths.ragged import spread, sum_rows
 from trainer.maths.triangle import partners, unit_pairs
 from trainer.objectives.base import LayerNeed, Needs, Options, Setting, StateObjective
+from trainer.objectives.layers import LayerOptions, LayerTerm
 from trainer.objectives.rkd import angle_numerator, distance_numerator
 
 Metric = Literal["cosine", "distance", "angle", "row_kl"]
@@ -54,13 +54,12 @@ RELATIONS: Final[dict[Metric, Relation]] = {
 }
 
 
-class StructureOptions(Options):
+class StructureOptions(LayerOptions):
     """Options of `dsa`."""
 
     metric: Metric = "cosine"
     reduce: Literal["mean", "sum"] = "mean"
     temperature: float = Field(default=1.0, ge=0.01)  # τ of `row_kl`
-    layers: tuple[PairConfig, ...] | None = Field(default=None, min_length=1)  # None: the run's
 
     @model_validator(mode="after")
     def _temperature_is_used(self) -> "StructureOptions":
@@ -69,23 +68,18 @@ class StructureOptions(Options):
         return self
 
 
-class StructuralAlignment(StateObjective):
+class StructuralAlignment(LayerTerm, StateObjective):
     """DSA. Needs no projector, no common tokenizer and no equal sizes."""
 
     options: ClassVar[type[Options]] = StructureOptions
 
     def __init__(self, options: StructureOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        self.pairs = setting.pairs if options.layers is None else options.layers
         self.relation = RELATIONS[options.metric]
 
     def needs(self) -> Needs:
         """Relations for `cosine` and `row_kl`, units for `distance` and `angle`."""
         return Needs({pair.teacher: frozenset({self.relation.needs}) for pair in self.pairs})
-
-    def student_layers(self) -> tuple[int, ...]:
-        """Those of its pairs."""
-        return tuple(sorted({pair.student for pair in self.pairs}))
 
     def denominators(self, batch: Batch) -> Float[Tensor, " parts"]:
         """Σ of the products of weights, or with `reduce: sum` the number of documents with enough units."""

@@ -1,6 +1,5 @@
 """A student's architecture and first weights: a pretrained model's, fresh ones, or some layers of a deeper model."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,7 +9,7 @@ import transformers
 from torch import nn
 
 from schemas.config import ModelConfig
-from schemas.errors import UsageError, UserError
+from schemas.errors import UsageError, UserError, nearest
 from schemas.training import CutConfig, StudentConfig
 from trainer.models.hub import ModelFiles, first_line, locate
 from trainer.models.loading import check_complete, decoder, description, explained, loading_options
@@ -84,7 +83,7 @@ def _new_description(values: dict[str, Any]) -> Any:
     kind = values["model_type"]
     if kind not in transformers.CONFIG_MAPPING:
         raise UsageError(
-            f"`model_type` {kind!r} is not known to transformers{_nearest(kind, transformers.CONFIG_MAPPING)}"
+            f"`model_type` {kind!r} is not known to transformers{_hint(kind, transformers.CONFIG_MAPPING)}"
         )
     changes = {key: value for key, value in values.items() if key != "model_type"}
     _check_known(transformers.AutoConfig.for_model(kind), changes)
@@ -193,12 +192,12 @@ def _check_known(description: Any, changes: dict[str, Any]) -> None:
     known = [*vars(description), *description.attribute_map]
     for key in changes:
         if not hasattr(description, key):
-            raise UsageError(f"its config has no `{key}`{_nearest(key, known)}")
+            raise UsageError(f"its config has no `{key}`{_hint(key, known)}")
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"; did you mean `{near[0]}`?" if near else "."
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = nearest(name, known)
+    return f"; did you mean `{near}`?" if near else "."
 
 
 @contextmanager

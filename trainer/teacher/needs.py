@@ -31,26 +31,18 @@ class TeacherNeeds:
 def teacher_needs(
     terms: Mapping[str, Needs], pairs: Iterable[PairConfig], weights: Weights, documents: Documents
 ) -> TeacherNeeds:
-    """What all terms need, given by name; `pairs`: the run's, and those that terms have as their own.
+    """What all terms need, given by name; `pairs`: those that they compare, a teacher layer always in the same units.
 
-    Raises `UsageError` if a term compares token with token where the two sides of the dataset have different tokens,
-    or if a layer is paired for two kinds of units.
+    Raises `UsageError` if a term compares token with token where the two sides of the dataset have different tokens.
     """
-    token_level = [name for name, needs in terms.items() if needs.same_tokens]
+    token_level = {name: needs.instead for name, needs in terms.items() if needs.same_tokens}
     if token_level and not documents.same_tokens:
         raise UsageError(_different_tokens(token_level, documents))
     layers: dict[int, frozenset[LayerNeed]] = {}
     for needs in terms.values():
-        for layer, each in needs.layers.items():
-            layers[layer] = layers.get(layer, frozenset()) | each
-    granularities: dict[int, Granularity] = {}
-    for pair in pairs:
-        known = granularities.setdefault(pair.teacher, pair.granularity)
-        if known != pair.granularity:
-            raise UsageError(
-                f"Teacher layer {pair.teacher} is paired for {known} and for {pair.granularity}; a run has one kind of "
-                "units a layer, so choose one."
-            )
+        for layer, kinds in needs.layers.items():
+            layers[layer] = layers.get(layer, frozenset()) | kinds
+    granularities = {pair.teacher: pair.granularity for pair in pairs}
     return TeacherNeeds(
         layers=dict(sorted(layers.items())),
         granularities={layer: granularities[layer] for layer in sorted(layers)},
@@ -60,7 +52,8 @@ def teacher_needs(
     )
 
 
-def _different_tokens(terms: list[str], documents: Documents) -> str:
+def _different_tokens(terms: Mapping[str, str | None], documents: Documents) -> str:
+    """The sentence for terms, by name, each with what to set instead, if anything."""
     teacher = documents.manifest.config["teacher"]
     command = ["mta-prep", "align", str(documents.folder), "--student", teacher["tokenizer"]]
     for flag, value in (
@@ -71,8 +64,8 @@ def _different_tokens(terms: list[str], documents: Documents) -> str:
         command += [] if value is None else [flag, str(value)]
     names = " and ".join(f"`{name}`" for name in terms)
     verb = "compares" if len(terms) == 1 else "compare"
-    instead = "set `level: unit` in `hidden`" if "hidden" in terms else ""
-    rest = " and ".join(f"`{name}`" for name in terms if name != "hidden")
+    instead = " and ".join(f"set {option} in `{name}`" for name, option in terms.items() if option)
+    rest = " and ".join(f"`{name}`" for name, option in terms.items() if not option)
     leave = f"leave out {rest}" if rest else ""
     return (
         f"{names} {verb} student and teacher token by token, and in {documents.folder} the two have different tokens "

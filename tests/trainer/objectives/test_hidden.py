@@ -292,6 +292,7 @@ def test_it_says_what_it_needs():
     tokens, units = term(), term(level="unit", layers=[PAIRS[1].model_dump()])
     assert tokens.needs().layers == {3: frozenset({"states"}), 8: frozenset({"states"})}
     assert tokens.needs().same_tokens
+    assert tokens.needs().instead == "`level: unit`"
     assert units.needs().layers == {8: frozenset({"units"})}
     assert not units.needs().same_tokens
     assert (tokens.student_layers(), units.student_layers()) == ((1, 4), (4,))

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from schemas.errors import UsageError
-from schemas.training import PairConfig
+from schemas.training import PairConfig, TrainConfig
 from trainer.objectives import REGISTRY, build
 from trainer.objectives.base import LogitObjective, Objective, Setting, StateObjective
+from trainer.objectives.layers import LayerTerm
 
 LOW = PairConfig(student=1, teacher=3, granularity="words")
 HIGH = PairConfig(student=2, teacher=6, granularity="chunks")
@@ -25,6 +26,7 @@ def test_every_term_is_of_one_kind_and_has_its_own_options():
 def test_every_term_builds_without_options():
     built = build({name: {} for name in REGISTRY}, SETTING, "objectives")
     assert {name: type(term) for name, term in built.items()} == REGISTRY
+    assert [name for name, term in built.items() if term.pairs] == ["fdd", "dsa", "hidden"]
     for term in built.values():
         assert isinstance(term, Objective)
         assert set(term.needs().layers) <= {3, 6}
@@ -67,14 +69,18 @@ def test_what_does_not_fit_is_refused(objectives, message):
         build(objectives, SETTING, "objectives")
 
 
-@pytest.mark.parametrize("name", ["dsa", "hidden", "fdd"])
+@pytest.mark.parametrize("name", [name for name, term in REGISTRY.items() if issubclass(term, LayerTerm)])
 def test_terms_on_layers_need_layers(name):
     nowhere = Setting((), student_size=4, teacher_size=6)
     with pytest.raises(UsageError, match=rf"^objectives\.{name}: .*`layers`"):
         build({name: {}}, nowhere, "objectives")
 
 
-def test_layers_of_a_term_are_enough():
+@pytest.mark.parametrize("teacher", [{"teacher": "cached"}, {"teacher": "live", "teacher_model": {"model": "big"}}])
+def test_layers_of_a_term_are_enough(teacher):
+    terms = {"dsa": {"layers": [HIGH.model_dump()]}}
+    values = {"student": {"model": "small"}, "data": {"dataset": "prepared"}, "objectives": terms, **teacher}
+    assert TrainConfig.parse(values, "test").objectives == terms
     nowhere = Setting((), student_size=4, teacher_size=6)
-    built = build({"dsa": {"layers": [HIGH.model_dump()]}}, nowhere, "objectives")
+    built = build(terms, nowhere, "objectives")
     assert built["dsa"].student_layers() == (2,)

@@ -156,7 +156,8 @@ def test_no_cache(prepared):
 
 
 def test_token_level_terms_on_different_tokens(prepared, same, aligned):
-    token, unit = Needs({4: frozenset({"states"})}), Needs({4: frozenset({"units"})})
+    token = Needs({4: frozenset({"states"})}, instead="`level: unit`")
+    unit = Needs({4: frozenset({"units"})})
     assert [same_tokens(read_manifest(each)) for each in (prepared, same, aligned)] == [False, True, False]
     for folder in (prepared, aligned):
         documents = Documents(folder)
@@ -173,12 +174,6 @@ def test_token_level_terms_on_different_tokens(prepared, same, aligned):
     )
     assert found.layers == {4: {"states", "units"}}
     assert (found.final, found.topk, found.weights) == (True, False, "uniform")
-
-
-def test_a_layer_for_two_kinds_of_units(prepared):
-    pairs = [CHUNKS, PairConfig(student=2, teacher=4, granularity="words")]
-    with pytest.raises(UsageError, match="layer 4 is paired for chunks and for words"):
-        teacher_needs({"dsa": Needs({4: frozenset({"relations"})})}, pairs, "centrality", Documents(prepared))
 
 
 def test_a_limited_cache(make_cache, prepared):
