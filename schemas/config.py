@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from schemas.columns import Granularity
 from schemas.errors import UsageError, nearest
@@ -62,7 +62,7 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
         keys.append(str(last))
     place = ".".join(keys)
     if problem["type"] != "extra_forbidden":
-        return f"`{place}`: {problem['msg'].lower()}, got {problem.get('input')!r}."
+        return f"`{place}`: {problem['msg'].lower().removeprefix('value error, ')}, got {problem.get('input')!r}."
     known: type[BaseModel] = model
     for part in problem["loc"][:-1]:
         if part in known.model_fields:  # else a place in a list, or which of several kinds was tried
@@ -91,6 +91,39 @@ class FieldsConfig(Strict):
     output: str | None = None
     messages: str | None = None
     text: str | None = None
+
+
+class CsvConfig(Strict):
+    """How CSV and TSV files are written. All unset: by their name and header (see `pipeline.read.csv_dialect`)."""
+
+    delimiter: str | None = None  # or `tab`
+    quote: str | None = None  # or `none`: a quote is text, and no cell holds a delimiter or a line end
+    escape: str | None = None  # a quote or delimiter behind it is text
+
+    @field_validator("delimiter", "quote", "escape", mode="before")
+    @classmethod
+    def _worded(cls, value: Any) -> Any:
+        return _CHARACTERS.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("delimiter", "quote", "escape")
+    @classmethod
+    def _single(cls, value: str | None) -> str | None:
+        if value and (len(value) > 1 or value in "\r\n"):
+            raise ValueError("one character is wanted (or `tab`; for the quote also `none`)")
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "CsvConfig":
+        if "" in (self.delimiter, self.escape):
+            raise ValueError("only the quote can be `none`")
+        given = [value for value in (self.delimiter, self.quote, self.escape) if value]
+        if len(set(given)) < len(given):
+            raise ValueError("delimiter, quote and escape must be different characters")
+        return self
+
+
+#: Characters by the words for them.
+_CHARACTERS: Final = {"tab": "\t", r"\t": "\t", "none": ""}
 
 
 class SideConfig(Strict):
@@ -130,6 +163,7 @@ class ParseConfig(Strict):
     split: str | None = None  # of a hub dataset
     input_revision: str | None = None  # of a hub dataset
     limit: int | None = Field(default=None, ge=1)
+    csv: CsvConfig = CsvConfig()
     fields: FieldsConfig = FieldsConfig()
     template: str = "auto"  # auto | alpaca | plain | chat | a Jinja file
     teacher: SideConfig

@@ -97,8 +97,19 @@ def parse(
     keep_trees: Annotated[
         bool | None, typer.Option("--keep-trees", help="Add a column with the bracketed parses.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a hub dataset. Default: train.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of a hub dataset, or of a folder that has several.", show_default=False)
+    ] = None,
     input_revision: Annotated[str | None, typer.Option(help="Revision of a hub dataset.")] = None,
+    csv_delimiter: Annotated[
+        str | None, typer.Option(help="Between the cells of CSV and TSV: a character, or tab. Default: by the header.")
+    ] = None,
+    csv_quote: Annotated[
+        str | None, typer.Option(help='Around cells: a character, or none. Default: " in CSV, none in TSV.')
+    ] = None,
+    csv_escape: Annotated[
+        str | None, typer.Option(help=r"Before a quote that is text, such as \. Default: none, a quote is doubled.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only the first N rows.")] = None,
     shard_rows: Annotated[
         int | None, typer.Option(min=1, help="Input rows in one shard. Default: by corpus size.")
@@ -153,6 +164,9 @@ def parse(
         "segment.sentences": sentences,
         "split": split,
         "input_revision": input_revision,
+        "csv.delimiter": csv_delimiter,
+        "csv.quote": csv_quote,
+        "csv.escape": csv_escape,
         "limit": limit,
         "shard_rows": shard_rows,
     }

@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.seal import DATASET, Outcome
 from pipeline.read.fields import resolve_fields
@@ -29,7 +31,7 @@ from pipeline.read.tokenizers import OffsetTokenizer
 from pipeline.shards import pool
 from pipeline.shards.publish import publish
 from pipeline.text import Parser
-from schemas import embedded
+from schemas import console, embedded
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig, ParserConfig
 from schemas.errors import UserError
@@ -140,6 +142,7 @@ class PreparePlan:
     rows: int
     shard_rows: int
     identities: dict[str, Any]
+    notes: tuple[str, ...]  # what a person should know before the run
 
     @property
     def shards(self) -> int:
@@ -188,7 +191,8 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
     Raises `UserError` and its kin for anything that would make the run fail later.
     """
     paths = {embedded.resolve(name): name for name in config.inputs}
-    inputs = open_inputs(list(paths), split=config.split, revision=config.input_revision, spool=spool)
+    opened = open_inputs(list(paths), split=config.split, revision=config.input_revision, spool=spool, csv=config.csv)
+    inputs = opened.sources
     described = [source.describe() for source in inputs]
     # embedded files keep their short names, so that no path of this machine gets into a manifest
     files = tuple(file.model_copy(update={"name": paths.get(file.name, file.name)}) for file in described)
@@ -213,7 +217,13 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
     for tokenizer in stage.tokenizers.values():
         tokenizer.audit([row.text for row in rendered], [row.response_start for row in rendered])
     return PreparePlan(
-        config, inputs, files, rows, config.shard_rows or shards.automatic_shard_rows(rows), stage.identities()
+        config,
+        inputs,
+        files,
+        rows,
+        config.shard_rows or shards.automatic_shard_rows(rows),
+        stage.identities(),
+        opened.notes(),
     )
 
 
@@ -236,6 +246,8 @@ def prepare(config: ParseConfig, out: Path, *, workers: int, overwrite: bool = F
     """
     with planned(config, out) as ready:
         stage = partial(PrepareStage, ready.config)
+        for note in ready.notes:
+            console.stderr.print(Text(note))
         return publish(DATASET, ready, stage, out, workers=workers, overwrite=overwrite, quiet=quiet)
 
 
@@ -251,6 +263,7 @@ def estimate(config: ParseConfig, out: Path, *, workers: int) -> dict[str, Any]:
         scale = ready.rows / len(probe)
         return {
             "inputs": [file.model_dump() for file in ready.files],
+            "notes": list(ready.notes),
             "template": ready.config.template,
             "fields": ready.config.fields.model_dump(exclude_none=True),
             "rows": ready.rows,

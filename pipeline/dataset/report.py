@@ -71,6 +71,8 @@ def show_estimate(found: dict[str, Any], out: Path) -> None:
     """What a run would do."""
     rows = [[file["name"], str(file["rows"]), console.size(file["bytes"])] for file in found["inputs"]]
     console.table("Inputs", ["file", "rows", "size"], rows)
+    for note in found["notes"]:
+        console.stdout.print(Text(note))
     fields = ", ".join(f"{part}={name}" for part, name in found["fields"].items())
     console.stdout.print(f"Fields {fields}; template {found['template']}.")
     console.stdout.print(

@@ -8,14 +8,21 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from pipeline.read.csv_rows import Csv
+from pipeline.read.folders import METADATA, canonical, splits_of
+from pipeline.read.json_rows import JsonLines
 from pipeline.read.sources import KNOWN, LoadedDataset, Source, TextFile, file_source, is_data_file
+from schemas.config import CsvConfig
 from schemas.errors import ResourceError, UsageError, UserError, nearest
 from schemas.files import flush
 
 STDIN: Final = "-"
+#: Names of files left out that are told.
+_SHOWN: Final = 5
 HUB: Final = "hf://datasets/"
 
 _PART: Final = r"[A-Za-z0-9_][\w.-]*"
@@ -23,75 +30,168 @@ _HUB_ID: Final = re.compile(rf"{_PART}/{_PART}", re.ASCII)
 _HUB_URL: Final = re.compile(rf"{HUB}(?P<id>{_PART}/{_PART})(?:@(?P<revision>[^/]+))?(?:/(?P<path>.+))?", re.ASCII)
 
 
-def open_inputs(inputs: Sequence[str], *, split: str | None, revision: str | None, spool: Path) -> list[Source]:
+@dataclass(frozen=True)
+class Opened:
+    """The sources, in order, and the files beside them that are no data and were left out."""
+
+    sources: list[Source]
+    skipped: tuple[str, ...]
+
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, in words."""
+        if not self.skipped:
+            return ()
+        more = f" and {len(self.skipped) - _SHOWN} more" if len(self.skipped) > _SHOWN else ""
+        return (f"Not read, for they are no data: {', '.join(self.skipped[:_SHOWN])}{more}.",)
+
+
+def open_inputs(
+    inputs: Sequence[str], *, split: str | None, revision: str | None, spool: Path, csv: CsvConfig | None = None
+) -> Opened:
     """The sources that `inputs` name, in order; those of a glob or folder sorted by name.
 
     An input is a file, a glob (`**` matches folders at any depth), a folder (one that `save_to_disk` wrote, or one with
-    data files directly in it), `-` for JSON lines on standard input, `hf://datasets/OWNER/NAME[@REVISION][/PATH]`, or
-    the bare `OWNER/NAME` of a hub where the working folder has nothing of that name. `split` and `revision` are those
-    of datasets that have them. Standard input is copied into the folder `spool`, so that it can be read again.
+    data files in it or in its `data` folder), `-` for JSON lines on standard input,
+    `hf://datasets/OWNER/NAME[@REVISION][/PATH]`, or the bare `OWNER/NAME` of a hub where the working folder has nothing of
+    that name. `split` and `revision` are those of datasets that have them; a folder whose files are of several splits
+    has. Standard input is copied into the folder `spool`, so that it can be read again. `csv` says how CSV is written.
 
-    Raises `UserError` for inputs that are missing or of unknown format, `UsageError` for a split or revision that does
-    not fit, `ResourceError` for a hub dataset that cannot be had.
+    Raises `UserError` for inputs that are missing or of unknown format, `UsageError` for a split, a revision or a `csv`
+    that does not fit, `ResourceError` for a hub dataset that cannot be had.
     """
-    sources: list[Source] = []
-    for given in inputs:
+    opener = _Opener(split, revision, spool, csv or CsvConfig())
+    sources = [source for given in inputs for source in opener.open(given)]
+    opener.check_flags(sources, inputs)
+    return Opened(sources, tuple(opener.skipped))
+
+
+class _Opener:
+    """Opens inputs one after the other, and notes what was left out and whether the split was of use."""
+
+    def __init__(self, split: str | None, revision: str | None, spool: Path, csv: CsvConfig) -> None:
+        self._split, self._revision, self._spool, self._csv = split, revision, spool, csv
+        self._chose_split = False
+        self.skipped: list[str] = []
+
+    def open(self, given: str) -> list[Source]:
+        """The sources that one input names."""
         path = Path(given)
         if given == STDIN:
-            sources.append(TextFile(STDIN, _spool_stdin(spool), ".jsonl", None))
-        elif given.startswith("hf://"):
-            sources.append(_hub_url(given, split, revision))
-        elif path.is_dir():
-            sources.extend(_folder(path, split))
-        elif path.exists():
-            sources.append(file_source(path, path.as_posix()))
-        elif glob.has_magic(given):
-            sources.extend(_glob(given))
-        elif _HUB_ID.fullmatch(given) and not is_data_file(path) and not path.parent.exists():
-            sources.append(_hub_dataset(given, given, None, split, revision))
-        else:
-            raise _missing(path)
-    _check_flags(sources, inputs, split, revision)
-    return sources
+            return [TextFile(STDIN, _spool_stdin(self._spool), JsonLines(), None)]
+        if given.startswith("hf://"):
+            return [self._hub_url(given)]
+        if path.is_dir():
+            return self._folder(path)
+        if path.exists():
+            return [self._file(path)]
+        if glob.has_magic(given):
+            return self._glob(given)
+        if _HUB_ID.fullmatch(given) and not is_data_file(path) and not path.parent.exists():
+            return [self._hub_dataset(given, given, None, self._revision)]
+        raise _missing(path)
+
+    def check_flags(self, sources: Sequence[Source], inputs: Sequence[str]) -> None:
+        """No input twice, and no flag that none of them has a use for."""
+        for repeated in (name for name, times in Counter(source.name for source in sources).items() if times > 1):
+            raise UsageError(f"{repeated} is named twice; its rows would be doubled. Name every input once.")
+        if self._split is not None and not self._chose_split:
+            raise UsageError(
+                f"split {self._split!r}: none of the inputs has splits; only datasets of a hub or on disk have, and folders "
+                "with files of several."
+            )
+        if self._revision is not None and not any(source.name.startswith(HUB) for source in sources):
+            raise UsageError(
+                f"input revision {self._revision!r}: none of the inputs ({', '.join(inputs)}) is on a hub."
+            )
+        if self._csv != CsvConfig() and not any(
+            isinstance(source, TextFile) and isinstance(source.form, Csv) for source in sources
+        ):
+            raise UsageError(
+                "--csv-delimiter, --csv-quote and --csv-escape: none of the inputs is a .csv or .tsv file."
+            )
+
+    def _file(self, path: Path) -> Source:
+        return file_source(path, path.as_posix(), self._csv)
+
+    def _glob(self, pattern: str) -> list[Source]:
+        matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = sorted(path for path in map(Path, matches) if path.is_file())
+        if not found:
+            raise UserError(f"No file matches {pattern}.")
+        data = self._data_files(found)
+        if not data:
+            raise UserError(f"{pattern} matches no data file. Known formats: {KNOWN}.")
+        return [self._file(path) for path in data]
+
+    def _folder(self, folder: Path) -> list[Source]:
+        where = folder.as_posix()
+        if (folder / "dataset_dict.json").is_file():
+            splits = sorted(path.name for path in folder.iterdir() if (path / "state.json").is_file())
+            return [_saved_dataset(folder / self._choose(splits, where))]
+        if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+            if self._split is not None:
+                raise UsageError(f"split {self._split!r}: {where} is one dataset without splits.")
+            return [_saved_dataset(folder)]
+        data = self._data_files(_files_in(folder))
+        if not data and (folder / "data").is_dir():  # as datasets lie on a hub
+            data = self._data_files(_files_in(folder / "data"))
+        if not data:
+            raise UserError(f"{where}/ holds no data file. Known formats: {KNOWN}.{_deeper(folder)}")
+        by_split = splits_of(data)
+        if len(by_split) > 1 or (by_split and self._split is not None):
+            data = by_split[self._choose(list(by_split), where)]
+        return [self._file(path) for path in data]
+
+    def _data_files(self, paths: Sequence[Path]) -> list[Path]:
+        """Those with rows; a README between them is no mistake, but told."""
+        data = [path for path in paths if is_data_file(path) and path.name not in METADATA]
+        self.skipped += [path.as_posix() for path in paths if path not in data]
+        return data
+
+    def _choose(self, splits: Sequence[str], where: str) -> str:
+        """The one split, or the one that was asked for. Raises `UsageError` if that cannot be told."""
+        self._chose_split = True
+        split = self._split
+        if split is None and len(splits) == 1:
+            return splits[0]
+        if split is not None and split not in splits:
+            split = canonical(split)
+        if split is None or split not in splits:
+            asked = "choose one with --split" if split is None else f"it has no split {self._split!r}"
+            raise UsageError(f"{where} has the splits {', '.join(splits)}: {asked}.")
+        return split
+
+    def _hub_url(self, given: str) -> Source:
+        parts = _HUB_URL.fullmatch(given)
+        if parts is None:
+            raise UsageError(f"{given}: a dataset of a hub is written {HUB}OWNER/NAME[@REVISION][/PATH].")
+        revision = self._revision
+        if parts["revision"] and revision and parts["revision"] != revision:
+            raise UsageError(f"{given} names a revision, and the flag names another ({revision!r}); keep one.")
+        return self._hub_dataset(given, parts["id"], parts["path"], parts["revision"] or revision)
+
+    def _hub_dataset(self, given: str, name: str, path: str | None, revision: str | None) -> Source:
+        """One split of a hub dataset, downloaded and cached by `datasets`, which runs no code from there."""
+        import datasets
+
+        self._chose_split = True
+        loaded = _load(given, name, path, self._split, revision)
+        if isinstance(loaded, datasets.DatasetDict):
+            loaded = loaded[self._choose(list(loaded), given)]
+        place = f"{HUB}{name}" + (f"@{revision}" if revision else "") + (f"/{path}" if path else "")
+        return LoadedDataset(f"{place}#{loaded.split}", loaded)
 
 
-def _check_flags(sources: Sequence[Source], inputs: Sequence[str], split: str | None, revision: str | None) -> None:
-    for repeated in (name for name, times in Counter(source.name for source in sources).items() if times > 1):
-        raise UsageError(f"{repeated} is named twice; its rows would be doubled. Name every input once.")
-    if split is not None and not any(isinstance(source, LoadedDataset) for source in sources):
-        raise UsageError(f"split {split!r}: none of the inputs has splits; only datasets of a hub or on disk have.")
-    if revision is not None and not any(source.name.startswith(HUB) for source in sources):
-        raise UsageError(f"input revision {revision!r}: none of the inputs ({', '.join(inputs)}) is on a hub.")
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "_")))
 
 
-def _glob(pattern: str) -> list[Source]:
-    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    found = sorted(path for path in map(Path, matches) if path.is_file())
-    if not found:
-        raise UserError(f"No file matches {pattern}.")
-    return _data_files(found, pattern)
-
-
-def _folder(folder: Path, split: str | None) -> list[Source]:
-    if (folder / "dataset_dict.json").is_file():
-        splits = sorted(path.name for path in folder.iterdir() if (path / "state.json").is_file())
-        chosen = _choose_split(splits, split, folder.as_posix())
-        return [_saved_dataset(folder / chosen)]
-    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        if split is not None:
-            raise UsageError(f"split {split!r}: {folder.as_posix()} is one dataset without splits.")
-        return [_saved_dataset(folder)]
-    inside = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "_")))
-    return _data_files(inside, f"{folder.as_posix()}/")
-
-
-def _data_files(paths: Sequence[Path], given: str) -> list[Source]:
-    """Sources of the data files among `paths`; a README between them is no mistake."""
-    data = [path for path in paths if is_data_file(path)]
-    if not data:
-        deeper = f" For files in folders below, write {given}**/*.jsonl." if given.endswith("/") else ""
-        raise UserError(f"{given} holds no data file. Known formats: {KNOWN}.{deeper}")
-    return [file_source(path, path.as_posix()) for path in data]
+def _deeper(folder: Path) -> str:
+    """Where data files are, if there are none in the folder itself."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and any(map(is_data_file, _files_in(path))))
+    if not inside:
+        return f" For files in folders below, write {folder.as_posix()}/**/*.jsonl."
+    return f" Folders below do: name {' or '.join(path.as_posix() for path in inside[:5])}."
 
 
 def _saved_dataset(folder: Path) -> Source:
@@ -103,23 +203,14 @@ def _saved_dataset(folder: Path) -> Source:
         raise UserError(f"{folder.as_posix()}: the dataset cannot be opened ({_one_line(error)}).") from None
 
 
-def _hub_url(given: str, split: str | None, revision: str | None) -> Source:
-    parts = _HUB_URL.fullmatch(given)
-    if parts is None:
-        raise UsageError(f"{given}: a dataset of a hub is written {HUB}OWNER/NAME[@REVISION][/PATH].")
-    if parts["revision"] and revision and parts["revision"] != revision:
-        raise UsageError(f"{given} names a revision, and the flag names another ({revision!r}); keep one.")
-    return _hub_dataset(given, parts["id"], parts["path"], split, parts["revision"] or revision)
-
-
-def _hub_dataset(given: str, name: str, path: str | None, split: str | None, revision: str | None) -> Source:
-    """One split of a hub dataset, downloaded and cached by `datasets`, which runs no code from there."""
+def _load(given: str, name: str, path: str | None, split: str | None, revision: str | None) -> Any:
+    """What `datasets` makes of it: a dataset, or one for each split."""
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
     is_file = path is not None and is_data_file(Path(path))
     try:
-        loaded = datasets.load_dataset(
+        return datasets.load_dataset(
             name,
             data_files=path if is_file else None,
             data_dir=None if is_file else path,
@@ -136,20 +227,6 @@ def _hub_dataset(given: str, name: str, path: str | None, split: str | None, rev
         raise UsageError(
             f"{given}: {_one_line(error)}. Name its files directly if need be: {HUB}{name}/PATH.parquet"
         ) from None
-    if isinstance(loaded, datasets.DatasetDict):
-        split = _choose_split(list(loaded), split, given)
-        loaded = loaded[split]
-    place = f"{HUB}{name}" + (f"@{revision}" if revision else "") + (f"/{path}" if path else "")
-    return LoadedDataset(f"{place}#{loaded.split}", loaded)
-
-
-def _choose_split(splits: Sequence[str], split: str | None, where: str) -> str:
-    if split is None and len(splits) == 1:
-        return splits[0]
-    if split is None or split not in splits:
-        asked = "choose one with --split" if split is None else f"it has no split {split!r}"
-        raise UsageError(f"{where} has the splits {', '.join(splits)}: {asked}.")
-    return split
 
 
 def _spool_stdin(spool: Path) -> Path:

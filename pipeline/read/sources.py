@@ -22,6 +22,7 @@ from pipeline.read.csv_rows import Csv
 from pipeline.read.json_rows import JsonArray, JsonLines
 from pipeline.read.records import Problem, Record, Rejected
 from pipeline.read.streams import COMPRESSIONS, HashedFile, text_stream
+from schemas.config import CsvConfig
 from schemas.errors import UserError
 from schemas.manifest import InputFile
 
@@ -64,8 +65,8 @@ TEXT_FORMATS: Final[dict[str, TextFormat]] = {
     ".jsonl": JsonLines(),
     ".ndjson": JsonLines(),
     ".json": JsonArray(),
-    ".csv": Csv(","),
-    ".tsv": Csv("\t"),
+    ".csv": Csv(",", CsvConfig()),
+    ".tsv": Csv("\t", CsvConfig()),
 }
 #: Extension -> (number of rows, tables from a row on).
 COLUMN_FORMATS: Final = {
@@ -89,11 +90,12 @@ def is_data_file(path: Path) -> bool:
     return kind in TEXT_FORMATS or (kind in COLUMN_FORMATS and compression is None)
 
 
-def file_source(path: Path, name: str) -> Source:
+def file_source(path: Path, name: str, csv: CsvConfig) -> Source:
     """The source for one file, by its extension. Raises `UserError` for an unknown one."""
     kind, compression = extensions(path)
     if kind in TEXT_FORMATS:
-        return TextFile(name, path, kind, compression)
+        form = TEXT_FORMATS[kind]
+        return TextFile(name, path, replace(form, config=csv) if isinstance(form, Csv) else form, compression)
     if kind in COLUMN_FORMATS and compression is None:
         return ColumnFile(name, path, kind)
     given = f"{kind}{compression or ''}" or "no extension"
@@ -106,7 +108,7 @@ class TextFile:
 
     name: str
     path: Path
-    kind: str
+    form: TextFormat
     compression: str | None
 
     def describe(self) -> InputFile:
@@ -118,17 +120,16 @@ class TextFile:
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Record | Rejected]:
         """Rows [start, stop); those before are split off and not parsed."""
-        parse = TEXT_FORMATS[self.kind].parse
         with _opened(self.path, self.name) as file, closing(self._split(file)) as rows:
             for number, (line, row) in islice(enumerate(rows), start, stop):
-                yield _row(number, self.name, line, parse(row))
+                yield _row(number, self.name, line, self.form.parse(row))
 
     def _split(self, file: io.RawIOBase) -> Generator[tuple[int, Any], None, None]:
         line = 0
         codec = COMPRESSIONS[self.compression] if self.compression else None
         try:
             with text_stream(file, codec, self.name) as stream:
-                for line, row in TEXT_FORMATS[self.kind].split(stream, self.name):
+                for line, row in self.form.split(stream, self.name):
                     yield line, row
         except OSError as error:
             what = f"the {codec} data is damaged or cut short" if codec else "it cannot be read further"

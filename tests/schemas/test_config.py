@@ -17,6 +17,9 @@ MINIMAL = {"inputs": ["a.jsonl"], "teacher": {"tokenizer": "t"}, "student": {"to
         ({"parser": {"kind": "stanza"}}, r"`parser\.kind`.*'benepar' or 'spacy', got 'stanza'"),
         ({"inputs": []}, r"`inputs`"),
         ({"teacher": {"tokenizer": "t", "max_length": 1}}, r"`teacher\.max_length`.*greater than or equal to 2, got 1"),
+        ({"csv": {"delimiter": ";;"}}, r"`csv\.delimiter`: one character is wanted .*, got ';;'"),
+        ({"csv": {"escape": "none"}}, r"`csv`: only the quote can be `none`"),
+        ({"csv": {"delimiter": "|", "quote": "|"}}, r"`csv`: delimiter, quote and escape must be different"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(values, message):
@@ -25,7 +28,9 @@ def test_what_is_wrong_is_named_with_its_place(values, message):
 
 
 def test_yaml_gives_the_same_config_back(tmp_path):
-    config = ParseConfig.parse(MINIMAL | {"limit": 3, "parser": {"keep_trees": True}}, "here")
+    csv = {"delimiter": "tab", "quote": "none", "escape": "\\"}
+    config = ParseConfig.parse(MINIMAL | {"limit": 3, "parser": {"keep_trees": True}, "csv": csv}, "here")
+    assert (config.csv.delimiter, config.csv.quote, config.csv.escape) == ("\t", "", "\\")
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
     assert ParseConfig.parse(ParseConfig.from_yaml(path), "there") == config

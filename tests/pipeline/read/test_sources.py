@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 
+from pipeline.read.folders import split_of
 from pipeline.read.inputs import open_inputs
 from pipeline.read.json_rows import JsonArray
 from pipeline.read.records import RAW_LIMIT, Record, Rejected
 from pipeline.read.sources import Source, read_rows
+from schemas.config import CsvConfig
 from schemas.errors import ResourceError, UsageError, UserError
 
 ROWS = [
@@ -36,8 +38,10 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def opened(*inputs: str, split: str | None = None, revision: str | None = None) -> list[Source]:
-    return open_inputs(inputs, split=split, revision=revision, spool=Path("spool"))
+def opened(
+    *inputs: str, split: str | None = None, revision: str | None = None, csv: CsvConfig | None = None
+) -> list[Source]:
+    return open_inputs(inputs, split=split, revision=revision, spool=Path("spool"), csv=csv).sources
 
 
 def only(name: str) -> Source:
@@ -233,21 +237,84 @@ def test_csv_line_numbers_and_bad_rows() -> None:
         b"3\r\n"
         b"4,5,6\n"
         b"7,caf\xe9\n"
-        b'"x"y,8\n'
-        b'9,"' + b"long " * 40_000 + b'"\n'
-        b'10,"never closed\n'
-        b"11,12\n"
+        b'8,"' + b"long " * 40_000 + b'"\n'
+        b'9,32"\n'
+        b'"x"y,10\n'
+        b'"taken for the end of line 10",11\n'
+        b"12,13\n"
+        b'14,"never closed\n'
+        b"\n"
+        b"15,16\n"
     )
     rows = list(only("a.csv").read())
-    assert [row.line for row in rows] == [2, 5, 6, 7, 8, 9, 10]
+    assert [row.line for row in rows] == [2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15]
     reasons = [row.reason if isinstance(row, Rejected) else "" for row in rows]
-    assert reasons[0] == reasons[5] == ""
-    assert "2 cells, this row 1" in reasons[1]
-    assert "2 cells, this row 3" in reasons[2]
+    assert [number for number, reason in enumerate(reasons) if not reason] == [0, 4, 8]
+    assert "1, the header has 2" in reasons[1]
+    assert "3, the header has 2" in reasons[2]
     assert "byte 5 of the row is 0xe9" in reasons[3]
-    assert "broken CSV" in reasons[4]
-    assert "never closed" in reasons[6]
-    assert only("a.csv").describe().rows == 7
+    assert "no partner" in reasons[5]
+    assert "broken CSV" in reasons[6]
+    assert "passed over" in reasons[7]
+    assert "never closed" in reasons[9]
+    assert "line 13" in reasons[10]
+    assert only("a.csv").describe().rows == 11
+
+
+def test_no_row_is_made_of_the_inside_of_a_cell() -> None:
+    """Backslashes before quotes are not RFC 4180: the cell's lines are passed over, counted and kept."""
+    Path("a.csv").write_text(
+        "instruction,response\n"
+        "Say hi,Hi\n"
+        '"Write CSV with the header \\"name,age\\"\n'
+        "Anna,thirty\n"
+        "\n"
+        'Bert,forty","Done"\n'
+        "Say bye,Bye\n"
+    )
+    source = only("a.csv")
+    read = list(source.read())
+    assert [row.fields["response"] for row in read if isinstance(row, Record)] == ["Hi", "Bye"]
+    lost = [row for row in read if isinstance(row, Rejected)]
+    assert [row.line for row in lost] == [3, 4, 6]
+    assert [row.raw for row in lost[1:]] == ["Anna,thirty\n", 'Bert,forty","Done"\n']
+    assert "--csv-escape" in lost[0].reason
+    assert "line 3" in lost[1].reason
+    assert source.describe().rows == len(read)
+    (told,) = opened("a.csv", csv=CsvConfig(escape="\\"))
+    assert [row.fields["instruction"][-10:] for row in told.read() if isinstance(row, Record)] == [
+        "Say hi",
+        "Bert,forty",
+        "Say bye",
+    ]
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_other_delimiters_are_recognised_by_the_header(mark: str) -> None:
+    Path("a.csv").write_text("\n" + csv_text(ROWS, mark))
+    assert fields(only("a.csv")) == ROWS
+    assert fields(opened("a.csv", csv=CsvConfig(delimiter=mark))[0]) == ROWS
+    (commas,) = opened("a.csv", csv=CsvConfig(delimiter=","))
+    with pytest.raises(UserError, match="this cannot be the header"):
+        list(commas.read())
+
+
+def test_tabs_separate_unquoted_cells_unless_the_header_is_quoted_or_it_is_said() -> None:
+    Path("a.tsv").write_text('a\tb\n"Hi," he said\t5"\nx\t"y"\n')
+    assert fields(only("a.tsv")) == [{"a": '"Hi," he said', "b": '5"'}, {"a": "x", "b": '"y"'}]
+    Path("b.tsv").write_text('a\tb\n"two\nlines\t"\tx\n1\t2\n')
+    assert fields(opened("b.tsv", csv=CsvConfig(quote='"'))[0]) == [
+        {"a": "two\nlines\t", "b": "x"},
+        {"a": "1", "b": "2"},
+    ]
+    unsaid = list(only("b.tsv").read())
+    assert [row.line for row in unsaid] == [2, 3, 4]
+    assert isinstance(unsaid[0], Rejected)
+    assert """--csv-quote '"'""" in unsaid[0].reason
+    assert isinstance(unsaid[1], Rejected)
+    assert isinstance(unsaid[2], Record)
+    (literal,) = opened("b.tsv", csv=CsvConfig(quote="none"))
+    assert [isinstance(row, Record) for row in literal.read()] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -381,6 +448,66 @@ def test_globs_and_folders_give_their_data_files_sorted() -> None:
         opened("data/only")
 
 
+def test_a_folder_of_several_splits_asks_for_one() -> None:
+    Path("data").mkdir()
+    for name in ("train.jsonl", "more.jsonl", "dev.csv", "dolly_test.json"):
+        write(f"data/{name}", ROWS)
+    with pytest.raises(UsageError, match="data has the splits test, train, validation: choose one with --split"):
+        opened("data")
+    assert [source.name for source in opened("data", split="train")] == ["data/more.jsonl", "data/train.jsonl"]
+    assert [source.name for source in opened("data", split="dev")] == ["data/dev.csv"]
+    assert [source.name for source in opened("data", split="validation")] == ["data/dev.csv"]
+    with pytest.raises(UsageError, match="it has no split 'all'"):
+        opened("data", split="all")
+    assert len(opened("data/*")) == 4  # whoever names files gets those files
+
+
+def test_a_folder_as_it_lies_on_a_hub_is_read_split_by_split() -> None:
+    Path("snapshot/data").mkdir(parents=True)
+    for name in ("train_sft-00000-of-00002", "train_sft-00001-of-00002", "test_sft-00000-of-00001-0123abcd"):
+        write(f"snapshot/data/{name}.parquet", ROWS)
+    Path("snapshot/README.md").write_text("words")
+    Path("snapshot/dataset_infos.json").write_text(json.dumps({"default": {"splits": [{"name": "train"}]}}))
+    Path("snapshot/.gitattributes").write_text("words")
+    with pytest.raises(UsageError, match="snapshot has the splits test_sft, train_sft"):
+        opened("snapshot")
+    found = open_inputs(["snapshot"], split="train_sft", revision=None, spool=Path("spool"))
+    assert [Path(source.name).name[:15] for source in found.sources] == ["train_sft-00000", "train_sft-00001"]
+    assert found.skipped == ("snapshot/README.md", "snapshot/dataset_infos.json")
+    assert found.notes() == ("Not read, for they are no data: snapshot/README.md, snapshot/dataset_infos.json.",)
+    Path("snapshot/data").rename("snapshot/train")
+    with pytest.raises(UserError, match=r"snapshot/ holds no data file\..* name snapshot/train\."):
+        opened("snapshot")
+
+
+def test_files_of_one_split_are_no_choice() -> None:
+    Path("data").mkdir()
+    for name in ("part-00000-of-00002.parquet", "part-00001-of-00002.parquet"):
+        write(f"data/{name}", ROWS)
+    assert len(opened("data")) == 2
+    assert not open_inputs(["data"], split=None, revision=None, spool=Path("spool")).notes()
+    with pytest.raises(UsageError, match="it has no split 'train'"):
+        opened("data", split="train")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("Training_2.jsonl.gz", "train"),
+        ("dolly-eval.v2.csv", "test"),
+        ("val.json", "validation"),
+        ("validation-00000-of-00001.parquet", "validation"),
+        ("train_gen-00003-of-00012-9a0b.parquet", "train_gen"),
+        ("constraints.jsonl", None),
+        ("devices.jsonl", None),
+        ("latest.csv", None),
+    ],
+)
+def test_splits_are_told_by_names(name: str, split: str | None) -> None:
+    assert split_of(Path(name)) == split
+
+
 def test_rows_of_all_sources_are_numbered_through() -> None:
     sources = opened(write("a.jsonl", ROWS), write("b.csv", ROWS[:1]), write("c.parquet", ROWS))
     counts = [source.describe().rows for source in sources]
@@ -489,6 +616,8 @@ def test_flags_that_would_do_nothing_are_refused() -> None:
         opened("a.jsonl", split="train")
     with pytest.raises(UsageError, match="is on a hub"):
         opened("a.jsonl", revision="main")
+    with pytest.raises(UsageError, match="none of the inputs is a"):
+        opened("a.jsonl", csv=CsvConfig(delimiter=";"))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "json.gz"])

@@ -14,6 +14,7 @@ from pipeline.read.inputs import open_inputs
 from pipeline.read.json_rows import JsonArray, JsonLines
 from pipeline.read.records import RAW_LIMIT, Problem, Record, Rejected
 from pipeline.read.sources import Source
+from schemas.config import CsvConfig
 from schemas.errors import UserError
 
 #: All of Unicode but for surrogates, line ends and controls included; and what JSON and CSV give a meaning to.
@@ -37,9 +38,9 @@ def stream(content: bytes) -> io.BufferedReader:
     return io.BufferedReader(io.BytesIO(content))
 
 
-def source_of(path: Path, content: bytes) -> Source:
+def source_of(path: Path, content: bytes, csv: CsvConfig | None = None) -> Source:
     path.write_bytes(content)
-    (source,) = open_inputs([str(path)], split=None, revision=None, spool=path.parent)
+    (source,) = open_inputs([str(path)], split=None, revision=None, spool=path.parent, csv=csv).sources
     return source
 
 
@@ -123,6 +124,75 @@ def test_csv_gives_back_every_cell(folder: Path, rows: list[list[str]], mark: st
     read = list(source.read())
     assert [list(row.fields.values()) for row in read if isinstance(row, Record)] == rows
     assert source.describe().rows == len(rows)
+
+
+def written(rows: list[list[str]], **style: Any) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n", **style).writerows([["first", "second"], *rows])
+    return text.getvalue().encode()
+
+
+@given(
+    rows=st.lists(st.lists(TEXT, min_size=2, max_size=2), min_size=1, max_size=6),
+    marks=st.permutations([",", ";", "\t", "|", "'", '"', "\\", "~"]),
+    doubled=st.booleans(),
+)
+def test_csv_of_any_marks_is_given_back_if_they_are_told(
+    folder: Path, rows: list[list[str]], marks: list[str], doubled: bool
+) -> None:
+    delimiter, quote, escape = marks[:3]
+    style = {"doublequote": True} if doubled else {"doublequote": False, "escapechar": escape}
+    content = written(rows, delimiter=delimiter, quotechar=quote, quoting=csv.QUOTE_ALL, **style)
+    told = CsvConfig(delimiter=delimiter, quote=quote, escape=None if doubled else escape)
+    read = source_of(folder / "told.csv", content, told).read()
+    assert [list(row.fields.values()) for row in read if isinstance(row, Record)] == rows
+
+
+@given(
+    rows=st.lists(
+        st.lists(
+            st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), min_size=1),
+            min_size=2,
+            max_size=2,
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_unquoted_tabs_give_back_every_cell(folder: Path, rows: list[list[str]]) -> None:
+    text = "".join(f"{first}\t{second}\n" for first, second in [["first", "second"], *rows])
+    read = source_of(folder / "plain.tsv", text.encode()).read()
+    assert [list(row.fields.values()) for row in read if isinstance(row, Record)] == rows
+
+
+#: Texts with quotes in pairs, each of which begins at a letter: as text that holds CSV, code or speech does.
+_PARTS = st.sampled_from(['"a"', '"a,b\nc"', '"b c"', '"d,e"', "f", ",", "\n", " x ", "g,h", "\ni,j\n"])
+QUOTING = st.lists(_PARTS, max_size=8).map("".join)
+
+
+@settings(max_examples=200)
+@given(
+    rows=st.lists(st.lists(QUOTING, min_size=2, max_size=2), min_size=1, max_size=6),
+    before_quotes=st.sampled_from(["", "\\"]),
+)
+def test_no_row_is_invented_where_quotes_are_not_doubled(
+    folder: Path, rows: list[list[str]], before_quotes: str
+) -> None:
+    """Whether bare or behind backslashes: what is read was written, and every line is in a row or told."""
+    lines = ["first,second"]
+    lines += [",".join('"' + cell.replace('"', before_quotes + '"') + '"' for cell in row) for row in rows]
+    text = "\n".join(lines) + "\n"
+    source = source_of(folder / "bare.csv", text.encode())
+    read = list(source.read())
+    places = [row.line for row in read] + [text.count("\n") + 1]
+    physical = text.split("\n")
+    for row, line, after in zip(read, places, places[1:], strict=False):
+        if isinstance(row, Record):
+            assert list(row.fields.values()) in rows
+        else:
+            assert not "".join(physical[line : after - 1]).strip(), "a lost line is a lost row of its own"
+            assert row.raw == physical[line - 1] + "\n"
+    assert source.describe().rows == len(read)
 
 
 @settings(max_examples=60)
