@@ -1,0 +1,190 @@
+"""What is meant for a GPU, through a stand-in that says it is one: the CPU's values, nothing on two devices at once.
+
+And nothing waits for the device but where it is said here: what moves to the host is the list in each test.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten
+
+from cached_batches import CHUNKS, ROWS, WORDS, source_of
+from schemas.signals import STORAGE
+from schemas.training import StudentConfig
+from stand_in_cuda import DEVICE, OnDevice, StandInCuda
+from trainer.maths import geometry, ragged, triangle
+from trainer.maths.layer_signals import layer_signals
+from trainer.maths.quantization import decode, encode, refuse_unstorable
+from trainer.models.head import Head, likeliest
+from trainer.models.packed_attention import Pack, attend
+from trainer.objectives import build
+from trainer.objectives.base import Setting
+from trainer.student.distiller import Distiller
+from trainer.student.model import load_student
+
+TOKENS = ragged.pointers([5, 1, 0, 7, 3])
+SPANS = torch.tensor([[0, 2], [1, 4], [4, 5], [5, 6], [6, 9], [7, 8], [9, 13], [13, 16]])
+UNITS = ragged.pointers([3, 1, 0, 3, 1])
+FEATURES = 6
+
+
+def values(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def on_both(work, exactly=True):
+    """`work` of a device gives on the stand-in what it gives on the CPU; the places that waited for it."""
+    with torch.no_grad():
+        expected, structure = tree_flatten(work("cpu"))
+    with StandInCuda() as cuda:
+        results, same_structure = tree_flatten(work("cuda:0"))
+    assert structure == same_structure
+    for result, value in zip(results, expected, strict=True):
+        if isinstance(value, torch.Tensor):
+            assert isinstance(result, OnDevice), "a result was left on the CPU"
+            torch.testing.assert_close(result.values, value, **({"rtol": 0, "atol": 0} if exactly else {}))
+        else:
+            assert result == value
+    return cuda.places()
+
+
+def through(work, *tensors, exactly=True):
+    """`on_both`, of a function of tensors that lie on the device."""
+    return on_both(lambda device: work(*(tensor.to(device) for tensor in tensors)), exactly)
+
+
+def test_the_stand_in_is_as_strict_as_the_device():
+    with StandInCuda() as cuda:
+        here, there = torch.ones(3), torch.ones(3, device="cuda")
+        assert there.device == DEVICE
+        assert (there + 1 + torch.tensor(2.0)).device == there.new_zeros(2).device == DEVICE
+        assert there[torch.tensor([0, 2])].shape == (2,)
+        for wrong in (
+            lambda: here + there,
+            lambda: here[there.long()],
+            lambda: there.index_select(0, torch.tensor([0])),
+        ):
+            with pytest.raises(RuntimeError, match="same device"):
+                wrong()
+        with pytest.raises((TypeError, RuntimeError)):
+            there.numpy()
+        assert not cuda.waits
+        there.sum().item(), there.cpu(), there.tolist(), float(there[0]), there[there > 0], there.nonzero()
+        assert sum(cuda.waits.values()) == 6
+    assert cuda.places() == {"elsewhere"}
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda hidden, weights: geometry.centrality_weights(hidden, TOKENS),
+        lambda hidden, weights: geometry.uniform_weights(TOKENS, hidden.device),
+        lambda hidden, weights: geometry.pool(hidden, weights, SPANS),
+        lambda hidden, weights: geometry.unit_weights(weights, SPANS, UNITS),
+        lambda hidden, weights: geometry.relations(hidden[: len(SPANS)], UNITS),
+        lambda hidden, weights: geometry.student_units(hidden, TOKENS, SPANS, "centrality"),
+        lambda hidden, weights: ragged.normalize_rows(weights, TOKENS),
+        lambda hidden, weights: triangle.unit_pairs(UNITS, hidden.device),
+        lambda hidden, weights: triangle.square(weights[:10], 5),
+        lambda hidden, weights: triangle.from_fixed_point(triangle.to_fixed_point(weights)),
+    ],
+)
+def test_geometry(work):
+    places = through(work, values(16, FEATURES), values(16).softmax(0))
+    assert places <= {"trainer/maths/triangle.py:to_fixed_point"}  # refuses what no cosine is
+
+
+@pytest.mark.parametrize("state_tokens", ["covered", "all"])
+@pytest.mark.parametrize("weights", ["centrality", "uniform"])
+def test_layer_signals(weights, state_tokens):
+    def work(hidden):
+        wanted = {"relations", "units", "states"}
+        signals = layer_signals(hidden, TOKENS, SPANS, UNITS, wanted, state_tokens, weights)
+        return [signals.unit_weights, signals.relations, signals.units, signals.states, signals.token_weights]
+
+    assert through(work, values(16, FEATURES)) == set()
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+def test_storage(storage):
+    def stored(vectors):
+        encoded = encode(vectors, storage)
+        return decode(encoded.stored, encoded.scale), encoded.peak
+
+    def refused(vectors):
+        refuse_unstorable(encode(vectors, storage).peak, storage, str)
+
+    assert through(stored, values(16, FEATURES)) == set()
+    assert through(refused, values(16, FEATURES)) == {"trainer/maths/quantization.py:refuse_unstorable"}
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": True, "soft_cap": 3.0, "scale": 0.5}])
+def test_logits(options):
+    def work(weight, bias, final):
+        head = Head(weight, bias if options else None, options.get("soft_cap"), options.get("scale"))
+        return head.logits(final), likeliest(head, final, 3)
+
+    assert through(work, values(11, FEATURES), values(11), values(7, FEATURES)) == set()
+
+
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 3}, {"softcap": 2.0}], ids=["plain", "sliding", "capped"])
+@pytest.mark.parametrize("lengths", [(5, 1, 7, 3), (4, 4, 4)], ids=["ragged", "even"])
+def test_packed_attention(options, lengths):
+    rows = ragged.pointers(lengths)
+    heads = [values(1, count, int(rows[-1]), 4, seed=count) for count in (4, 2)]
+
+    def work(query, key, value):
+        pack = Pack(rows, 16, attention=frozenset({1}), layer=1)
+        return attend(torch.nn.Module(), query, key, value, None, mta_pack=pack, **options)[0], pack.kept[1]
+
+    assert through(work, heads[0], heads[1], heads[1] + 1, exactly=False) == set()
+
+
+TERMS = {
+    "ce": {},
+    "fkl": {"temperature": 2.0},
+    "rkl": {},
+    "sfkl": {"source": "topk"},
+    "srkl": {},
+    "fdd": {},
+    "dsa": {},
+    "distance": {"metric": "distance"},
+    "angle": {"metric": "angle"},
+    "row_kl": {"metric": "row_kl", "reduce": "sum"},
+    "hidden": {},
+    "unit": {"level": "unit"},
+}
+METRICS = {"distance": "dsa", "angle": "dsa", "row_kl": "dsa", "unit": "hidden"}
+SIGNALS = ["relations", "units", "states", "final", "topk"]
+
+
+@pytest.fixture(scope="module")
+def source(make_cache, same):
+    cache = make_cache(signals=SIGNALS, state_tokens="all")
+    needs = ("relations", "units", "states", "position_states")
+    return source_of(same, [cache], WORDS, CHUNKS, needs=needs, final=True, topk=True)
+
+
+@pytest.fixture(scope="module")
+def student(tiny_teacher):
+    config = StudentConfig.parse({"model": str(tiny_teacher), "init": {"layers": [0, 1, 3]}}, "test")
+    return load_student(config, seed=0)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_step_with_every_term(source, student, name):
+    """From the batch as it is read to the step's loss: the student, its head, and a term of every kind."""
+    torch.manual_seed(0)
+    setting = Setting((WORDS, CHUNKS), student.hidden_size, student.hidden_size)
+    terms = build({METRICS.get(name, name): TERMS[name]}, setting, "objectives")
+    batch = source.fetch(ROWS)
+
+    def work(device):
+        head = source.head
+        there = Head(head.weight.to(device), head.bias, head.soft_cap, head.scale)
+        distiller = Distiller(copy.deepcopy(student), copy.deepcopy(terms), there).to(device)
+        denominators = distiller.denominators(batch)  # of values that are still on the CPU
+        return distiller(batch.to(device), denominators, dict.fromkeys(terms, 1.0))
+
+    assert on_both(work, exactly=False) == set()
