@@ -41,7 +41,11 @@ KNOWN_TO_PYTHON = {
 #: Methods that give Python a tensor's values.
 READING = {getattr(torch.Tensor, name) for name in ("tolist", "__bool__", "__int__", "__float__", "__index__")}
 #: Methods that would look for the device themselves: the operations behind them.
-REROUTED = {torch.Tensor.__invert__: aten.bitwise_not.default, torch.Tensor.nonzero: aten.nonzero.default}
+REROUTED = {
+    torch.Tensor.__invert__: aten.bitwise_not.default,
+    torch.Tensor.contiguous: aten.contiguous.default,
+    torch.Tensor.nonzero: aten.nonzero.default,
+}
 #: Methods that make a tensor where another one is.
 BESIDE = {getattr(torch.Tensor, f"new_{kind}") for kind in ("zeros", "ones", "empty", "full", "tensor")}
 
@@ -91,7 +95,7 @@ class StandInCuda(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.waits: Counter[tuple[str, str]] = Counter()  # (file:function, operation)
+        self.waits: Counter[tuple[str, str]] = Counter()  # (file:Class.function, operation)
 
     def __enter__(self):
         self._within = ExitStack()
@@ -113,7 +117,7 @@ class StandInCuda(TorchFunctionMode):
             return _call(function, args, kwargs or {})
 
     def places(self):
-        """file:function of every wait."""
+        """file:Class.function of every wait."""
         return {place for place, _ in self.waits}
 
 
@@ -128,7 +132,7 @@ def _call(function, args, kwargs):
     if function is torch.Tensor.__setitem__:
         return _set_item(*args)
     if function in REROUTED and isinstance(args[0], OnDevice):
-        return REROUTED[function](*args)
+        return REROUTED[function](*args, **kwargs)
     if function in READING and isinstance(args[0], OnDevice):
         _note(function.__name__)
         return function(args[0].values)
@@ -145,6 +149,8 @@ def _run(operation, args, kwargs):
     there = _is_cuda(kwargs.get("device"))
     if not there and not any(isinstance(tensor, OnDevice) for tensor in tensors):
         return operation(*args, **kwargs)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd"):
+        return operation.decompose(*args, **kwargs)  # in inference mode torch leaves it to us
     if operation is aten._fused_sdp_choice.default:
         return 0  # attention by products and a softmax: the other kernels are each of one device
     if operation not in CROSSING:
@@ -230,6 +236,7 @@ def _note(operation):
         frame = frame.f_back
     place = "elsewhere"
     if frame is not None:
-        place = f"{Path(frame.f_code.co_filename).relative_to(ROOT)}:{frame.f_code.co_name}"
+        name = frame.f_code.co_qualname.partition(".<locals>")[0]
+        place = f"{Path(frame.f_code.co_filename).relative_to(ROOT)}:{name}"
     if StandInCuda._active is not None:
         StandInCuda._active.waits[place, str(operation)] += 1

@@ -5,18 +5,27 @@ And nothing waits for the device but where it is said here: what moves to the ho
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._pytree import tree_flatten
+from transformers import LlamaForCausalLM
 
 from cached_batches import CHUNKS, ROWS, WORDS, source_of
+from pipeline.parse import chart
+from pipeline.parse.engine import Engine
+from pipeline.text import Words
+from schemas.config import ModelConfig
 from schemas.signals import STORAGE
 from schemas.training import StudentConfig
 from stand_in_cuda import DEVICE, OnDevice, StandInCuda
+from trainer.evaluation.generate import Generator, Prompt, Sampling
 from trainer.maths import geometry, ragged, triangle
 from trainer.maths.layer_signals import layer_signals
 from trainer.maths.quantization import decode, encode, refuse_unstorable
 from trainer.models.head import Head, likeliest
+from trainer.models.hidden_states import Forward, Request
+from trainer.models.loading import load_model
 from trainer.models.packed_attention import Pack, attend
 from trainer.objectives import build
 from trainer.objectives.base import Setting
@@ -33,12 +42,14 @@ def values(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def on_both(work, exactly=True):
-    """`work` of a device gives on the stand-in what it gives on the CPU; the places that waited for it."""
+def on_both(work, exactly=True, make=lambda device: device):
+    """`work` of what `make` gives for a device gives on the stand-in what it gives on the CPU; places that waited in it."""
     with torch.no_grad():
-        expected, structure = tree_flatten(work("cpu"))
+        expected, structure = tree_flatten(work(make("cpu")))
     with StandInCuda() as cuda:
-        results, same_structure = tree_flatten(work("cuda:0"))
+        made = make("cuda:0")
+        cuda.waits.clear()
+        results, same_structure = tree_flatten(work(made))
     assert structure == same_structure
     for result, value in zip(results, expected, strict=True):
         if isinstance(value, torch.Tensor):
@@ -188,3 +199,86 @@ def test_a_step_with_every_term(source, student, name):
         return distiller(batch.to(device), denominators, dict.fromkeys(terms, 1.0))
 
     assert on_both(work, exactly=False) == set()
+
+
+def test_a_batch_knows_what_stays_on_the_host(source):
+    batch = source.fetch(ROWS)
+    with StandInCuda() as cuda:
+        moved = batch.to("cuda:0")
+        for part in (moved, *moved.layers.values()):
+            here = {name for name, value in vars(part).items() if isinstance(value, torch.Tensor) and not value.is_cuda}
+            assert here <= {"documents", "rows", "spans", "state_index"}
+        assert not cuda.waits
+
+
+def test_denominators_of_values_that_a_live_teacher_has_on_its_device(source, student):
+    setting = Setting((WORDS, CHUNKS), student.hidden_size, student.hidden_size)
+    terms = build({"dsa": {}, "hidden": {}, "srkl": {}}, setting, "objectives")
+    batch = source.fetch(ROWS)
+    with StandInCuda() as cuda:
+        moved = batch.to("cuda:0")
+        for term in terms.values():
+            assert torch.equal(term.denominators(moved), term.denominators(batch))
+    assert cuda.places() == {
+        "trainer/objectives/structure.py:product_total",
+        "trainer/objectives/hidden.py:HiddenAlignment.denominators",
+    }
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_the_teachers_forward_pass(tiny_teacher, packed):
+    documents = [np.arange(length) + 5 for length in (7, 1, 4)]
+
+    def made(device):
+        teacher = load_model(ModelConfig(model=str(tiny_teacher), device=device), None)
+        forward = Forward(teacher, Request(layers=(0, 2), final=True, topk=3))
+        assert forward.packed
+        forward.packed = packed
+        return forward
+
+    def work(forward):
+        captured = forward(documents)
+        return captured.states, captured.final, captured.topk
+
+    # of padded documents transformers asks whether there is any padding
+    expected = set() if packed else {"trainer/models/hidden_states.py:Forward._states"}
+    assert on_both(work, exactly=False, make=made) == expected
+
+
+def test_the_parsers_search():
+    lengths = np.array([1, 5, 2, 9, 3], dtype=np.int32)
+    scores = values(sum(chart.span_count(int(length)) for length in lengths))
+    expected = chart.best_trees(scores.numpy(), lengths)
+    with StandInCuda() as cuda:
+        nodes = chart.best_trees_on_device(scores.to("cuda:0"), lengths)
+    np.testing.assert_array_equal(nodes, expected)
+    assert cuda.waits == {("pipeline/parse/chart.py:best_trees_on_device", "aten._to_copy.default"): 1}
+
+
+def test_the_parser(embedded_parser):
+    texts = ("The small cat sat on the mat .", "Go !")
+    sentences = [Words(tuple(text.split()), (True,) * len(text.split())) for text in texts]
+    expected = Engine(embedded_parser.network).constituents(sentences)
+    with StandInCuda() as cuda:
+        engine = Engine(copy.deepcopy(embedded_parser.network), device="cuda:0")
+        cuda.waits.clear()
+        trees = engine.constituents(sentences)
+    for tree, same in zip(trees, expected, strict=True):
+        assert (tree.spans.tolist(), tree.labels, tree.tags) == (same.spans.tolist(), same.labels, same.tags)
+    # split points, labels and tags: three copies a batch
+    assert cuda.places() == {"pipeline/parse/chart.py:best_trees_on_device", "pipeline/parse/engine.py:Engine._batch"}
+    assert cuda.waits.total() == 3
+
+
+def test_generation(tiny_teacher):
+    model = LlamaForCausalLM.from_pretrained(tiny_teacher).eval()
+    prompts = [Prompt((5, 9, 2), row=0, seed=1), Prompt((7,), row=1, seed=1)]
+    sampling = Sampling(temperature=0.8, top_k=20, top_p=0.9)
+    expected = Generator(model, [3], 4, sampling)(prompts)
+    with StandInCuda() as cuda:
+        generator = Generator(copy.deepcopy(model).to("cuda:0"), [3], 4, sampling)
+        cuda.waits.clear()
+        assert generator(prompts) == expected
+    # once a token for its logits' soundness, and in transformers for whether all have ended; the rest once a stage
+    file = "trainer/evaluation/generate.py"
+    assert cuda.places() == {f"{file}:_Sound.__call__", f"{file}:Generator.__call__", f"{file}:Generator._response"}

@@ -153,7 +153,7 @@ class Engine:
     ) -> tuple[Float[Tensor, " spans"], Int64[Tensor, " spans"]]:
         """Score and index of each span's best label; a whole sentence must have one if the model was trained so."""
         projected = network.first_layer(self.parser, posts)
-        left, right, roots = (index.to(projected.device) for index in (left, right, roots))
+        left, right = left.to(projected.device), right.to(projected.device)
         best = torch.empty(len(left), device=projected.device)
         label = torch.empty(len(left), dtype=torch.int64, device=projected.device)
         for first in range(0, len(left), self.spans_at_once):
@@ -164,7 +164,8 @@ class Engine:
             best[part] = top.values.clamp(min=0)
             label[part] = (top.indices + 1) * (top.values > 0)
             if self.parser.decoder.force_root_constituent:
-                inside = roots[(roots >= first) & (roots < first + self.spans_at_once)]
+                # chosen on the CPU, since a mask on an accelerator would have to be waited for
+                inside = roots[(roots >= first) & (roots < first + self.spans_at_once)].to(projected.device)
                 best[inside] = top.values[inside - first]
                 label[inside] = top.indices[inside - first] + 1
         return best, label
