@@ -34,7 +34,7 @@ from trainer.objectives import build
 from trainer.objectives.base import Objective, Setting
 from trainer.step import Stepper, StepResult
 from trainer.student.distiller import Distiller
-from trainer.student.export import export_run, student_tokenizer
+from trainer.student.export import export_run, require_tokenizer
 from trainer.student.model import Student, load_student
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
@@ -90,7 +90,7 @@ class Run:
             )
         else:
             self.source = CachedTeacher(self.caches, wanted)
-        student_tokenizer(self.documents.manifest)  # one that has gone would else be missed only when all is done
+        require_tokenizer(self.documents, config.student, student.model.config)  # else found out when all is done
         self.loader = StepLoader(
             self.source, config.data, rank=self.rank, ranks=self.ranks, pinned=torch.cuda.is_available()
         )

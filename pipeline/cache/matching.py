@@ -13,7 +13,6 @@ from transformers.utils import cached_file
 from pipeline.cache.choice import TeacherShape
 from pipeline.cache.documents import TeacherSide
 from pipeline.cache.sizes import Measured
-from pipeline.read.loading import TOKENIZER_FILES
 from pipeline.read.tokenizers import OffsetTokenizer
 from schemas.columns import MISSING, side_column
 from schemas.config import ModelConfig, ParseConfig
@@ -21,6 +20,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from trainer.models.hub import ModelFiles, first_line, locate
 from trainer.models.loading import description, explained
+from trainer.models.tokenizer import TOKENIZER_FILES
 
 #: Rows that are tokenized again, spread over the dataset.
 SAMPLED_ROWS: Final = 64

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.parse.chart import triangle
 from pipeline.text import Words
+from trainer.models.tokenizer import surrounding_tokens
 
 #: Forms benepar's spaCy component feeds in place of typographic ones: its models were trained on the plain forms.
 PLAIN_FORMS = {
@@ -39,11 +40,8 @@ PLAIN_FORMS = {
 
 def with_special_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     """`ids` between the special tokens that this tokenizer puts around one sequence."""
-    probe = tokenizer("a", return_special_tokens_mask=True)
-    special = [bool(flag) for flag in probe["special_tokens_mask"]]
-    body = [index for index, flag in enumerate(special) if not flag]
-    before, after = probe["input_ids"][: body[0]], probe["input_ids"][body[-1] + 1 :]
-    return list(before) + ids + list(after)
+    before, after = surrounding_tokens(tokenizer)
+    return before + ids + after
 
 
 def supply_what_transformers_dropped() -> None:

@@ -24,6 +24,8 @@ PAIRS = [
     {"student": 1, "teacher": 2, "granularity": "words"},
     {"student": 2, "teacher": 4, "granularity": "chunks"},
 ]
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, **HEADS}
 #: Where the documents are dealt to other micro-batches or ranks, sums are in another order; twenty steps amplify that.
 ANOTHER_ORDER = 1e-4
 #: Relative, of invariant 1: relations are cached as int16.
@@ -291,6 +293,10 @@ REFUSED = {
     "zero": ({"deepspeed": "zero7"}, "zero0"),
     "key": ({"optim": {"lr": 1e-3, "warmpu": 2}}, "did you mean `warmup`"),
     "precision": ({"precision": "fp16"}, "bf16"),
+    "tokenizer": (
+        {"student": {"init": "config", "config": {"model_type": "qwen2", "vocab_size": 4096, **SIZES}}},
+        "as its own Qwen2Tokenizer",
+    ),
 }
 
 

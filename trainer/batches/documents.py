@@ -107,6 +107,11 @@ class Documents:
         """Token ids of some rows, one after the other, and their row pointers."""
         return self._lists(side_column(side, "input_ids")).take(rows)
 
+    def texts(self, rows: Rows) -> list[tuple[str, int]]:
+        """Some rows' texts, and the character at which the response of each begins: 0 where there is no prompt."""
+        texts, starts = self._table.column("text"), self._table.column("response_start")
+        return [(texts[row].as_py(), starts[row].as_py()) for row in rows.tolist()]
+
     def response_start(self, rows: Rows) -> Int64[Tensor, " documents"]:
         """Of some rows, the student's first response token."""
         return torch.from_numpy(self._response_starts[rows])

@@ -2,10 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -14,13 +13,10 @@ from torch import Tensor
 from schemas.config import Strict
 from schemas.errors import UserError
 from trainer.batches.documents import Documents
+from trainer.batches.tokenization import differing_row
 from trainer.models.head import LOGITS_AT_ONCE, Head
 from trainer.models.hidden_states import Forward, Request, batches_of
 from trainer.models.loading import LanguageModel
-
-#: Rows whose tokens are compared with the tokenizer's.
-_COMPARED: Final = 8
-_COLUMNS: Final = ["text", "response_start", "student_input_ids", "student_response_start"]
 
 
 class HeldOutResult(Strict):
@@ -37,13 +33,13 @@ class HeldOutResult(Strict):
 def open_documents(folder: Path, limit: int | None, model: LanguageModel, tokenizer: Any) -> Documents:
     """The dataset's first `limit` rows, if the model can read its student's side.
 
-    Raises `UserError` if that was made with another tokenizer (the prompts of a few rows are tokenized again, and no id
-    is beyond the model's vocabulary), if rows are too long for the model, or if no row has a response; `StateError` for
+    Raises `UserError` if that was made with another tokenizer (a few rows are tokenized again, and no id is beyond the
+    model's vocabulary), if rows are too long for the model, or if no row has a response; `StateError` for
     a folder that is no finished dataset.
     """
     documents = Documents(folder, limit)
     remedy = "Give it the model's own with `mta-prep align DATASET --student MODEL`"
-    if documents.largest_student_id >= model.vocab_size or not _same_tokens(documents, tokenizer):
+    if documents.largest_student_id >= model.vocab_size or differing_row(documents, tokenizer) is not None:
         raise UserError(f"{folder} was prepared with another student tokenizer than the model's. {remedy}.")
     longest = max(documents.lengths("student").tolist(), default=0)
     if model.max_length is not None and longest > model.max_length:
@@ -99,22 +95,3 @@ def losses(
         for some, wanted in zip(torch.split(states, step), torch.split(targets, step), strict=True)
     ]
     return torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
-
-
-def _same_tokens(documents: Documents, tokenizer: Any) -> bool:
-    """Whether the tokenizer gives the ids of the first rows' prompts, which follow the special tokens that open a row and
-    may be cut at their beginning. Texts without a prompt say nothing."""
-    manifest = documents.manifest
-    opening = len(manifest.tokenizers["student"]["prefix"])
-    first = next((shard.file for shard in manifest.shards if shard.rows), None)
-    if first is None:
-        return True
-    with pa.memory_map(str(documents.folder / first)) as source, pa.ipc.open_stream(source) as reader:
-        table = reader.read_all().select(_COLUMNS).slice(0, _COMPARED)
-        rows = table.to_pylist()
-    for row in rows:
-        kept = row["student_input_ids"][opening : row["student_response_start"]]
-        own = tokenizer(row["text"][: row["response_start"]], add_special_tokens=False)["input_ids"]
-        if row["response_start"] and kept != own[len(own) - len(kept) :]:
-            return False
-    return True

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
 from schemas import console
 from schemas.config import ModelConfig
-from schemas.errors import UsageError, UserError
+from schemas.errors import UsageError
 from trainer.evaluation.generate import Generator, Prompt, Response, Sampling
 from trainer.evaluation.questions import Question, digest
 from trainer.evaluation.results import FileResult, Score
 from trainer.evaluation.rouge import RougeL
-from trainer.models.hub import first_line, identity, locate
+from trainer.models.hub import identity, locate
 from trainer.models.loading import LanguageModel, load_model
 from trainer.models.memory import in_halves
+from trainer.models.tokenizer import surrounding_tokens, tokenizer_beside
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,10 @@ class Loaded:
 def load(config: ModelConfig) -> Loaded:
     """Load it whole. Raises as `trainer.models.loading.load_model` does, and `UserError` if there is no tokenizer with it."""
     source = locate(config, "model")
-    who = identity(config)  # says what is missing, where the tokenizer's own errors do not
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.options(config))
-    except Exception as error:  # bad files make the library raise anything from KeyError to Exception
-        raise UserError(f"The model {config.model!r} has no usable tokenizer with it: {first_line(error)}") from error
-    return Loaded(load_model(config, None), tokenizer, who)
+    who = identity(config, "model")
+    subject = f"The tokenizer of the model {config.model!r}"
+    tokenizer = tokenizer_beside(source, subject, trust_remote_code=config.trust_remote_code)
+    return Loaded(load_model(config, None, "model"), tokenizer, who)
 
 
 class Evaluation:
@@ -67,7 +65,7 @@ class Evaluation:
             raise UsageError(f"The model takes at most {limit} tokens; pass --max-length {limit} or less.")
         self._device = loaded.teacher.device
         self._tokenizer = loaded.tokenizer
-        self._opening = opening_tokens(loaded.tokenizer)
+        self._opening, _ = surrounding_tokens(loaded.tokenizer)
         if max_prompt_length <= len(self._opening):
             raise UsageError(
                 f"--max-prompt-length {max_prompt_length} leaves no room beside the tokens that open a text."
@@ -131,13 +129,6 @@ class Evaluation:
         order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place].ids), place))
         for first in range(0, len(order), self._batch_size):
             yield order[first : first + self._batch_size]
-
-
-def opening_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """The special tokens that a tokenizer puts before a text, such as bos."""
-    probe = tokenizer("a", return_special_tokens_mask=True)
-    mask = [*probe["special_tokens_mask"], 0]
-    return tuple(probe["input_ids"][: mask.index(0)])
 
 
 def default_device() -> str:

@@ -40,9 +40,9 @@ class ModelFiles:
     gguf_file: str | None = None
     local_only: bool = False  # the hub could not be reached: only what its local cache holds
 
-    def options(self, config: ModelConfig) -> dict[str, Any]:
+    def options(self, trust_remote_code: bool) -> dict[str, Any]:
         """Arguments of every `from_pretrained` from here."""
-        options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "local_files_only": self.local_only}
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": self.local_only}
         if self.revision is not None:
             options["revision"] = self.revision
         if self.gguf_file is not None:
@@ -160,10 +160,7 @@ def _find(source: ModelFiles, name: str) -> Path | None:
 def _nothing(config: ModelConfig, source: ModelFiles, role: str, wanted: str) -> UserError:
     subject = f"The {role} {config.model!r}"
     if source.local_only:
-        return ResourceError(
-            f"{subject} is no local folder, the hub cannot be reached, and its local cache lacks the model. Name a folder, "
-            "or try again with a network connection."
-        )
+        return unreachable(subject)
     return UserError(f"{subject} lacks {wanted}; download it again, or save it with `save_pretrained`.")
 
 
@@ -187,6 +184,22 @@ def _file_hash(path: Path) -> str:
         with contextlib.suppress(OSError):
             write_text(note, value)
     return value
+
+
+def unreachable(subject: str) -> ResourceError:
+    """The error for what is neither here nor to be had."""
+    return ResourceError(
+        f"{subject} is no local folder, the hub cannot be reached, and its local cache lacks it. Name a folder, or try again "
+        "with a network connection."
+    )
+
+
+def untrusted(subject: str) -> UserError:
+    """The error for code that the user has not allowed to run."""
+    return UserError(
+        f"{subject} comes with code of its own, which is run only with --trust-remote-code, or `trust_remote_code: true` in a "
+        "config; read it before you do."
+    )
 
 
 def first_line(error: Exception) -> str:

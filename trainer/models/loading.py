@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UsageError, UserError
 from trainer.models.head import Head
-from trainer.models.hub import ModelFiles, first_line, locate
+from trainer.models.hub import ModelFiles, first_line, locate, unreachable, untrusted
 from trainer.models.memory import out_of_memory
 
 #: Names under which configs of transformers keep a factor on logits. Some multiply by it, some divide: the probe tells.
@@ -125,7 +125,7 @@ def _candidates(config: Any, plain: Head) -> list[Head]:
 def description(config: ModelConfig, source: ModelFiles, subject: str) -> Any:
     """The model's config (transformers.PreTrainedConfig), without any weight. Raises UserError, beginning with `subject`."""
     try:
-        return transformers.AutoConfig.from_pretrained(source.name, **source.options(config))
+        return transformers.AutoConfig.from_pretrained(source.name, **source.options(config.trust_remote_code))
     except Exception as error:  # bad files make the library raise anything from KeyError to RuntimeError
         raise explained(error, subject, config, source) from error
 
@@ -137,17 +137,17 @@ def placed(config: ModelConfig, number: int) -> ModelConfig:
     return config.model_copy(update={"device": f"cuda:{number % torch.cuda.device_count()}"})
 
 
-def load_model(config: ModelConfig, deepest: int | None) -> LanguageModel:
+def load_model(config: ModelConfig, deepest: int | None, role: str = "teacher") -> LanguageModel:
     """Load the model with its first `deepest` decoder layers only; None (or its depth): whole, as `final` and `topk` need.
 
     A cut teacher gives `hidden_states` 0 to `deepest`; weights of further layers are never read. Raises UserError (no
     such model, not a causal language model, weights missing, code of its own without `trust_remote_code`), UsageError
     (`deepest` beyond its depth, quantization or device map without their libraries), ResourceError (the hub cannot be
-    reached and its local cache lacks the model, no memory).
+    reached and its local cache lacks the model, no memory); `role`: what they call it.
     """
-    source = locate(config)
+    source = locate(config, role)
     options = loading_options(config, source)
-    subject = f"The teacher {config.model!r}"
+    subject = f"The {role} {config.model!r}"
     described = description(config, source, subject)
     try:
         depth = int(described.get_text_config(decoder=True).num_hidden_layers)
@@ -160,7 +160,7 @@ def load_model(config: ModelConfig, deepest: int | None) -> LanguageModel:
             config=described,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # which are then told, by name, and refused
-            **source.options(config),
+            **source.options(config.trust_remote_code),
             **options,
         )
         if not config.device_map and not config.quantization:
@@ -169,7 +169,7 @@ def load_model(config: ModelConfig, deepest: int | None) -> LanguageModel:
         raise
     except Exception as error:  # bad files make the libraries raise anything from KeyError to RuntimeError
         raise explained(error, subject, config, source) from error
-    body, name = decoder(model, built)
+    body, name = decoder(model, built, role)
     layers = body.get_submodule(name)
     del layers[cut if cut is not None else depth :]
     check_complete(subject, model, report, cut)
@@ -291,12 +291,7 @@ def explained(error: Exception, subject: str, config: ModelConfig, source: Model
     if out_of_memory(error):
         return ResourceError(f"{subject} does not fit in the memory of {config.device_map or config.device}.")
     if "trust_remote_code" in str(error):
-        return UserError(
-            f"{subject} comes with code of its own, which is run only with --trust-remote-code; read it before you do."
-        )
+        return untrusted(subject)
     if source.local_only and isinstance(error, OSError):
-        return ResourceError(
-            f"{subject} is no local folder, the hub cannot be reached, and its local cache lacks the model. Name a folder, "
-            "or try again with a network connection."
-        )
+        return unreachable(subject)
     return UserError(f"{subject} cannot be loaded as a causal language model: {first_line(error)}")

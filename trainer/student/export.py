@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
@@ -10,14 +11,15 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
-from schemas import embedded
-from schemas.errors import ResourceError, StateError, UserError
+from schemas.errors import ResourceError, StateError, UsageError, UserError
 from schemas.files import flush
 from schemas.manifest import Manifest
-from schemas.training import LoraConfig, TrainConfig
+from schemas.training import LoraConfig, StudentConfig, TrainConfig
 from trainer.batches.documents import Documents
+from trainer.batches.tokenization import differing_row
 from trainer.engine.monitor import METRICS, read_metrics
-from trainer.models.hub import first_line, hub_commit
+from trainer.models.hub import ModelFiles, first_line
+from trainer.models.tokenizer import load_tokenizer, tokenizer_beside
 from trainer.student.lora import with_adapters
 from trainer.student.model import Student
 from trainer.student.model_card import model_card
@@ -111,8 +113,7 @@ def whole_model(
 
     Raises ValueError if `state` lacks weights of it, or has others.
     """
-    clean = type(description).from_dict(description.to_dict())  # without how a student attends
-    clean.name_or_path = description.name_or_path
+    clean = _plain(description)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
             clean, dtype=torch.float32, trust_remote_code=trust_remote_code
@@ -128,28 +129,59 @@ def whole_model(
     return model if tuner is None else tuner.merge_and_unload()
 
 
+def _plain(description: Any) -> Any:
+    """The same config without how a student attends."""
+    plain = type(description).from_dict(description.to_dict())
+    plain.name_or_path = description.name_or_path
+    return plain
+
+
 def student_tokenizer(dataset: Manifest) -> Any:
     """The tokenizer that a dataset was prepared with on the student's side. Raises UserError if it is not there any more."""
     side = dataset.config["student"]
-    name = embedded.resolve(side["tokenizer"])
-    path = Path(name).expanduser()
-    subject = f"The student's tokenizer {side['tokenizer']!r}"
-    try:
-        if path.is_file() and not path.with_name("tokenizer_config.json").is_file():
-            return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
-        if path.exists():
-            place = str(path if path.is_dir() else path.parent)
-            return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        online = not path.is_absolute() and hub_commit(subject, name, side["revision"]) is not None
-        return transformers.AutoTokenizer.from_pretrained(
-            name, revision=side["revision"] or "main", local_files_only=not online, trust_remote_code=False
-        )
-    except UserError:
-        raise
-    except Exception as error:  # bad files make the library raise anything from KeyError to Exception
+    return load_tokenizer(
+        side["tokenizer"],
+        side["revision"],
+        f"The student's tokenizer {side['tokenizer']!r}",
+        "The dataset was prepared with it, so put it back there.",
+    )
+
+
+def require_tokenizer(documents: Documents, student: StudentConfig, description: Any) -> None:
+    """Raises UsageError unless the exported student will be opened with the tokenizer that the dataset was prepared with,
+    and UserError if that is no longer what it was.
+
+    What `AutoTokenizer` makes of a folder depends on the model in it, too: for some (`qwen2`, `qwen3_5`), transformers
+    builds a class of its own out of whatever vocabulary lies there. So both are written, read back, and tried on rows.
+    `description`: the student's config (transformers.PreTrainedConfig).
+    """
+    name = documents.manifest.config["student"]["tokenizer"]
+    tokenizer = student_tokenizer(documents.manifest)
+    row = differing_row(documents, tokenizer)
+    if row is not None:
         raise UserError(
-            f"{subject} cannot be loaded where the dataset was prepared with it: {first_line(error)} Put it back there."
-        ) from error
+            f"The student's tokenizer {name!r} gives other tokens than {documents.folder} has (row {row}), so it has changed "
+            f"since. Put the old one back, or let `mta-prep align {documents.folder} --student {name} -o NEW` make a dataset "
+            "for this one."
+        )
+    with TemporaryDirectory() as folder:
+        _plain(description).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        trusted = student.trust_remote_code
+        opened = tokenizer_beside(ModelFiles(folder), "The tokenizer of an exported student", trust_remote_code=trusted)
+    row = differing_row(documents, opened)
+    if row is not None:
+        kind = description.model_type
+        remedy = "Choose another `model_type`"
+        if student.model is not None:
+            remedy = (
+                f"Let `mta-prep align {documents.folder} --student {student.model} -o NEW` give it the student's own"
+            )
+        raise UsageError(
+            f"The exported student would be opened with another tokenizer than it is trained with: transformers reads any "
+            f"tokenizer beside a model of type {kind!r} as its own {type(opened).__name__}, which gives other tokens than "
+            f"{documents.folder} has (row {row}). {remedy}."
+        )
 
 
 def _generation(tokenizer: Any, dataset: Manifest) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from schemas.config import ModelConfig
 from schemas.errors import UsageError, UserError, nearest
@@ -59,7 +59,7 @@ def _pretrained(subject: str, where: ModelConfig, source: ModelFiles, descriptio
             config=description,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # which are then told, by name, and refused
-            **source.options(where),
+            **source.options(where.trust_remote_code),
             **loading_options(where, source),
         )
     except UserError:
@@ -71,11 +71,14 @@ def _pretrained(subject: str, where: ModelConfig, source: ModelFiles, descriptio
 
 
 def _fresh(description: Any, seed: int, trust_remote_code: bool) -> Any:
-    with torch.random.fork_rng(devices=[]):
+    """A model with random weights, run once: that sizes in a config do not fit each other shows only then."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
-        return transformers.AutoModelForCausalLM.from_config(
+        model = transformers.AutoModelForCausalLM.from_config(
             description, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
+        model.eval()(input_ids=_probe(model), use_cache=False)
+    return model
 
 
 def _new_description(values: dict[str, Any]) -> Any:
@@ -171,13 +174,17 @@ def _cut(whole: Any, layers: Sequence[int], subject: str, trust_remote_code: boo
     body.set_submodule(name, kept)
     for key, value in changes.items():
         setattr(text, key, value)
-    tokens = torch.tensor(_PROBE) % int(text.vocab_size)
+    tokens = _probe(whole)
     with torch.no_grad():
-        expected, found = (each(input_ids=tokens, use_cache=False, return_dict=True)[0] for each in (body, new))
+        expected, found = (part(input_ids=tokens, use_cache=False, return_dict=True)[0] for part in (body, new))
     if float((found - expected).abs().max()) > _ROUNDING * float(expected.abs().max()):
         raise refused
     model.generation_config = whole.generation_config
     return model
+
+
+def _probe(model: Any) -> Tensor:
+    return torch.tensor(_PROBE, device=model.device) % int(model.config.get_text_config(decoder=True).vocab_size)
 
 
 def _moved(key: str, prefix: str, layers: Sequence[int]) -> str:

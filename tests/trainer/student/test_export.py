@@ -8,14 +8,15 @@ import torch
 import transformers
 import yaml
 
+from schemas import embedded
 from schemas.errors import ResourceError, StateError, UserError
 from schemas.manifest import read_manifest
-from schemas.training import TrainConfig
+from schemas.training import StudentConfig, TrainConfig
 from trainer.batches.batch import Batch
 from trainer.batches.documents import Documents
 from trainer.maths.ragged import pointers
 from trainer.student import export as exporting
-from trainer.student.export import export, export_run, student_tokenizer, whole_model
+from trainer.student.export import export, export_run, require_tokenizer, student_tokenizer, whole_model
 from trainer.student.model import load_student
 
 SIZES = {
@@ -246,8 +247,38 @@ def test_a_state_of_another_model(trained):
 def test_a_tokenizer_that_has_gone(dataset, tmp_path):
     side = dataset.config["student"] | {"tokenizer": str(tmp_path / "gone")}
     moved = dataset.model_copy(update={"config": dataset.config | {"student": side}})
-    with pytest.raises(UserError, match=r"student's tokenizer .*gone.* cannot be loaded"):
+    with pytest.raises(UserError, match=r"student's tokenizer .*gone.*no such folder or file.*put it back there"):
         student_tokenizer(moved)
+
+
+def described(kind):
+    return transformers.AutoConfig.for_model(**{**KINDS["llama"], "model_type": kind})
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma3_text", "qwen3", "olmo2"])
+def test_the_datasets_tokenizer_is_read_back_beside_most_models(prepared, kind):
+    config = StudentConfig(init="config", config={"model_type": kind})
+    require_tokenizer(Documents(prepared), config, described(kind))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3_5_moe_text"])
+def test_where_another_tokenizer_would_be_read_back_the_run_does_not_begin(prepared, kind):
+    config = StudentConfig(init="config", config={"model_type": kind})
+    with pytest.raises(UserError, match=rf"beside a model of type '{kind}' as its own Qwen.*another `model_type`"):
+        require_tokenizer(Documents(prepared), config, described(kind))
+    with pytest.raises(UserError, match=r"`mta-prep align .* --student some/qwen -o NEW` give it the student's own"):
+        require_tokenizer(Documents(prepared), StudentConfig(model="some/qwen"), described(kind))
+
+
+def test_a_tokenizer_that_has_changed_since(prepared, tmp_path):
+    documents = Documents(prepared)
+    other = tmp_path / "other"
+    transformers.AutoTokenizer.from_pretrained(embedded.resolve("embedded:sentencepiece-bpe")).save_pretrained(other)
+    side = documents.manifest.config["student"] | {"tokenizer": str(other)}
+    changed = documents.manifest.model_copy(update={"config": documents.manifest.config | {"student": side}})
+    documents.manifest = changed
+    with pytest.raises(UserError, match=r"other' gives other tokens than .*Put the old one back"):
+        require_tokenizer(documents, StudentConfig(model="any"), described("llama"))
 
 
 def test_a_run_exports_in_its_own_precision_with_what_it_logged(trained, prepared, tmp_path):

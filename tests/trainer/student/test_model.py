@@ -420,6 +420,7 @@ def test_a_config_of_another_model_can_be_changed(folder_of):
         ({"init": "config", "config": {"model_type": "llama", "hiden_size": 8}}, "`hiden_size`.*`hidden_size`"),
         ({"init": "config", "config": {"model_type": "llama", "num_hidden_layers": "many"}}, "num_hidden_layers"),
         ({"model": "llama", "config": {"dropuot": 0}}, "student '.*llama.*`dropuot`"),
+        ({"init": "config", "config": {"model_type": "qwen2", **SIZES}}, "qwen2. cannot be built.*size of tensor a"),
         ({"model": "llama", "config": {"model_type": "gpt2"}}, "is a llama"),
     ],
 )

@@ -1,0 +1,86 @@
+"""One loader of tokenizers: exactly what `AutoTokenizer` builds, or a sentence why there is none."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import transformers
+
+from schemas import embedded
+from schemas.errors import UserError
+from trainer.models.hub import ModelFiles, first_line, hub_commit, unreachable, untrusted
+
+#: A folder with a tokenizer has one of these.
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+
+
+def load_tokenizer(name: str, revision: str | None, subject: str, remedy: str | None = None) -> Any:
+    """A tokenizer (transformers.PreTrainedTokenizerBase) by folder, file, hub id, or an embedded one's name.
+
+    The file is a `tokenizer.json`, which read alone knows no eos; a `tokenizer_config.json` beside it is used. Code that
+    comes with a tokenizer is never run. Raises `UserError` if it is unusable, and `ResourceError` if a hub id is neither
+    reachable nor cached: sentences that begin with `subject` and end with `remedy`, or with what else might help.
+    """
+    path = Path(embedded.resolve(name)).expanduser()
+    if path.is_file() and not path.with_name("tokenizer_config.json").is_file():
+        try:
+            return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+        except Exception as error:  # bad files make the library raise anything from KeyError to Exception
+            raise _unusable(subject, error, remedy) from error
+    if path.is_file() or path.is_dir():
+        return tokenizer_beside(ModelFiles(str(path if path.is_dir() else path.parent)), subject, remedy)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.suffix == ".json":
+        raise UserError(
+            f"{subject}: no such folder or file. {remedy or 'Give a folder with a tokenizer.json, or a hub id.'}"
+        )
+    commit = hub_commit(subject, name, revision)
+    files = ModelFiles(name, commit or revision or "main", local_only=commit is None)
+    return tokenizer_beside(files, subject, remedy)
+
+
+def tokenizer_beside(
+    files: ModelFiles, subject: str, remedy: str | None = None, trust_remote_code: bool | None = None
+) -> Any:
+    """The tokenizer among a model's files. Raises as `load_tokenizer`.
+
+    `trust_remote_code`: whether the user lets code be run that comes with it; None: there is no asking.
+    """
+    folder = Path(files.name)
+    if folder.is_dir() and files.gguf_file is None and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        save = "Save one there with `tokenizer.save_pretrained`, or name another folder or a hub id."
+        raise UserError(
+            f"{subject}: the folder holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)}). {remedy or save}"
+        )
+    options = files.options(bool(trust_remote_code))
+    try:
+        return transformers.AutoTokenizer.from_pretrained(files.name, **options)
+    except Exception as error:  # likewise
+        if files.local_only:
+            raise unreachable(subject) from error
+        if "trust_remote_code" not in str(error):
+            raise _unusable(subject, error, remedy) from error
+        if trust_remote_code is None:
+            never = f"which is not run here. {remedy or 'Choose one that needs none.'}"
+            raise UserError(f"{subject} comes with code of its own, {never}") from error
+        raise untrusted(subject) from error
+
+
+def surrounding_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids of the special tokens that a tokenizer puts before a text (bos, [CLS]) and behind it ([SEP])."""
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = list(probe["input_ids"]), [bool(flag) for flag in probe["special_tokens_mask"]]
+    if all(special):
+        return ids, []
+    return ids[: special.index(False)], ids[len(ids) - special[::-1].index(False) :]
+
+
+def _unusable(subject: str, error: Exception, remedy: str | None) -> UserError:
+    return UserError(
+        f"{subject} cannot be loaded: {first_line(error)} {remedy or 'Choose one with an intact tokenizer.json.'}"
+    )
