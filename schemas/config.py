@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from schemas.columns import Granularity
-from schemas.errors import UsageError, nearest
+from schemas.errors import UsageError, nearest, quoted
 from schemas.signals import Signal, StateTokens, Storage, Weights
 
 Config = TypeVar("Config", bound="Strict")
@@ -62,7 +62,7 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
         keys.append(str(last))
     place = ".".join(keys)
     if problem["type"] != "extra_forbidden":
-        return f"`{place}`: {problem['msg'].lower().removeprefix('value error, ')}, got {problem.get('input')!r}."
+        return f"`{place}`: {problem['msg'].lower().removeprefix('value error, ')}, got {quoted(problem.get('input'))}."
     known: type[BaseModel] = model
     for part in problem["loc"][:-1]:
         if part in known.model_fields:  # else a place in a list, or which of several kinds was tried

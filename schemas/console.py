@@ -1,29 +1,74 @@
-"""The terminal: progress on stderr, tables and JSON on stdout, errors in one or two sentences."""
+"""The terminal: progress on stderr, tables and JSON on stdout, errors in one or two sentences.
+
+Much of what is shown is not ours: ids, names, paths, texts, what libraries say. Both consoles show all of it as it is,
+brackets included, and nothing of it can steer the terminal: that is seen to here, where everything passes, and nowhere else.
+"""
 
 import errno
+import io
 import json
 import math
+import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.style import Style
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as RichText
+from rich.text import TextType
 
 from schemas.errors import Exit, ResourceError, UserError
 
 #: Seconds between progress lines where there is no terminal.
 LOG_EVERY_S = 10.0
 
-stdout = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+#: Longer messages are cut: whatever they repeat, nobody reads more.
+MESSAGE_LIMIT: Final = 2_000
+#: What steers a terminal: control characters but for tab and line feed, and marks that turn the direction of text.
+_STEERING: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: Of control characters there are pictures, of which a terminal does nothing.
+_PICTURES: Final = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
+
+
+def harmless(text: str) -> str:
+    """The text with a picture in place of each control character, and `\ufffd` for what has none."""
+    return _STEERING.sub(lambda match: _PICTURES.get(ord(match[0]), "\ufffd"), text)
+
+
+class Text(RichText):
+    """Text of which nothing vanishes: rich's own drops some control characters before a console sees them."""
+
+    def __init__(self, text: str = "", style: str | Style = "", **options: Any) -> None:
+        super().__init__(harmless(text), style, **options)
+
+    def append(self, text: TextType, style: str | Style | None = None) -> "Text":
+        """Add to the end."""
+        super().append(harmless(text) if isinstance(text, str) else text, style)
+        return self
+
+
+class _Terminal(Console):
+    """A console that takes no text for markup, and shows what would steer the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> RichText:
+        return super().render_str(harmless(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+
+stdout: Console = _Terminal(highlight=False, markup=False, emoji=False, soft_wrap=True)
+stderr: Console = _Terminal(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 class _Rate(ProgressColumn):
@@ -76,7 +121,13 @@ def row_progress(what: str, total: int, quiet: bool) -> Iterator[RowProgress]:
     if not stderr.is_terminal:
         yield RowProgress(total)
         return
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    ]
     with Progress(*columns, console=stderr, speed_estimate_period=120) as bar:
         bar.add_task(what, total=total, tokens=0)
         yield RowProgress(total, bar)
@@ -112,8 +163,9 @@ def size(count: float | int) -> str:
 
 
 def emit_json(value: Any) -> None:
-    """One JSON object on one line of stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """One JSON object on one line of stdout; what would steer a terminal is escaped in it."""
+    text = json.dumps(value, ensure_ascii=False)
+    sys.stdout.write(_STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -133,10 +185,6 @@ def positive(value: float) -> float:
     return value
 
 
-#: What typer raises for a wrong command line; it has no public name for the base class.
-_USAGE_ERRORS: Final = typer.BadParameter.__mro__[2]
-
-
 def run(app: typer.Typer, name: str, interrupted: str) -> NoReturn:
     """Run a command line, and turn every error into a sentence and an exit code (`schemas.errors.Exit`).
 
@@ -152,8 +200,10 @@ def run(app: typer.Typer, name: str, interrupted: str) -> NoReturn:
     except BrokenPipeError:
         sys.exit(Exit.OK)  # the reader of our output (head, less) has seen enough
     except Exception as error:
-        if isinstance(error, _USAGE_ERRORS):
-            error.show()  # type: ignore[attr-defined]
+        if isinstance(error, typer.TyperException):
+            words = io.StringIO()
+            error.show(words)  # type: ignore[attr-defined]  # of every kind that it raises
+            stderr.print(words.getvalue().rstrip())
             sys.exit(Exit.USAGE)
         sys.exit(explain(error, debug))
 
@@ -161,16 +211,25 @@ def run(app: typer.Typer, name: str, interrupted: str) -> NoReturn:
 def explain(error: BaseException, debug: bool) -> Exit:
     """Say what went wrong on stderr and return the exit code for it."""
     if debug:
-        traceback.print_exception(error)
+        stderr.print("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, UserError):
-        stderr.print(Text(f"Error: {error}", style="red"))
+        stderr.print(Text(f"Error: {_cut(str(error))}", style="red"))
         return error.exit_code
     if isinstance(error, OSError) and (told := os_problem(error)) is not None:
         return explain(told, debug=False)
     stderr.print(
-        Text(f"Internal error: {type(error).__name__}: {error}. This is a bug in mta-prep; --debug shows where.", "red")
+        Text(
+            f"Internal error: {type(error).__name__}: {_cut(str(error))}. This is a bug in mta-prep; --debug shows where.",
+            "red",
+        )
     )
     return Exit.FAILED
+
+
+def _cut(message: str) -> str:
+    if len(message) <= MESSAGE_LIMIT:
+        return message
+    return f"{message[:MESSAGE_LIMIT]} … ({len(message) - MESSAGE_LIMIT:,} more characters)"
 
 
 def os_problem(error: OSError) -> ResourceError | None:

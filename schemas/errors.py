@@ -1,8 +1,16 @@
 """Errors meant for the person at the terminal, the exit codes they end with, and what was meant by a misspelt name."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Any, Final
+
+#: Most characters of a wrong value that a message repeats.
+QUOTED_LIMIT: Final = 200
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = QUOTED_LIMIT
 
 
 class Exit(IntEnum):
@@ -40,6 +48,12 @@ class ResourceError(UserError):
     """The machine cannot: disk full, folder read-only, no network."""
 
     exit_code = Exit.RESOURCE
+
+
+def quoted(value: Any) -> str:
+    """A wrong value as messages show it, without ever making the whole of it into text."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= QUOTED_LIMIT else f"{text[:QUOTED_LIMIT]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

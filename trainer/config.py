@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from schemas.errors import StateError, UsageError
+from schemas.errors import StateError, UsageError, quoted
 from schemas.training import TrainConfig
 
 #: What may differ between an interrupted run and the one that goes on: it changes how, not what.
@@ -25,17 +25,17 @@ def assign(values: dict[str, Any], assignment: str) -> None:
     """`objectives.dsa.weight=3` into nested mappings; the value is YAML, and `null` takes a key out."""
     key, equals, text = assignment.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"--set {assignment!r} is no assignment; write it like optim.lr=2e-4.")
+        raise UsageError(f"--set {quoted(assignment)} is no assignment; write it like optim.lr=2e-4.")
     *outer, last = key.strip().split(".")
     for part in outer:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"--set {assignment!r}: `{part}` is {inner!r} and has no keys.")
+            raise UsageError(f"--set {quoted(assignment)}: `{part}` is {quoted(inner)} and has no keys.")
         values = inner
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UsageError(f"--set {assignment!r}: {text!r} is no YAML value.") from None
+        raise UsageError(f"--set {quoted(assignment)}: {quoted(text)} is no YAML value.") from None
     if isinstance(value, str):
         value = _number(value)
     if value is None:
@@ -59,8 +59,8 @@ def require_same(before: Path, config: TrainConfig) -> None:
         free = any(key == name or key.startswith(f"{name}.") for name in _FREE)
         if not free and old.get(key) != new.get(key):
             raise StateError(
-                f"{before.parent} holds a run of another config: its `{key}` is {old.get(key)!r}, now it is "
-                f"{new.get(key)!r}. Go on with the same config, choose another `out`, or pass --overwrite."
+                f"{before.parent} holds a run of another config: its `{key}` is {quoted(old.get(key))}, now it is "
+                f"{quoted(new.get(key))}. Go on with the same config, choose another `out`, or pass --overwrite."
             )
 
 

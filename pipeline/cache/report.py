@@ -1,5 +1,6 @@
 """What `mta-prep cache-teacher` and its kin show a person: estimates, finished runs, what a cache is."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def show_outcome(outcome: Outcome[CacheManifest], out: Path) -> None:
         return
     _show_sizes(manifest, CacheConfig.parse(manifest.config, str(out)))
     console.stdout.print(f"Written to {out}: {_contents(manifest)}.")
-    console.stdout.print(f"Look at it: mta-prep inspect {out}")
+    console.stdout.print(f"Look at it: {shlex.join(['mta-prep', 'inspect', str(out)])}")
 
 
 def show_info(manifest: CacheManifest, folder: Path) -> None:

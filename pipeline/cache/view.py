@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.table import Table
-from rich.text import Text
 
 from pipeline.cache.sizes import documents_of
 from pipeline.dataset.view import visible
 from schemas import console
 from schemas.columns import Granularity
-from schemas.console import counted
+from schemas.console import Text, counted
 from schemas.errors import StateError, UsageError
 from schemas.manifest import is_finished, read_manifest
 from trainer.cache import TeacherCache

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from schemas.errors import UsageError
+from schemas.errors import UsageError, quoted
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 WorkersFlag = Annotated[
@@ -30,7 +30,7 @@ def merge(base: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
         for part in path:
             inner = place.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise UsageError(f"The config's `{part}` must be a mapping, it is {inner!r}.")
+                raise UsageError(f"The config's `{part}` must be a mapping, it is {quoted(inner)}.")
             place = inner
         place[last] = value
     return merged

@@ -17,8 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.seal import DATASET, Outcome
 from pipeline.read.fields import resolve_fields
@@ -247,7 +245,7 @@ def prepare(config: ParseConfig, out: Path, *, workers: int, overwrite: bool = F
     with planned(config, out) as ready:
         stage = partial(PrepareStage, ready.config)
         for note in ready.notes:
-            console.stderr.print(Text(note))
+            console.stderr.print(note)
         return publish(DATASET, ready, stage, out, workers=workers, overwrite=overwrite, quiet=quiet)
 
 

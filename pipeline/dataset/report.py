@@ -1,16 +1,15 @@
 """What the commands show a person: summaries of runs, estimates, checks, manifests."""
 
+import shlex
 from pathlib import Path
 from typing import Any
-
-from rich.text import Text
 
 from pipeline.dataset.seal import Outcome
 from pipeline.dataset.shards import REJECTED
 from pipeline.dataset.verify import LISTED, Findings
 from schemas import console
 from schemas.columns import GRANULARITIES, SIDES
-from schemas.console import counted
+from schemas.console import Text, counted
 from schemas.manifest import Manifest
 
 
@@ -31,7 +30,7 @@ def show_outcome(outcome: Outcome, out: Path) -> None:
     console.stdout.print(
         f"Written to {out}: {counted(len(manifest.shards), 'shard')}, {console.size(_bytes(manifest))}."
     )
-    console.stdout.print(f"Look at it: mta-prep inspect {out}")
+    console.stdout.print(f"Look at it: {shlex.join(['mta-prep', 'inspect', str(out)])}")
     if manifest.rejected:
         console.stderr.print(
             Text(

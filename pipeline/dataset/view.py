@@ -9,11 +9,10 @@ import pyarrow.compute as pc
 from datasets import Dataset, load_from_disk
 from jaxtyping import Int
 from rich.style import Style
-from rich.text import Text
 
 from schemas import console
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, side_column
-from schemas.console import counted
+from schemas.console import Text, counted
 from schemas.errors import UsageError
 from schemas.manifest import read_manifest
 
@@ -22,8 +21,8 @@ Spans = Int[np.ndarray, "_ 2"]
 LABEL_STYLES = {"NP": Style(color="green"), "VP": Style(color="yellow")}
 #: Neighbouring tokens and words alternate, so that borders show without marks inside the text.
 STRIPES = (Style(bgcolor="grey23"), Style(bgcolor="grey37"))
-#: What would break a line or not show at all.
-VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽", "\u200b": "∅", "\x00": "␀", "\x1b": "␛"})
+#: What would break a line or not show at all; control characters have pictures of their own.
+VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\u00a0": "⍽", "\u200b": "∅"})
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def visible(text: str) -> str:
     """Text on one line, control characters and unusual spaces shown, nothing that could steer the terminal."""
-    return "".join(_shown(char) for char in text.translate(VISIBLE))
+    return "".join(_shown(char) for char in console.harmless(text.translate(VISIBLE)))
 
 
 def _shown(char: str) -> str:

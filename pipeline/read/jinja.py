@@ -4,8 +4,15 @@ Whatever can be told from the template alone is told when it is made: syntax, na
 it would pull in (they would escape its hash). What depends on the row is the row's fault.
 """
 
+import resource
+import signal
+import sys
+import threading
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import jinja2
@@ -17,8 +24,64 @@ from pipeline.read.records import RowError
 from schemas.errors import UsageError
 
 _OTHER_TEMPLATES: Final = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+#: A template is given so much processor time for one row; honest ones take microseconds.
+SECONDS: Final = 10.0
+#: Memory that it may take on the way.
+BYTES: Final = 2**30
+#: Characters of a prompt, and of a text or list that an operator makes within a template.
+LARGEST: Final = 2**24
+#: Bits of a number that an operator makes.
+LARGEST_NUMBER: Final = 2**12
 #: What an expression raises on a value that does not suit it.
 _VALUE_ERRORS: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+
+
+class _TooLong(BaseException):
+    """The time of a row is over. Nothing on the way may take it for an error of its own."""
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """In which operators cannot be asked for more than a machine has: each would go on for hours within itself."""
+
+    intercepted_binops = frozenset({"**", "*"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Power and product, where what they give is of a size that a prompt may need."""
+        if operator == "*":
+            for value, factor in ((left, right), (right, left)):
+                if hasattr(value, "__len__") and isinstance(factor, int) and len(value) * factor > LARGEST:
+                    raise OverflowError(f"a product of more than {LARGEST:,} items")
+        elif isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > LARGEST_NUMBER:
+            raise OverflowError(f"a power of more than {LARGEST_NUMBER:,} bits")
+        return super().call_binop(context, operator, left, right)
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Raises `_TooLong` within, once `SECONDS` of processor time are over, and MemoryError for more than `BYTES` anew.
+
+    Where it can: on Linux, in the main thread, in which rows are rendered.
+    """
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(_signal: int, _frame: FrameType | None) -> None:
+        raise _TooLong
+
+    handler = signal.signal(signal.SIGVTALRM, ring)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_bytes().split()[0])
+    room = pages * resource.getpagesize() + BYTES
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    try:
+        if soft == resource.RLIM_INFINITY or room < soft:
+            resource.setrlimit(resource.RLIMIT_AS, (room, hard))
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGVTALRM, handler)
 
 
 class PromptTemplate:
@@ -29,17 +92,20 @@ class PromptTemplate:
 
         Raises `UsageError` with name and line for what cannot work on any row.
         """
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Sandbox(
             undefined=jinja2.StrictUndefined,
             keep_trailing_newline=True,
             autoescape=False,  # this is text for a tokenizer, not HTML
         )
         self._name = name
         try:
-            tree = environment.parse(source, name, name)
-            code = environment.compile(source, name, name)
+            with _limited():  # constants are computed here
+                tree = environment.parse(source, name, name)
+                code = environment.compile(source, name, name)
         except jinja2.TemplateSyntaxError as error:
             raise UsageError(f"{name}, line {error.lineno}: {error.message}") from None
+        except (_TooLong, MemoryError, RecursionError):
+            raise UsageError(f"{name}: the template is too large, or computes too much, to be prepared.") from None
         for node in tree.find_all(_OTHER_TEMPLATES):
             raise UsageError(f"{name}, line {node.lineno}: a template stands alone; put the other file's text here.")
         self.uses = frozenset(find_undeclared_variables(tree))
@@ -54,15 +120,26 @@ class PromptTemplate:
     def render(self, values: Mapping[str, Any]) -> str:
         """The prompt.
 
-        Raises `RowError` when a value is missing from the row or does not suit an expression, and `UsageError` when the
-        sandbox forbids what the template does.
+        Raises `RowError` when a value is missing from the row or does not suit an expression, or makes the prompt larger
+        than any model reads, and `UsageError` when the sandbox forbids what the template does, or it does not end.
         """
         try:
-            return self._template.render(values)
+            with _limited():
+                prompt = self._template.render(values)
+        except _TooLong:
+            raise UsageError(
+                f"{self._name}: the template takes more than {SECONDS:.0f} s for one row; does it end? Look at its loops."
+            ) from None
+        except (MemoryError, RecursionError) as error:
+            wants = "more memory than there is" if isinstance(error, MemoryError) else "to call itself without end"
+            raise UsageError(f"{self._place(error)}: the template wants {wants}.") from None
         except (jinja2.UndefinedError, *_VALUE_ERRORS) as error:
             raise RowError(f"{self._place(error)}: {error}") from None
         except jinja2.TemplateRuntimeError as error:
             raise UsageError(f"{self._place(error)}: {error}") from None
+        if len(prompt) > LARGEST:
+            raise RowError(f"{self._name}: the prompt has {len(prompt):,} characters, and {LARGEST:,} is the most")
+        return prompt
 
     def _place(self, error: Exception) -> str:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self._name]

@@ -8,6 +8,7 @@ import pytest
 from datasets import load_from_disk
 
 from schemas.columns import GRANULARITIES, SIDES
+from schemas.errors import Exit
 
 TOKENIZERS = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:bytelevel-bpe"]
 COMMANDS = [
@@ -131,3 +132,28 @@ def test_bench_parser_measures_and_finds_no_difference(command, sample_file, tmp
     assert set(found["by_length"]) >= {"10", "20"}
     assert found["machine"]["cores"] >= 1
     assert all(rate > 0 for rate in found["sentences_per_second"].values())
+
+
+def test_names_with_brackets_and_escapes_pass_through_every_command(command, tmp_path):
+    rows = [{"id": f"a[/b]\x1b[31m{row}", "prompt[/x]": "What?", "response[/x]": "The cat sleeps."} for row in range(2)]
+    rows.append({"id": "empty[red]", "prompt[/x]": "What?"})  # rejected, and told
+    source, out, moved = (tmp_path / name for name in ("rows[bold].jsonl", "exp[lr=1]", "moved[/b]"))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    fields = ["--prompt-field", "prompt[/x]", "--response-field", "response[/x]"]
+    printed = []
+    for arguments, expected in [
+        (["parse", source, *fields, *TOKENIZERS, "-o", out], Exit.REJECTED),
+        (["info", out], Exit.OK),
+        (["verify", out], Exit.OK),
+        (["inspect", out, "--row", "1"], Exit.OK),
+        (["inspect", out, "--id", "no[/such]\x1b[31m"], Exit.USAGE),
+        (["align", out, "--student", "embedded:sentencepiece-bpe", "-o", moved], Exit.OK),
+        (["info", tmp_path / "none[/here]\x1b[31m"], Exit.STATE),
+    ]:
+        code, stdout, stderr = command(*arguments)
+        assert code == expected, stderr
+        printed += [stdout, stderr]
+    assert "\x1b" not in "".join(printed)
+    assert any("exp[lr=1]" in text for text in printed)
+    assert any("moved[/b]" in text for text in printed)
+    assert any("a[/b]" in text for text in printed)

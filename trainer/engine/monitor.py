@@ -93,8 +93,13 @@ class Monitor:
         self._file = path.open("a", encoding="utf-8")
         self._bar: Progress | None = None
         if stderr.is_terminal:
-            columns = [TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn()]
-            self._bar = Progress(*columns, TextColumn("{task.fields[told]}"), console=stderr)
+            columns = [
+                TextColumn("{task.description}", markup=False),
+                BarColumn(20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            ]
+            self._bar = Progress(*columns, TextColumn("{task.fields[told]}", markup=False), console=stderr)
             self._bar.add_task("Training", total=steps, completed=start, told="")
             self._bar.start()
 

@@ -1,6 +1,8 @@
 """Templates: what is detected, what is refused and in which words, and texts that are right byte for byte."""
 
 import hashlib
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.read import jinja
 from pipeline.read.fields import resolve_fields
 from pipeline.read.records import Record, RowError
 from pipeline.read.template import Rendered, Renderer, resolve_template
@@ -335,3 +338,34 @@ def test_identity_follows_the_content(template: Path, tmp_path: Path) -> None:
     elsewhere.write_text("{{ instruction }}")
     assert Renderer(fields, str(elsewhere)).identity() != first
     assert Renderer(fields, "alpaca").identity()["template"] == "alpaca"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ instruction * 10 ** 9 }}",
+        "{{ instruction | center(10 ** 10) }}",
+        "{% set ns = namespace(x=instruction) %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 2 ** 100000 }}",
+    ],
+)
+def test_a_template_that_asks_for_too_much_is_told_of(body, monkeypatch):
+    monkeypatch.setattr(jinja, "SECONDS", 0.3)
+    with pytest.raises((UsageError, RowError), match=r"^loop\.jinja"):
+        jinja.PromptTemplate(body, "loop.jinja", {"instruction"}).render({"instruction": "What?"})
+
+
+def test_limits_leave_honest_templates_alone():
+    template = jinja.PromptTemplate("{{ instruction * 3 }}{{ 2 ** 10 }}", "three.jinja", {"instruction"})
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
+    assert template.render({"instruction": "ab"}) == "ababab1024"
+    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == before
+
+
+def test_a_prompt_larger_than_any_model_reads_is_its_rows_fault():
+    template = jinja.PromptTemplate("{{ instruction }}" * 5, "five.jinja", {"instruction"})
+    with pytest.raises(RowError, match="20,000,000 characters"):
+        template.render({"instruction": "a" * 4_000_000})
