@@ -146,8 +146,9 @@ def tiny_teacher(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cache_plan(prepared, tiny_teacher):
     """Plans a teacher cache of the prepared sample; keyword arguments override the config."""
-    from pipeline.cache import matching, plan
+    from pipeline.cache import plan
     from schemas.config import CacheConfig
+    from trainer.teacher.shape import shape_of
 
     def make(**values):
         base = {
@@ -159,7 +160,7 @@ def cache_plan(prepared, tiny_teacher):
             "shard_tokens": 1500,
         }
         config = CacheConfig.parse(base | values, "test")
-        return plan.plan_cache(config, [], matching.describe(config.teacher))
+        return plan.plan_cache(config, [], shape_of(config.teacher))
 
     return make
 

@@ -28,7 +28,6 @@ from trainer.engine.monitor import CURVES, Monitor, memory_gb
 from trainer.engine.optimizer import optimizer
 from trainer.engine.zero import deepspeed_config, offloads, stage, start, whole_state
 from trainer.folder import STUDENT, claim
-from trainer.models.head import Head
 from trainer.models.loading import placed
 from trainer.objectives import build
 from trainer.objectives.base import Objective, Setting
@@ -41,7 +40,7 @@ from trainer.teacher.caches import Caches
 from trainer.teacher.live import LiveTeacher
 from trainer.teacher.needs import teacher_needs
 from trainer.teacher.pairing import automatic_pairs
-from trainer.teacher.shape import TeacherShape, shape_of_caches, shape_of_model
+from trainer.teacher.shape import TeacherShape, shape_of
 
 
 class Interrupted(Exception):  # noqa: N818  # no error: what was done is saved
@@ -197,7 +196,7 @@ class Run:
             teacher_size=shape.hidden_size if shape is not None else student.hidden_size,
             student_weights=self.config.weights,
             student_last=(student.depth, student.head.in_features),
-            teacher_last=None if shape is None else (shape.depth, shape.final_size),
+            teacher_last=None if shape is None else (shape.depth, shape.width(None)),
         )
         return build(self.config.objectives, setting, "objectives")
 
@@ -205,8 +204,8 @@ class Run:
         """None where there is no teacher."""
         if self.config.teacher == "live":
             assert self.config.teacher_model is not None
-            return shape_of_model(self.config.teacher_model)
-        return shape_of_caches(self.caches)
+            return shape_of(self.config.teacher_model)
+        return TeacherShape.recorded(self.caches.caches[0].manifest) if self.caches.caches else None
 
     def _teacher_record(self) -> dict[str, Any] | None:
         """Who the teacher is, for the student's card."""
@@ -242,7 +241,7 @@ class Run:
         self.engine = start(self.distiller, parameters, values)
         self.stepper = Stepper(self.engine, roles, config, self.steps)
         if logits:
-            self.distiller.teacher_head = _on(self.source.head, self.engine.device)
+            self.distiller.teacher_head = self.source.head.to(self.engine.device)
         if newest is not None:
             self.checkpoints.load(self.engine, newest[0], universal)
             self.say(f"Going on from step {self.done} of {self.steps}.")
@@ -288,11 +287,6 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _on(head: Head, device: torch.device) -> Head:
-    bias = None if head.bias is None else head.bias.to(device)
-    return Head(head.weight.to(device), bias, head.soft_cap, head.scale)
 
 
 def _numel(parameter: Any) -> int:

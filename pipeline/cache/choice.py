@@ -9,6 +9,7 @@ from schemas.config import CacheConfig, LayerConfig
 from schemas.errors import UsageError
 from schemas.signals import LAYER_SIGNALS, RECIPES, Signal, StateTokens
 from trainer.teacher.pairing import teacher_layer
+from trainer.teacher.shape import TeacherShape
 
 #: Recipes whose losses look at every token, not only at those in units: FDD at the response's, SRA at spans of its own.
 STATE_TOKENS: Final[dict[str, StateTokens]] = {"fdd": "all", "sra": "all"}
@@ -26,38 +27,6 @@ class Choice:
     layers: str | None = None
     student_layers: str | None = None
     student_depth: int | None = None
-
-
-@dataclass(frozen=True)
-class TeacherShape:
-    """What a model's config says of it, before any weight is read."""
-
-    depth: int
-    hidden_size: int
-    vocabulary: int
-    architecture: str
-    dtype: str  # as it is loaded, if it says so itself
-    final_size: int | None = None  # features of the last hidden state, where they are not `hidden_size`
-
-    @property
-    def number_bytes(self) -> int:
-        """Bytes of one of its weights."""
-        return 4 if self.dtype == "float32" else 2
-
-    def width(self, layer: int | None) -> int:
-        """Features of a layer's hidden states; None: of `final`."""
-        last = layer is None or layer == self.depth
-        return self.final_size if last and self.final_size is not None else self.hidden_size
-
-    def identity(self) -> dict[str, Any]:
-        """What belongs into a manifest."""
-        return {
-            "architecture": self.architecture,
-            "depth": self.depth,
-            "hidden_size": self.hidden_size,
-            "vocabulary": self.vocabulary,
-            **({} if self.final_size is None else {"final_size": self.final_size}),
-        }
 
 
 def resolved(

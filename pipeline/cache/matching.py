@@ -6,11 +6,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
-import torch
 import transformers
 from transformers.utils import cached_file
 
-from pipeline.cache.choice import TeacherShape
 from pipeline.cache.documents import TeacherSide
 from pipeline.cache.sizes import Measured
 from pipeline.read.tokenizers import OffsetTokenizer
@@ -19,41 +17,13 @@ from schemas.config import ModelConfig, ParseConfig
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from trainer.models.hub import ModelFiles, first_line, locate
-from trainer.models.loading import description, explained
 from trainer.models.tokenizer import TOKENIZER_FILES
+from trainer.teacher.shape import TeacherShape
 
 #: Rows that are tokenized again, spread over the dataset.
 SAMPLED_ROWS: Final = 64
 #: What stands for bytes that are no whole character.
 REPLACEMENT: Final = "\ufffd"
-
-
-def describe(config: ModelConfig) -> TeacherShape:
-    """What the model's config says of it, and the model built of it without memory: no weights are read.
-
-    Raises `UserError` if there is no such model, or it is no causal language model.
-    """
-    source = locate(config)
-    subject = f"The teacher {config.model!r}"
-    described = description(config, source, subject)
-    try:
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code)
-    except Exception as error:  # bad files make the library raise anything from KeyError to RuntimeError
-        raise explained(error, subject, config, source) from error
-    text = described.get_text_config(decoder=True)
-    architectures = described.architectures or (type(model).__name__,)
-    own = "float32" if source.gguf_file is not None else str(described.dtype or "float32").removeprefix("torch.")
-    weight = getattr(model.get_output_embeddings(), "weight", None)
-    last_size = int(text.hidden_size if weight is None else weight.shape[-1])
-    return TeacherShape(
-        depth=int(text.num_hidden_layers),
-        hidden_size=int(text.hidden_size),
-        vocabulary=int(text.vocab_size),
-        architecture=str(architectures[0]),
-        dtype=own if config.dtype == "auto" else config.dtype,
-        final_size=None if last_size == text.hidden_size else last_size,
-    )
 
 
 def require_match(

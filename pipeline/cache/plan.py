@@ -18,7 +18,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.cache import matching, sizes
 from pipeline.cache.card import cache_card
-from pipeline.cache.choice import TeacherShape
 from pipeline.cache.documents import TeacherSide
 from pipeline.cache.sizes import Measured
 from pipeline.cache.stage import CacheStage
@@ -34,6 +33,7 @@ from schemas.manifest import CacheManifest, Manifest, OtherFile, read_cache_mani
 from schemas.signals import HEAD, INDEX, SHARDS, index_schema
 from trainer.models.hub import identity
 from trainer.models.loading import placed
+from trainer.teacher.shape import TeacherShape
 
 #: Bytes a row of `index.arrow` takes besides its id: three int32 and an offset.
 INDEX_ROW_BYTES: Final = 16

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pipeline.cache.choice import TeacherShape
 from pipeline.cache.documents import TeacherSide
 from pipeline.cache.shard import Counts, LayerCounts, LayerRows, ShardRows, Spec, specs
 from schemas import files
@@ -20,6 +19,7 @@ from schemas.errors import StateError
 from schemas.manifest import CacheManifest, Manifest
 from schemas.signals import LAYER_SIGNALS, StateTokens
 from trainer.maths.triangle import pair_rows
+from trainer.teacher.shape import TeacherShape
 
 #: A safetensors header's bytes for one tensor, besides its name: type, shape and place.
 HEADER_BYTES = 62
@@ -86,20 +86,12 @@ def plain_bytes(config: CacheConfig, shape: TeacherShape, counts: Counts) -> int
 
 def told(manifest: CacheManifest) -> tuple[TeacherShape, Counts]:
     """Teacher and totals of a finished cache."""
-    teacher, layers = manifest.teacher, manifest.counts["layers"]
-    shape = TeacherShape(
-        depth=int(teacher["depth"]),
-        hidden_size=int(teacher["hidden_size"]),
-        vocabulary=int(teacher["vocabulary"]),
-        architecture=str(teacher["architecture"]),
-        dtype=str(manifest.config["teacher"]["dtype"]),
-        final_size=teacher.get("final_size"),
-    )
+    layers = manifest.counts["layers"]
     found = {
         int(layer): LayerCounts(int(of["units"]), int(of["pairs"]), int(of["state_tokens"]))
         for layer, of in sorted(layers.items(), key=lambda item: int(item[0]))
     }
-    return shape, Counts(manifest.rows, manifest.tokens, found)
+    return TeacherShape.recorded(manifest), Counts(manifest.rows, manifest.tokens, found)
 
 
 def nothing(config: CacheConfig) -> Counts:

@@ -23,7 +23,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.cache import sizes
-from pipeline.cache.choice import TeacherShape
 from pipeline.cache.documents import Rows, TeacherSide
 from pipeline.cache.shard import Packed, ShardTensors, pack
 from pipeline.shards.pool import Tick, untold
@@ -35,6 +34,7 @@ from trainer.models.head import Head
 from trainer.models.hidden_states import Forward, Request, batches_of
 from trainer.models.loading import load_model
 from trainer.models.memory import in_halves
+from trainer.teacher.shape import TeacherShape
 
 #: Batches in work at a time on a GPU.
 GPU_THREADS: Final = 2
@@ -95,12 +95,7 @@ class CacheStage:
         self.documents = documents
         request = self._request(config)
         loaded = load_model(teacher, request.deepest)
-        limit = loaded.max_length
-        if limit is not None and longest > limit:
-            raise UserError(
-                f"The longest row of {documents.folder} has {longest} teacher tokens, and the teacher {config.teacher.model!r} "
-                f"takes {limit}; prepare the dataset with a teacher `max_length` of {limit} or less."
-            )
+        loaded.require_room(longest, documents.folder, config.teacher.model)
         self.device = loaded.device
         # what other libraries have put into a model (placement over devices, packed weights) belongs to one copy
         plain = not (teacher.device_map or teacher.quantization)

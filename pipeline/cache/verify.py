@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.cache import sizes
-from pipeline.cache.choice import TeacherShape
 from pipeline.cache.documents import Rows, TeacherSide
 from pipeline.cache.shard import Counts, LayerCounts, Spec
 from pipeline.dataset.verify import Findings
@@ -30,6 +29,7 @@ from schemas.signals import layer_name
 from trainer.cache import TeacherCache
 from trainer.maths.ragged import check_pointers, spread, sum_rows
 from trainer.maths.triangle import ONE, pair_rows
+from trainer.teacher.shape import TeacherShape
 
 #: float32 sums of a row's weights are this close to 1.
 TOLERANCE = 1e-4

@@ -105,10 +105,11 @@ def cache_teacher(
 
     On 8 GPUs, for the same bytes: torchrun --nproc-per-node 8 -m pipeline cache-teacher … (or --workers 8)
     """
-    from pipeline.cache import estimate, matching, plan, report
+    from pipeline.cache import estimate, plan, report
     from pipeline.cache.choice import Choice, resolved, size
     from pipeline.shards.ranks import Rank
     from schemas.manifest import read_manifest, same_tokens
+    from trainer.teacher.shape import shape_of
 
     if out is None:
         raise UsageError("No output folder: pass --out FOLDER.")
@@ -138,7 +139,7 @@ def cache_teacher(
     for need, flag in (("dataset", "a dataset"), ("teacher", "--teacher")):
         if need not in values:
             raise UsageError(f"Nothing given for {flag} (see mta-prep cache-teacher --help).")
-    shape = matching.describe(ModelConfig.parse(values["teacher"], f"{where}, teacher"))
+    shape = shape_of(ModelConfig.parse(values["teacher"], f"{where}, teacher"))
     choice = Choice(recipe, signals, layers, student_layers, student_depth)
     same = same_tokens(read_manifest(Path(values["dataset"])))
     settled, notes = resolved(values, where, choice, shape, same)

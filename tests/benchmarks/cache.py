@@ -21,7 +21,6 @@ import typer
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.bench import machine
-from pipeline.cache import matching
 from pipeline.cache import plan as planning
 from pipeline.cache.choice import Choice, resolved
 from pipeline.shards.pool import settle_torch
@@ -29,6 +28,7 @@ from schemas.config import ModelConfig
 from schemas.manifest import read_manifest, same_tokens
 from trainer.models.hidden_states import batches_of
 from trainer.models.loading import load_model
+from trainer.teacher.shape import shape_of
 
 USUAL_BATCH = 8
 
@@ -75,7 +75,7 @@ def main(
         "limit": rows,
         **({} if token_budget is None else {"token_budget": token_budget}),
     }
-    shape = matching.describe(ModelConfig.parse(values["teacher"], "benchmark"))
+    shape = shape_of(ModelConfig.parse(values["teacher"], "benchmark"))
     choice = Choice("mta-dsa", None, layers, None, None)
     same = same_tokens(read_manifest(dataset))
     config, notes = resolved(values, "benchmark", choice, shape, same)

@@ -24,6 +24,7 @@ from schemas import embedded
 from schemas.errors import Exit, ResourceError, StateError, UsageError, UserError
 from schemas.manifest import MANIFEST, read_cache_manifest
 from trainer.cache import TeacherCache
+from trainer.teacher.shape import shape_of
 
 #: (file whose rename into place is the point, whether the process dies before or after it)
 POINTS = [
@@ -499,7 +500,7 @@ def test_a_rank_takes_no_answer_to_an_earlier_run(plan, tmp_path, monkeypatch):
 def test_the_manifest_knows_whose_it_is(plain, tiny_teacher, prepared):
     manifest = read_cache_manifest(plain)
     assert manifest.teacher["name"] == "llama"
-    assert manifest.teacher["depth"] == matching.describe(plan_teacher(tiny_teacher)).depth == 4
+    assert manifest.teacher["depth"] == shape_of(plan_teacher(tiny_teacher)).depth == 4
     assert manifest.logits == {"soft_cap": None, "scale": None}
     dataset = json.loads((prepared / MANIFEST).read_text(encoding="utf-8"))
     assert manifest.teacher_fingerprint == dataset["teacher_fingerprint"]

@@ -14,7 +14,7 @@ from schemas.config import Strict
 from schemas.errors import UserError
 from trainer.batches.documents import Documents
 from trainer.batches.tokenization import differing_row
-from trainer.models.head import LOGITS_AT_ONCE, Head
+from trainer.models.head import Head
 from trainer.models.hidden_states import Forward, Request, batches_of
 from trainer.models.loading import LanguageModel
 
@@ -88,10 +88,8 @@ def held_out_loss(model: LanguageModel, documents: Documents, token_budget: int 
 def losses(
     head: Head, states: Float[Tensor, "positions hidden"], targets: Int64[Tensor, " positions"]
 ) -> Float[Tensor, " positions"]:
-    """−log p(target) at each position, in float32; logits of `LOGITS_AT_ONCE` elements at a time."""
-    step = max(1, LOGITS_AT_ONCE // len(head.weight))
-    parts = [
-        F.cross_entropy(head.logits(some).float(), wanted, reduction="none")
-        for some, wanted in zip(torch.split(states, step), torch.split(targets, step), strict=True)
-    ]
-    return torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
+    """−log p(target) at each position, in float32; logits of some at a time."""
+    values = torch.empty(len(states), device=states.device)
+    for part in head.portions(len(states)):
+        values[part] = F.cross_entropy(head.logits(states[part]).float(), targets[part], reduction="none")
+    return values

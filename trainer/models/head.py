@@ -1,12 +1,16 @@
 """Last hidden states to logits, some positions at a time."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
+
+#: Logits that are in memory at once: 64 MiB of them in float32.
+LOGITS_AT_ONCE: Final = 2**24
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,19 @@ class Head:
             raw = torch.tanh(raw / self.soft_cap) * self.soft_cap
         return raw
 
+    def to(self, device: torch.device) -> "Head":
+        """The same on a device."""
+        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
-#: Elements of the largest float32 piece of logits that `topk` has in memory at once: 64 MiB.
-LOGITS_AT_ONCE: Final = 2**24
+    def portions(self, positions: int, matrices: int = 1) -> Iterator[slice]:
+        """Positions in order, so many at a time that `matrices` of their logits are `LOGITS_AT_ONCE` at most."""
+        return slices(0, positions, LOGITS_AT_ONCE // (len(self.weight) * matrices))
+
+
+def slices(first: int, end: int, size: int) -> Iterator[slice]:
+    """[first, end) in order, `size` at a time, or one by one."""
+    size = max(1, size)
+    return (slice(start, min(start + size, end)) for start in range(first, end, size))
 
 
 def likeliest(
@@ -50,9 +64,7 @@ def likeliest(
     """
     indices = torch.empty(len(final), count, dtype=torch.int32, device=final.device)
     values = torch.empty(len(final), count, device=final.device)
-    step = max(1, LOGITS_AT_ONCE // len(head.weight))
-    for first in range(0, len(final), step):
-        part = slice(first, first + step)
+    for part in head.portions(len(final)):
         logits = head.logits(final[part]).float()
         best = logits.topk(count, dim=1)
         indices[part] = best.indices.to(torch.int32)

@@ -3,6 +3,7 @@
 import importlib.util
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -58,6 +59,15 @@ class LanguageModel:
             if rope.get("rope_type") == "longrope" and "original_max_position_embeddings" in rope:
                 limit = int(rope["original_max_position_embeddings"])
         return limit
+
+    def require_room(self, longest: int, folder: Path, name: str) -> None:
+        """Raises UserError, for a teacher of this name, if it does not take the longest row of a dataset."""
+        limit = self.max_length
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"The longest row of {folder} has {longest} teacher tokens, and the teacher {name!r} takes {limit}; prepare the "
+                f"dataset with a teacher `max_length` of {limit} or less."
+            )
 
     def head(self) -> Head:
         """The output matrix and what follows it, checked against the model itself on a probe.

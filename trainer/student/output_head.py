@@ -12,7 +12,7 @@ All of it happens in the forward pass. What is kept for the backward pass are fi
 they are gradients of, which it multiplies by the gradient of the loss.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from trainer.batches.batch import Batch
 from trainer.maths.ragged import at_least_float32
-from trainer.models import head as heads
-from trainer.models.head import Head
+from trainer.models.head import Head, slices
 from trainer.objectives.base import LogitObjective, Logits
 
 #: Logits whose losses are computed at once on a CPU: a dozen float32 matrices of 2 MiB stay in its cache, those of 64 MiB
@@ -186,13 +185,12 @@ def _accumulate(
     training = any(each is not None for each in gradients)
     values = torch.zeros_like(factors)
     count, vocabulary = len(states[0]), len(head.weight)
-    together = max(1, heads.LOGITS_AT_ONCE // (vocabulary * len(states)))
-    in_cache = max(1, _IN_CACHE // vocabulary) if head.weight.device.type == "cpu" else together
-    for part in _portions(0, count, together):
+    in_cache = _IN_CACHE // vocabulary if head.weight.device.type == "cpu" else count
+    for part in head.portions(count, len(states)):
         hidden = [each[part].detach().to(head.weight.dtype) for each in states]
         raw = [F.linear(each, head.weight, head.bias) for each in hidden]
         final, inner = _teachers(work, part)
-        for rows in _portions(part.start, part.stop, in_cache):
+        for rows in slices(part.start, part.stop, in_cache):
             within = slice(rows.start - part.start, rows.stop - part.start)
             leaves = [each[within].detach().requires_grad_(training) for each in raw]
             with torch.set_grad_enabled(training):
@@ -232,10 +230,6 @@ def _teachers(work: LogitWork, part: slice) -> tuple[Tensor | None, dict[int, Te
         return None, {}
     final = None if work.final is None else work.teacher.logits(work.final[part])
     return final, {layer: work.teacher.logits(each[part]) for layer, each in work.position_states.items()}
-
-
-def _portions(first: int, end: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, end)) for start in range(first, end, size))
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

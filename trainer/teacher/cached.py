@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Final, get_args
+from typing import ClassVar, Final, get_args
 
 import numpy as np
 import torch
@@ -17,13 +17,11 @@ from trainer.batches.units import SharedUnits, before_response
 from trainer.cache import TeacherCache, command
 from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import pointers, spread
+from trainer.models.head import Head
 from trainer.objectives.base import LayerNeed
 from trainer.teacher.caches import Caches
 from trainer.teacher.needs import TeacherNeeds
 from trainer.teacher.targets import join_layer
-
-if TYPE_CHECKING:
-    from trainer.models.head import Head
 
 #: What a layer's need is in a cache.
 _SIGNALS: Final[Mapping[str, Signal]] = {
@@ -59,7 +57,7 @@ class CachedTeacher:
         self._serving: dict[tuple[int | None, str], TeacherCache] = found
 
     @property
-    def head(self) -> "Head":
+    def head(self) -> Head:
         """What turns `final` and `position_states` into logits, memory-mapped. Raises `UsageError` if no cache has it."""
         for cache in self._caches.caches:
             if "final" in cache.config.signals:

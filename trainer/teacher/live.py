@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from schemas.config import CacheConfig, ModelConfig
-from schemas.errors import UserError
 from schemas.signals import Signal
 from trainer.batches.batch import Batch, LayerTargets
 from trainer.batches.documents import Documents
@@ -44,12 +43,7 @@ class LiveTeacher:
         self._demand = demand
         request = Request(layers=tuple(demand.layers), final=demand.final, topk=topk if demand.topk else None)
         teacher = load_model(config, request.deepest)
-        longest = int(documents.lengths("teacher").max(initial=0))
-        if teacher.max_length is not None and longest > teacher.max_length:
-            raise UserError(
-                f"The longest row of {documents.folder} has {longest} teacher tokens, and the teacher {config.model!r} takes "
-                f"{teacher.max_length}; prepare the dataset with a teacher `max_length` of {teacher.max_length} or less."
-            )
+        teacher.require_room(int(documents.lengths("teacher").max(initial=0)), documents.folder, config.model)
         self._forward = Forward(teacher, request)
 
     @property

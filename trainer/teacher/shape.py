@@ -1,11 +1,15 @@
 """How deep and wide a teacher is, known without its weights."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
 
 from schemas.config import ModelConfig
+from schemas.manifest import CacheManifest
 from trainer.models.hub import locate
-from trainer.models.loading import description
-from trainer.teacher.caches import Caches
+from trainer.models.loading import description, explained
 
 
 @dataclass(frozen=True)
@@ -14,20 +18,68 @@ class TeacherShape:
 
     depth: int  # decoder layers: `hidden_states` has indices 0 (embeddings) to depth
     hidden_size: int
-    final_size: int  # features of the last hidden states, which may be others (OPT-350m's)
+    vocabulary: int
+    architecture: str
+    dtype: str  # as it is loaded, if it says so itself
+    final_size: int | None = None  # features of the last hidden state, where they are not `hidden_size`
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of one of its weights."""
+        return 4 if self.dtype == "float32" else 2
+
+    def width(self, layer: int | None) -> int:
+        """Features of a layer's hidden states; None: of `final`."""
+        last = layer is None or layer == self.depth
+        return self.final_size if last and self.final_size is not None else self.hidden_size
+
+    @classmethod
+    def recorded(cls, manifest: CacheManifest) -> "TeacherShape":
+        """Of a cache's teacher."""
+        teacher = manifest.teacher
+        return cls(
+            depth=int(teacher["depth"]),
+            hidden_size=int(teacher["hidden_size"]),
+            vocabulary=int(teacher["vocabulary"]),
+            architecture=str(teacher["architecture"]),
+            dtype=str(manifest.config["teacher"]["dtype"]),
+            final_size=teacher.get("final_size"),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What belongs into a manifest."""
+        return {
+            "architecture": self.architecture,
+            "depth": self.depth,
+            "hidden_size": self.hidden_size,
+            "vocabulary": self.vocabulary,
+            **({} if self.final_size is None else {"final_size": self.final_size}),
+        }
 
 
-def shape_of_model(config: ModelConfig) -> TeacherShape:
-    """Of a live teacher, out of its config. Raises `UserError` and its kin for a model that cannot be found."""
-    text = description(config, locate(config), f"The teacher {config.model!r}").get_text_config(decoder=True)
-    final_size = getattr(text, "word_embed_proj_dim", text.hidden_size)  # OPT's
-    return TeacherShape(int(text.num_hidden_layers), int(text.hidden_size), int(final_size))
+def shape_of(config: ModelConfig) -> TeacherShape:
+    """What a model's config says of it, and the model built of it without memory: no weights are read.
 
-
-def shape_of_caches(caches: Caches) -> TeacherShape | None:
-    """Of the teacher of some caches; None where there are none."""
-    if not caches.caches:
-        return None
-    teacher = caches.teacher
-    size = int(teacher["hidden_size"])
-    return TeacherShape(int(teacher["depth"]), size, int(teacher.get("final_size", size)))
+    Raises `UserError` if there is no such model, or it is no causal language model.
+    """
+    source = locate(config)
+    subject = f"The teacher {config.model!r}"
+    described = description(config, source, subject)
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # bad files make the library raise anything from KeyError to RuntimeError
+        raise explained(error, subject, config, source) from error
+    text = described.get_text_config(decoder=True)
+    architectures = described.architectures or (type(model).__name__,)
+    own = "float32" if source.gguf_file is not None else str(described.dtype or "float32").removeprefix("torch.")
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    last_size = int(text.hidden_size if weight is None else weight.shape[-1])
+    return TeacherShape(
+        depth=int(text.num_hidden_layers),
+        hidden_size=int(text.hidden_size),
+        vocabulary=int(text.vocab_size),
+        architecture=str(architectures[0]),
+        dtype=own if config.dtype == "auto" else config.dtype,
+        final_size=None if last_size == text.hidden_size else last_size,
+    )

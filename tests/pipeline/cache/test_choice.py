@@ -2,9 +2,10 @@
 
 import pytest
 
-from pipeline.cache.choice import Choice, TeacherShape, automatic_layers, listed_layers, mapped_layers, resolved, size
+from pipeline.cache.choice import Choice, automatic_layers, listed_layers, mapped_layers, resolved, size
 from schemas.errors import UsageError
 from schemas.signals import RECIPES
+from trainer.teacher.shape import TeacherShape
 
 SHAPE = TeacherShape(depth=32, hidden_size=64, vocabulary=1000, architecture="LlamaForCausalLM", dtype="bfloat16")
 VALUES = {"dataset": "d", "teacher": {"model": "m"}}
