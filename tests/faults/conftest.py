@@ -1,26 +1,29 @@
 """Faults that datasets and caches are both put through: a kill at a point, a disk that is full."""
 
+import io
 import multiprocessing
 import os
 import resource
 import signal
-import subprocess
+import sys
+from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 
-def _work_and_die(work, name, when):
-    """Runs `work` in this process, which kills itself as a file whose name begins so appears, before or after."""
+def signalling(work, name, when, send):
+    """Runs `work`; as a file whose name begins so appears, `send` is called, before or after it is there."""
     real = Path.replace
 
     def replace(self, target):
         hit = Path(target).name.startswith(name)
         if hit and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            send()
         moved = real(self, target)
-        if hit:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if hit and when == "after":
+            send()
         return moved
 
     Path.replace = replace
@@ -28,27 +31,62 @@ def _work_and_die(work, name, when):
 
 
 @pytest.fixture(scope="session")
-def killed_at():
-    """Runs `work` in a process that is killed at the point, and makes sure that it was."""
+def signalled_at():
+    """Runs `work` in a process that gets a signal at the point, with those that it starts; gives its exit code."""
 
-    def run(name, when, work):
-        child = multiprocessing.get_context("fork").Process(target=_work_and_die, args=(work, name, when))
+    def send(number):
+        os.killpg(os.getpgrp(), number)
+
+    def run(name, when, work, number):
+        def begun():
+            os.setpgid(0, 0)
+            # a test run in the background of a shell ignores SIGINT, and its children with it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signalling(work, name, when, partial(send, number))
+
+        child = multiprocessing.get_context("fork").Process(target=begun)
         child.start()
         child.join(timeout=300)
-        assert child.exitcode == -signal.SIGKILL, "the point was never reached"
+        return child.exitcode
 
     return run
 
 
 @pytest.fixture(scope="session")
+def killed_at(signalled_at):
+    """Runs `work` in a process that is killed at the point, and makes sure that it was."""
+
+    def run(name, when, work):
+        assert signalled_at(name, when, work, signal.SIGKILL) == -signal.SIGKILL, "the point was never reached"
+
+    return run
+
+
+def _command_on_full_disk(arguments, most, outcome):
+    """`mta-prep` in this process, for which the kernel lets no file grow beyond `most` bytes."""
+    from pipeline import cli
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    sys.argv = ["mta-prep", *map(str, arguments)]
+    with redirect_stderr(io.StringIO()) as said:
+        try:
+            cli.main()
+        except SystemExit as ended:
+            outcome.put((ended.code, said.getvalue()))
+
+
+@pytest.fixture(scope="session")
 def on_full_disk():
-    """Runs a command for which the kernel lets no file grow beyond `most` bytes, as a full disk does."""
+    """Runs `mta-prep` on a disk that is full when a file has `most` bytes: (exit code, standard error)."""
 
-    def run(command, most):
-        def limit():
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
-
-        return subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+    def run(arguments, most):
+        context = multiprocessing.get_context("fork")
+        outcome = context.SimpleQueue()
+        child = context.Process(target=_command_on_full_disk, args=(arguments, most, outcome))
+        child.start()
+        child.join(timeout=300)
+        assert not outcome.empty(), "the command did not end"
+        return outcome.get()
 
     return run

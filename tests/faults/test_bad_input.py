@@ -2,14 +2,14 @@
 
 import json
 import os
-import shutil
-import subprocess
-import sys
 
 import pytest
 
+from pipeline.dataset.prepare import SAMPLE_ROWS, prepare
 from schemas.errors import Exit
 
+#: A bad row behind those that are looked at before the run.
+ROWS, BAD = SAMPLE_ROWS + 10, SAMPLE_ROWS + 7
 TOKENIZERS = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:bytelevel-bpe"]
 
 
@@ -93,16 +93,16 @@ def test_a_sentence_and_an_exit_code(said, tmp_path, arguments, code, expected):
     [(b'{"instruction": "x", "output": ', "JSON"), (b'{"instruction": "x", "output": "caf\xe9"}', "UTF-8")],
 )
 def test_a_bad_line_is_named_and_the_others_are_prepared(said, tmp_path, bad, reason):
-    path = rows(tmp_path / "rows.jsonl", 1_240, bad=(1_234, bad))
+    path = rows(tmp_path / "rows.jsonl", ROWS, bad=(BAD, bad))
     arguments = ["parse", path, "-o", tmp_path / "o", *TOKENIZERS, "--workers", "1"]
     code, text = said(*arguments)
     assert code == Exit.REJECTED, text[-700:]
     assert "1 rejected" in text
     assert "rejected.jsonl" in text
     (entry,) = map(json.loads, (tmp_path / "o" / "rejected.jsonl").read_text(encoding="utf-8").splitlines())
-    assert entry["line"] == 1_234
+    assert entry["line"] == BAD
     assert reason in entry["reason"]
-    assert json.loads((tmp_path / "o" / "manifest.json").read_text(encoding="utf-8"))["rows_out"] == 1_239
+    assert json.loads((tmp_path / "o" / "manifest.json").read_text(encoding="utf-8"))["rows_out"] == ROWS - 1
     assert said("verify", tmp_path / "o", "--quick")[0] == Exit.OK
 
 
@@ -131,19 +131,18 @@ def test_a_folder_that_cannot_be_written(said, tmp_path):
     assert str(out) in text
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_full_disk_loses_nothing(on_full_disk, settings_for, prepared, contents, tmp_path):
     """The kernel refuses to let a file grow past the limit, as a full disk does; the run then goes on without it."""
-    config, out = tmp_path / "config.yaml", tmp_path / "out"
-    config.write_text(settings_for().to_yaml(), encoding="utf-8")
-    command = [sys.executable, "-m", "pipeline", "parse", "--config", str(config), "--out", str(out), "--workers", "1"]
+    file, out = tmp_path / "config.yaml", tmp_path / "out"
+    file.write_text(settings_for().to_yaml(), encoding="utf-8")
     sizes = sorted(path.stat().st_size for path in prepared.glob("data-*.arrow"))
     assert sizes[0] < sizes[-1]
 
-    done = on_full_disk(command, sizes[-1] - 1)
-    assert done.returncode == Exit.RESOURCE, done.stderr
-    assert "No room left" in done.stderr
+    code, said = on_full_disk(["parse", "--config", file, "--out", out, "--workers", 1], sizes[-1] - 1)
+    assert code == Exit.RESOURCE, said
+    assert "No room left" in said
     assert not (out / "manifest.json").exists()
     assert not list(out.glob("*.partial"))
-    subprocess.run(command, check=True, capture_output=True)
+    prepare(settings_for(), out, workers=1, quiet=True)
     assert contents(out) == contents(prepared)
-    shutil.rmtree(out)

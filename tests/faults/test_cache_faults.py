@@ -5,7 +5,6 @@ import multiprocessing
 import random
 import re
 import shutil
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -425,25 +424,16 @@ def test_room_that_finished_shards_take_counts(killed_at, plan, plain, contents,
     assert contents(out) == contents(plain)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_disk_full_in_the_middle_loses_nothing(on_full_disk, cache_plan, contents, tmp_path):
     """The kernel refuses to let a file grow past the limit, as a full disk does; the run then goes on without it."""
     plan, plain, out = cache_plan(), tmp_path / "plain", tmp_path / "out"
     planning.cache(plan, plain, workers=1, quiet=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "cache-teacher",
-        "--config",
-        str(plain / workspace.CONFIG),
-        "-o",
-        str(out),
-    ]
     sizes = sorted(path.stat().st_size for path in (plain / "shards").iterdir())
 
-    done = on_full_disk(command, sizes[-1] - 1)
-    assert done.returncode == Exit.RESOURCE, done.stderr
-    assert "No room left" in done.stderr
+    code, said = on_full_disk(["cache-teacher", "--config", plain / workspace.CONFIG, "-o", out], sizes[-1] - 1)
+    assert code == Exit.RESOURCE, said
+    assert "No room left" in said
     assert not (out / MANIFEST).exists()
     assert not list(out.rglob("*.partial"))
     planning.cache(plan, out, workers=1, quiet=True)

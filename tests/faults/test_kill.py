@@ -1,17 +1,20 @@
 """SIGKILL at named points and at random times: what is left is never taken for whole, and resuming gives the same bytes."""
 
+import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
+from contextlib import redirect_stderr
 from functools import partial
 
 import pytest
 
+from pipeline.dataset import prepare as preparing
 from pipeline.dataset.prepare import prepare
-from pipeline.shards import workspace
+from pipeline.shards import pool, workspace
 from schemas.errors import StateError
 from schemas.manifest import MANIFEST, read_manifest
 
@@ -30,13 +33,47 @@ POINTS = [
     )
     for when in ("before", "after")
 ]
+#: Runs that are killed one after the other in the same folder, at random moments of about as long as one takes.
+KILLS = 6
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_stage():
+    """Every run of a config has the same stage, loaded once: it is the writing that is interrupted here."""
+    make, made = preparing.PrepareStage, {}
+
+    def stage(config):
+        key = config.to_yaml()
+        made[key] = made.get(key) or make(config)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "PrepareStage", stage)
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(settings_for, tmp_path_factory):
+    """Five short rows, a shard each."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows = [{"instruction": f"Name {count} birds.", "output": "The owl and the wren sing."} for count in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return settings_for(inputs=[str(path)], shard_rows=1)
+
+
+@pytest.fixture(scope="module")
+def plain(config, tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("plain") / "out"
+    prepare(config, out, workers=1, quiet=True)
+    return out
 
 
 @pytest.mark.parametrize(("name", "when"), POINTS)
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_killed_at_a_named_point(killed_at, settings_for, prepared, contents, tmp_path, name, when):
+def test_killed_at_a_named_point(killed_at, config, plain, contents, tmp_path, name, when):
     out = tmp_path / "out"
-    config = settings_for()
     killed_at(name, when, partial(prepare, config, out, workers=1, quiet=True))
     whole = (out / MANIFEST).exists()
     assert whole == ((name, when) == (MANIFEST, "after"))
@@ -49,7 +86,7 @@ def test_killed_at_a_named_point(killed_at, settings_for, prepared, contents, tm
     left = contents(out)
     work = [path for path in left if path.startswith(workspace.WORK)]
     # a kill between the manifest and the clearing leaves the working folder, which no reader looks at
-    assert {path: data for path, data in left.items() if path not in work} == contents(prepared)
+    assert {path: data for path, data in left.items() if path not in work} == contents(plain)
     assert not work or (name, when) == (MANIFEST, "after")
 
 
@@ -57,60 +94,55 @@ def receipt(out, shard):
     return out / workspace.WORK / f"{shard.name[5:10]}.json"
 
 
-def test_killed_at_random_times_with_two_workers(settings_for, sample_file, prepared, contents, tmp_path):
-    out, config = tmp_path / "out", tmp_path / "config.yaml"
-    config.write_text(settings_for().to_yaml(), encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "parse",
-        "--config",
-        str(config),
-        "--out",
-        str(out),
-        "--workers",
-        "2",
-        "--json",
-    ]
-    moments = random.Random(7)
-    for _ in range(3):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline = time.monotonic() + 240
-        while (
-            process.poll() is None and not (out / workspace.WORK / "run.json").exists() and time.monotonic() < deadline
-        ):
-            time.sleep(0.05)
-        time.sleep(moments.uniform(0, 6))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert contents(out) == contents(prepared)
+def in_a_group(work):
+    """`work` in this process and in those that it starts, all of which a signal to the group reaches."""
+    os.setpgid(0, 0)
+    work()
 
 
-def test_ctrl_c_leaves_a_folder_that_can_be_resumed_and_says_so(settings_for, prepared, contents, tmp_path):
-    out, config = tmp_path / "out", tmp_path / "config.yaml"
-    config.write_text(settings_for().to_yaml(), encoding="utf-8")
-    command = [sys.executable, "-m", "pipeline", "parse", "--config", str(config), "--out", str(out), "--workers", "2"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # a test run in the background of a shell ignores SIGINT, and its children with it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 240
-    while process.poll() is None and not list((out / workspace.WORK).glob("0*.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "run the same command again" in said
-    assert "Traceback" not in said
-    prepare(settings_for(), out, workers=1, quiet=True)
-    assert contents(out) == contents(prepared)
+@pytest.fixture
+def fork(monkeypatch):
+    """Forks, which import nothing anew; workers of a pool are forked, too."""
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: context)
+    return context
+
+
+def test_killed_at_random_times_with_two_workers(fork, config, plain, contents, tmp_path):
+    began = time.monotonic()
+    prepare(config, tmp_path / "timed", workers=2, quiet=True)
+    took = time.monotonic() - began
+    out, moments, unfinished = tmp_path / "out", random.Random(7), 0
+    for _ in range(KILLS):
+        run = fork.Process(target=in_a_group, args=(partial(prepare, config, out, workers=2, quiet=True),))
+        run.start()
+        run.join(moments.uniform(0, took))
+        if run.is_alive():
+            os.killpg(run.pid, signal.SIGKILL)
+        run.join()
+        unfinished += not (out / MANIFEST).exists()
+    assert unfinished, "no run was killed before its end"
+    prepare(config, out, workers=2, quiet=True)
+    left = {path: data for path, data in contents(out).items() if not path.startswith(workspace.WORK)}
+    assert left == contents(plain)
+
+
+def typed(arguments, said):
+    """`mta-prep` in this process; what it says goes to a file."""
+    from pipeline import cli
+
+    sys.argv = ["mta-prep", *map(str, arguments)]
+    with said.open("w", encoding="utf-8") as file, redirect_stderr(file):
+        cli.main()
+
+
+def test_ctrl_c_leaves_a_folder_that_can_be_resumed_and_says_so(signalled_at, fork, config, plain, contents, tmp_path):
+    out, file, said = tmp_path / "out", tmp_path / "config.yaml", tmp_path / "said.txt"
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    arguments = ["parse", "--config", file, "--out", out, "--workers", 2]
+    assert signalled_at("00001.json", "after", partial(typed, arguments, said), signal.SIGINT) == 130, said.read_text()
+    assert "run the same command again" in said.read_text()
+    assert "Traceback" not in said.read_text()
+    assert not (out / MANIFEST).exists()
+    prepare(config, out, workers=1, quiet=True)
+    assert contents(out) == contents(plain)
