@@ -1,0 +1,168 @@
+"""README and docs are true: their commands run, their code runs, what they print is printed, their links lead somewhere.
+
+Commands run in one folder, page after page, with embedded tokenizers and models in place of those of a hub. What needs
+several GPUs, a student or a treebank is parsed with its own parser and not run; tests of their own run it.
+"""
+
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+
+from schemas import embedded
+from trainer import evaluate, train
+from trainer.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:<!-- printed by: (?P<command>[^\n]+) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.M | re.S)
+#: Local stand-ins for what has to be fetched, and for devices that are not here.
+STAND_INS = {
+    "Qwen/Qwen2.5-7B": "embedded:teacher",
+    "openai-community/gpt2": "embedded:bytelevel-bpe",
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": "embedded:sentencepiece-bpe",
+    "cuda": "cpu",
+}
+#: `mta-prep` commands that take a treebank, minutes, or a hub.
+PARSED_ONLY = {"eval-parser", "export-parser", "train-parser", "bench"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block and where it stands."""
+
+    page: Path
+    line: int
+    kind: str
+    body: str
+    command: str | None  # that prints it
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks_of(kind: str) -> list[Block]:
+    blocks = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in BLOCK.finditer(text):
+            if match["kind"] == kind:
+                line = text.count("\n", 0, match.start()) + 1
+                blocks.append(Block(page, line, kind, match["body"], match["command"]))
+    return blocks
+
+
+def commands_of(block: Block) -> list[list[str]]:
+    return [words for line in block.body.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a reader's commands run: a few rows of the sample as their data."""
+    path = tmp_path_factory.mktemp("reader")
+    rows = Path(embedded.resolve("embedded:sample")).read_text(encoding="utf-8").splitlines(keepends=True)
+    (path / "data.jsonl").write_text("".join(rows[:6]), encoding="utf-8")
+    return path
+
+
+def parsed(app: typer.Typer, words: list[str]) -> None:
+    """Take a command line apart as its own command would, without running it."""
+    command, arguments = typer.main.get_command(app), words
+    context = command.make_context("command", [], resilient_parsing=True)
+    while hasattr(command, "commands"):
+        name, *arguments = arguments
+        command = command.get_command(context, name)
+        assert command is not None, name
+    command.make_context("command", [*arguments])  # which takes its list apart
+
+
+def run_words(words: list[str], command) -> str:
+    """Run, or where that takes what is not here, check a command line; what it printed."""
+    from pipeline import cli
+
+    match words:
+        case ["mta-prep", name, *_] if name in PARSED_ONLY:
+            parsed(cli.app, words[1:])
+        case ["mta-prep", *arguments]:
+            code, out, err = command(*(STAND_INS.get(word, word) for word in arguments))
+            assert code == 0, err
+            return out
+        case ["torchrun", "--nproc-per-node", _, "-m", "pipeline", *arguments]:
+            parsed(cli.app, arguments)
+        case ["python", "trainer/evaluate.py", *arguments]:
+            parsed(evaluate.app, arguments)
+        case ["deepspeed", "--num_gpus", _, "trainer/train.py", *arguments] | [
+            "python",
+            "trainer/train.py",
+            *arguments,
+        ]:
+            parsed(train.app, arguments)
+            flags = list(zip(arguments[::2], arguments[1::2], strict=True))
+            (config,) = (value for flag, value in flags if flag == "--config")
+            load_config(ROOT / config, [value for flag, value in flags if flag == "--set"])
+        case ["make", target, *variables]:
+            subprocess.run(
+                ["make", "--dry-run", "--silent", target, *variables], cwd=ROOT, check=True, capture_output=True
+            )
+        case [".venv/bin/pre-commit", "install"]:
+            pass
+        case _:
+            pytest.fail(f"no test knows the command {shlex.join(words)}")
+    return ""
+
+
+@pytest.fixture(scope="module")
+def ran(folder):
+    """Commands that ran already in the folder: pages repeat each other."""
+    return {}
+
+
+@pytest.mark.xdist_group("docs")
+@pytest.mark.parametrize("block", blocks_of("sh"), ids=str)
+def test_commands_run(block, folder, ran, command, monkeypatch):
+    monkeypatch.chdir(folder)
+    for words in commands_of(block):
+        line = shlex.join(words)
+        if line not in ran:
+            ran[line] = run_words(words, command)
+
+
+@pytest.mark.xdist_group("docs")
+@pytest.mark.parametrize("block", blocks_of("python"), ids=str)
+def test_code_runs(block, folder, ran, monkeypatch):
+    if not ran:
+        pytest.skip("runs on what the commands leave; run the whole file")
+    monkeypatch.chdir(folder)
+    exec(compile(block.body, str(block), "exec"), {})
+
+
+@pytest.mark.xdist_group("docs")
+@pytest.mark.parametrize("block", [block for block in blocks_of("text") if block.command], ids=str)
+def test_what_is_printed(block, folder, ran, command, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "400")
+    printed = [line.rstrip() for line in run_words(shlex.split(block.command), command).splitlines()]
+    assert [line for line in block.body.splitlines() if line not in printed] == []
+
+
+def links_of(page: Path) -> list[str]:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+    return [link for link in links if "://" not in link]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    missing = [link for link in links_of(page) if not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_that_are_named_exist(page):
+    named = re.findall(r"`((?:schemas|pipeline|trainer|tests|data|docs)/[\w./-]+)`", page.read_text(encoding="utf-8"))
+    missing = sorted({path for path in named if not (ROOT / path).exists()})
+    assert not missing
