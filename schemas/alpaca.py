@@ -15,6 +15,11 @@ ALPACA_WITH_INPUT: Final = (
 )
 
 
+def question(instruction: str, context: str) -> tuple[str, str]:
+    """Instruction and input; where the instruction is empty and the input holds the question, it is the instruction."""
+    return (instruction, context) if instruction.strip() else (context, "")
+
+
 def alpaca(instruction: str, context: str = "") -> str:
     """The prompt for an instruction, and for its input (`context`) where that is not empty."""
     return (ALPACA_WITH_INPUT if context else ALPACA).format(instruction=instruction, input=context)

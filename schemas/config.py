@@ -80,9 +80,14 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(part)
 
 
-class FieldsConfig(Strict):
-    """Which field of a row plays which part. All unset: detected from the first rows (see `pipeline.read.template`)."""
+#: What the fields of a row are to each other (see `pipeline.read.fields`).
+Form = Literal["messages", "ready-made", "instruction", "prompt", "text"]
 
+
+class FieldsConfig(Strict):
+    """Which field of a row plays which part. A part that is not named is looked for, in every row, under the usual names."""
+
+    form: Form | None = None  # None: by the first rows
     id: str | None = None
     prompt: str | None = None
     response: str | None = None

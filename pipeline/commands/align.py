@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.commands.flags import (
+    AllowRejectedFlag,
     DatasetArgument,
     JsonFlag,
     OverwriteFlag,
@@ -15,6 +16,7 @@ from pipeline.commands.flags import (
 from pipeline.commands.parse import finish
 from schemas.columns import Side
 from schemas.errors import UsageError
+from schemas.manifest import read_manifest
 
 
 def align(
@@ -38,6 +40,7 @@ def align(
     overflow: Annotated[Literal["truncate", "drop"] | None, typer.Option(help="Rows over a limit.")] = None,
     workers: WorkersFlag = None,
     overwrite: OverwriteFlag = False,
+    allow_rejected: AllowRejectedFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Give a prepared dataset another tokenizer, without parsing again.
@@ -58,4 +61,5 @@ def align(
     outcome = realign.realign(
         dataset, target, sides, overflow, workers=workers or run_workers(), overwrite=overwrite, quiet=as_json
     )
-    finish(outcome, target, allow_rejected=True, as_json=as_json)
+    assert outcome.manifest is not None
+    finish(outcome, target, read_manifest(dataset).rows_out, allow_rejected, as_json)

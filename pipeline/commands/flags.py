@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from schemas.errors import UsageError, quoted
+from schemas.errors import Exit, UsageError, quoted
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 WorkersFlag = Annotated[
@@ -13,6 +13,10 @@ WorkersFlag = Annotated[
     typer.Option(min=1, help="Processes that prepare shards. Default: one a core. Never changes the output."),
 ]
 OverwriteFlag = Annotated[bool, typer.Option(help="Replace an earlier run of ours in the output folder.")]
+AllowRejectedFlag = Annotated[
+    bool,
+    typer.Option("--allow-rejected", help=f"Exit with 0 although rows were left out (otherwise {Exit.REJECTED})."),
+]
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of a prepared dataset.", show_default=False)]
 FolderArgument = Annotated[
     Path, typer.Argument(help="Folder of a prepared dataset or a teacher cache.", metavar="FOLDER", show_default=False)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.commands.flags import (
+    AllowRejectedFlag,
     JsonFlag,
     OverwriteFlag,
     WorkersFlag,
@@ -51,7 +52,9 @@ def parse(
     prompt_field: Annotated[str | None, typer.Option(help="Field with the ready-made prompt.")] = None,
     response_field: Annotated[str | None, typer.Option(help="Field with the response.")] = None,
     instruction_field: Annotated[str | None, typer.Option(help="Field with the instruction.")] = None,
-    input_field: Annotated[str | None, typer.Option(help="Field with the instruction's input.")] = None,
+    input_field: Annotated[
+        str | None, typer.Option(help="Field with the instruction's input, in rows that have one.")
+    ] = None,
     output_field: Annotated[str | None, typer.Option(help="Field with the instruction's answer.")] = None,
     messages_field: Annotated[str | None, typer.Option(help="Field with chat messages.")] = None,
     text_field: Annotated[str | None, typer.Option(help="Field with plain text, no prompt.")] = None,
@@ -73,7 +76,8 @@ def parse(
     overflow: Annotated[
         Literal["truncate", "drop"] | None,
         typer.Option(
-            help="Rows over a limit: cut the prompt's beginning and the response's end, or leave the row out."
+            help="Rows over a limit: cut the prompt's beginning and the response's end (of --max-length each may take "
+            "half, and what the other leaves), or leave the row out."
         ),
     ] = None,
     parser: Annotated[
@@ -116,10 +120,7 @@ def parse(
     ] = None,
     workers: WorkersFlag = None,
     overwrite: OverwriteFlag = False,
-    allow_rejected: Annotated[
-        bool,
-        typer.Option("--allow-rejected", help=f"Exit with 0 although rows were rejected (otherwise {Exit.REJECTED})."),
-    ] = False,
+    allow_rejected: AllowRejectedFlag = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be read and written, with time and bytes from a sample.")
     ] = False,
@@ -127,8 +128,8 @@ def parse(
 ) -> None:
     """Prepare a dataset: tokenize with both tokenizers, parse, and align words, chunks and phrases with tokens.
 
-    An interrupted run goes on where it stopped: run the same command again. Rows that cannot be used are kept in
-    OUT/rejected.jsonl with their place and the reason.
+    An interrupted run goes on where it stopped: run the same command again. Rows that cannot be used, or are over a limit
+    and not cut, are kept in OUT/rejected.jsonl with their place and the reason.
 
     Example: mta-prep parse data.jsonl --teacher Qwen/Qwen2.5-7B --student openai-community/gpt2 -o prepared
     """
@@ -185,16 +186,17 @@ def parse(
             report.show_estimate(found, out)
         return
     outcome = prepare.prepare(settings, out, workers=count, overwrite=overwrite, quiet=as_json)
-    finish(outcome, out, allow_rejected, as_json)
+    assert outcome.manifest is not None
+    finish(outcome, out, outcome.manifest.rows_in, allow_rejected, as_json)
 
 
-def finish(outcome: Any, out: Path, allow_rejected: bool, as_json: bool) -> None:
-    """Show a finished run; exits with `Exit.REJECTED` if rows were rejected and that was not allowed."""
+def finish(outcome: Any, out: Path, rows: int, allow_rejected: bool, as_json: bool) -> None:
+    """Show a finished run; exits with `Exit.REJECTED` if not all `rows` are in it and that was not allowed."""
     from pipeline.dataset import report
 
     if as_json:
         console.emit_json({"out": str(out), **outcome.manifest.model_dump(mode="json")})
     else:
         report.show_outcome(outcome, out)
-    if outcome.manifest.rejected and not allow_rejected:
+    if outcome.manifest.rows_out < rows and not allow_rejected:
         raise typer.Exit(Exit.REJECTED)

@@ -2,7 +2,6 @@
 
 import hashlib
 import struct
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,8 @@ from jaxtyping import Int32
 
 from pipeline.align.spans import Ragged, Texts, Tokens, audit
 from pipeline.dataset import columns as tables
-from pipeline.dataset.shards import RowDigest, ShardOutput
+from pipeline.dataset.shards import ID_BYTES, RowDigest, ShardOutput
+from pipeline.read.records import Reason, Rejected
 from pipeline.read.template import Rendered
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
 from pipeline.shards import counts
@@ -92,20 +92,20 @@ class DocumentColumns:
 
 def encode_sides(
     tokenizers: Mapping[Side, OffsetTokenizer], texts: Sequence[str], starts: Sequence[int]
-) -> tuple[list[int], dict[Side, list[Encoding]], Counter[str]]:
+) -> tuple[list[int], dict[Side, list[Encoding]], dict[int, Reason]]:
     """Tokens of the rows that every tokenizer can take: (those rows, their encodings a side, reasons of the others).
 
-    A row that several sides refuse counts once, under the first side's reason.
+    Of a row that several sides refuse the first side's reason is given.
     """
     results = {side: tokenizer.encode(texts, starts) for side, tokenizer in tokenizers.items()}
     kept: list[int] = []
     encodings: dict[Side, list[Encoding]] = {side: [] for side in tokenizers}
-    dropped: Counter[str] = Counter()
+    dropped: dict[int, Reason] = {}
     for row in range(len(texts)):
         of_row = {side: result[row] for side, result in results.items()}
         reason = next((item for item in of_row.values() if isinstance(item, str)), None)
         if reason is not None:
-            dropped[reason] += 1
+            dropped[row] = Reason(reason)
             continue
         kept.append(row)
         for side, item in of_row.items():
@@ -144,10 +144,11 @@ def shard(
     tokenizers: Mapping[Side, OffsetTokenizer],
     *,
     stats: dict[str, Any],
-    rejected: Sequence[dict[str, Any]],
+    left_out: Sequence[Rejected],
 ) -> ShardOutput:
     """One shard: units aligned on both sides, as an Arrow table with its digests and counts.
 
+    `left_out` are the rows that are in no shard, rejected or dropped.
     `tokenizers` are those that have just encoded these rows: their offset counts go into the shard's.
     """
     spans, alignment = aligned(documents, encodings)
@@ -180,7 +181,7 @@ def shard(
         table=pa.table({name: columns[name] for name in schema.names}, schema=schema),
         digests=tuple(_digest(documents, encodings, spans, row) for row in range(len(documents.texts))),
         stats=stats | {"alignment": alignment, "offsets": offsets},
-        rejected=tuple(rejected),
+        left_out=tuple(row.entry() for row in left_out),
     )
 
 
@@ -190,7 +191,7 @@ def merged(parts: Sequence[ShardOutput]) -> ShardOutput:
         table=pa.concat_tables([part.table for part in parts]).combine_chunks(),
         digests=tuple(digest for part in parts for digest in part.digests),
         stats=counts.added(part.stats for part in parts),
-        rejected=tuple(entry for part in parts for entry in part.rejected),
+        left_out=tuple(entry for part in parts for entry in part.left_out),
     )
 
 
@@ -216,7 +217,8 @@ def _digest(
     whole = teacher.copy()
     trees = [] if documents.trees is None else ["\0".join(documents.trees[row]).encode()]
     _update(whole, [documents.sentences[row].astype("<i4").tobytes(), *of_side("student"), *trees])
-    return RowDigest(whole.hexdigest(), teacher.hexdigest())
+    own = hashlib.blake2b(documents.ids[row].encode(), digest_size=ID_BYTES)
+    return RowDigest(whole.hexdigest(), teacher.hexdigest(), own.hexdigest())
 
 
 def _update(digest: hashlib.blake2b, parts: Iterable[bytes]) -> None:

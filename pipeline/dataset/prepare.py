@@ -19,9 +19,9 @@ from typing import Any
 
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.seal import DATASET, Outcome
-from pipeline.read.fields import resolve_fields
+from pipeline.read.fields import names_of, resolve_fields
 from pipeline.read.inputs import open_inputs
-from pipeline.read.records import RAW_LIMIT, Record, Rejected, RowError
+from pipeline.read.records import RAW_LIMIT, Reason, Record, Rejected, RowError
 from pipeline.read.segment import Segmenter
 from pipeline.read.sources import Source, read_rows
 from pipeline.read.template import Rendered, Renderer, resolve_template
@@ -32,6 +32,7 @@ from pipeline.text import Parser
 from schemas import console, embedded
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig, ParserConfig
+from schemas.console import counted
 from schemas.errors import UserError
 from schemas.manifest import InputFile
 
@@ -43,9 +44,10 @@ GROUP_ROWS = 128
 PROBE_ROWS = 48
 
 
-def raw_of(row: Record) -> str:
-    """A row as it goes to `rejected.jsonl`."""
-    return json.dumps(row.fields, ensure_ascii=True, default=str)[:RAW_LIMIT]
+def left_out(row: Record, reason: Reason, own_id: str | None) -> Rejected:
+    """A row that could be read and is not used."""
+    raw = json.dumps(row.fields, ensure_ascii=True, default=str)[:RAW_LIMIT]
+    return Rejected(row.number, row.file, row.line, reason, raw, own_id)
 
 
 def load_parser(config: ParserConfig) -> Parser:
@@ -78,17 +80,18 @@ class PrepareStage:
             "parser": self.parser.identity(),
         }
 
-    def render(self, rows: Sequence[Record | Rejected]) -> tuple[list[Rendered], list[dict[str, Any]]]:
-        """Texts of the usable rows, and the rejected ones as they go to `rejected.jsonl`."""
-        rendered, rejected = [], []
+    def render(self, rows: Sequence[Record | Rejected]) -> tuple[list[tuple[Record, Rendered]], list[Rejected]]:
+        """The usable rows with their texts, and the others with their reasons."""
+        rendered: list[tuple[Record, Rendered]] = []
+        rejected: list[Rejected] = []
         for row in rows:
             if isinstance(row, Rejected):
-                rejected.append({"file": row.file, "line": row.line, "reason": row.reason, "raw": row.raw})
+                rejected.append(row)
                 continue
             try:
-                rendered.append(self.renderer.render(row))
+                rendered.append((row, self.renderer.render(row)))
             except RowError as error:
-                rejected.append({"file": row.file, "line": row.line, "reason": str(error), "raw": raw_of(row)})
+                rejected.append(left_out(row, error.reason, self.renderer.id_of(row)))
         return rendered, rejected
 
     def run(self, item: Sequence[Record | Rejected], tick: pool.Tick = pool.untold) -> shards.ShardOutput:
@@ -102,13 +105,14 @@ class PrepareStage:
 
     def _group(self, rows: Sequence[Record | Rejected]) -> shards.ShardOutput:
         rendered, rejected = self.render(rows)
-        texts = [row.text for row in rendered]
-        starts = [row.response_start for row in rendered]
-        kept, encodings, dropped = assemble.encode_sides(self.tokenizers, texts, starts)
+        texts = [row.text for _, row in rendered]
+        starts = [row.response_start for _, row in rendered]
+        kept, encodings, reasons = assemble.encode_sides(self.tokenizers, texts, starts)
+        dropped = [left_out(rendered[row][0], reason, rendered[row][1].id) for row, reason in reasons.items()]
         documents = self.segmenter.segment([texts[row] for row in kept], [starts[row] for row in kept])
         units = self.parser.extract(documents)
         columns = assemble.DocumentColumns.of(
-            [rendered[row] for row in kept], documents, units, keep_trees=self.config.parser.keep_trees
+            [rendered[row][1] for row in kept], documents, units, keep_trees=self.config.parser.keep_trees
         )
         return assemble.shard(
             columns,
@@ -116,12 +120,15 @@ class PrepareStage:
             self.tokenizers,
             stats={
                 "rows_in": len(rows),
-                # the kind of problem; its details are in rejected.jsonl
-                "rejected": Counter(entry["reason"].split(":")[0] for entry in rejected),
-                "dropped": dropped,
+                "rejected": Counter(row.reason.kind for row in rejected),
+                "dropped": Counter(row.reason.kind for row in dropped),
+                "fields": {
+                    "used": Counter(name for _, row in rendered for name in row.used),
+                    "unused": Counter(name for _, row in rendered for name in row.unused),
+                },
                 "sentences": sum((unit.counts for unit in units), Counter[str]()),
             },
-            rejected=rejected,
+            left_out=sorted([*rejected, *dropped], key=lambda row: row.number),
         )
 
 
@@ -209,11 +216,11 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
     rendered, rejected = stage.render(sample)
     if not rendered:
         raise UserError(
-            f"None of the first {len(sample)} rows can be used. The first problem: {rejected[0]['file']}, "
-            f"line {rejected[0]['line']}: {rejected[0]['reason']}."
+            f"None of the first {counted(len(sample), 'row')} can be used. The first problem: {rejected[0].file}, "
+            f"line {rejected[0].line}: {rejected[0].reason}."
         )
     for tokenizer in stage.tokenizers.values():
-        tokenizer.audit([row.text for row in rendered], [row.response_start for row in rendered])
+        tokenizer.audit([row.text for _, row in rendered], [row.response_start for _, row in rendered])
     return PreparePlan(
         config,
         inputs,
@@ -263,7 +270,7 @@ def estimate(config: ParseConfig, out: Path, *, workers: int) -> dict[str, Any]:
             "inputs": [file.model_dump() for file in ready.files],
             "notes": list(ready.notes),
             "template": ready.config.template,
-            "fields": ready.config.fields.model_dump(exclude_none=True),
+            "fields": {part: list(names) for part, names in names_of(ready.config.fields).items()},
             "rows": ready.rows,
             "shards": ready.shards,
             "shard_rows": ready.shard_rows,

@@ -5,6 +5,7 @@ tokenizers makes a row drop out.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from pipeline.dataset import assemble, shards
 from pipeline.dataset.columns import read_shard
 from pipeline.dataset.prepare import load_tokenizers
 from pipeline.dataset.seal import DATASET, Outcome
+from pipeline.read.records import RAW_LIMIT, Rejected
 from pipeline.shards import pool
 from pipeline.shards.publish import publish
 from schemas.columns import SIDES, Side
@@ -36,14 +38,18 @@ class RealignStage:
         """The shard at this path, aligned anew."""
         table = read_shard(item)
         documents = assemble.DocumentColumns.from_table(table)
-        kept, encodings, dropped = assemble.encode_sides(self.tokenizers, documents.texts, documents.response_starts)
+        kept, encodings, reasons = assemble.encode_sides(self.tokenizers, documents.texts, documents.response_starts)
         for side in SIDES:
             if side not in encodings:
                 stored = assemble.stored_encodings(table, side)
                 encodings[side] = [stored[row] for row in kept]
         tick(table.num_rows, 0)
-        stats = {"rows_in": table.num_rows, "rejected": {}, "dropped": dropped}
-        return assemble.shard(documents.take(kept), encodings, self.tokenizers, stats=stats, rejected=[])
+        dropped = [
+            Rejected(row, item.name, row + 1, reason, documents.texts[row][:RAW_LIMIT], documents.ids[row])
+            for row, reason in reasons.items()
+        ]
+        stats = {"rows_in": table.num_rows, "rejected": {}, "dropped": Counter(row.reason.kind for row in dropped)}
+        return assemble.shard(documents.take(kept), encodings, self.tokenizers, stats=stats, left_out=dropped)
 
 
 @dataclass(frozen=True)
@@ -79,17 +85,20 @@ class RealignPlan:
         return self.before.shards[index].rows
 
     def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Counts and rejected rows of the run that parsed."""
+        """Counts, and rows left out, of the run that parsed."""
         path = self.source / shards.REJECTED
-        rejected = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        lines = (
+            path.read_bytes().splitlines() if path.exists() else []
+        )  # of text, also at line ends that JSON lets stand
         stats = {
             "rows_in": self.before.rows_in - self.before.rows_out,
             "rejected": self.before.rejected,
             "dropped": self.before.dropped,
+            "fields": self.before.counts["fields"],
             "sentences": self.before.counts["sentences"],
             "offsets": {side: self.before.counts["offsets"][side] for side in SIDES if side not in self.changed},
         }
-        return stats, rejected
+        return stats, [json.loads(line) for line in lines]
 
     def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Path]]:
         """(index, path) of the wanted shards."""

@@ -31,14 +31,29 @@ def show_outcome(outcome: Outcome, out: Path) -> None:
         f"Written to {out}: {counted(len(manifest.shards), 'shard')}, {console.size(_bytes(manifest))}."
     )
     console.stdout.print(f"Look at it: {shlex.join(['mta-prep', 'inspect', str(out)])}")
-    if manifest.rejected:
-        console.stderr.print(
-            Text(
-                f"{counted(sum(manifest.rejected.values()), 'row')} could not be used; "
-                f"see {out / REJECTED} for place and reason.",
-                "yellow",
-            )
+    for warning in warnings_of(manifest, out):
+        console.stderr.print(Text(warning, "yellow"))
+
+
+def warnings_of(manifest: Manifest, out: Path) -> list[str]:
+    """What a person should look at before using a dataset."""
+    warnings = []
+    lost = sum(manifest.rejected.values()) + sum(manifest.dropped.values())
+    if lost:
+        warnings.append(f"{counted(lost, 'row')} left out; see {out / REJECTED} for place and reason.")
+    read = manifest.counts["fields"]["used"]
+    for part in ("input", "id"):  # the others are missed in every row
+        name = manifest.config["fields"][part]
+        if name is not None and name not in read:
+            warnings.append(f"No row has the field `{name}` (--{part}-field).")
+    repeated = manifest.counts["repeated_ids"]
+    if repeated["rows"]:
+        examples = ", ".join(f"`{example}`" for example in repeated["examples"])
+        warnings.append(
+            f"{counted(repeated['rows'], 'row')} with the id of an earlier row (of {examples}): "
+            "`mta-prep inspect --id` shows the first."
         )
+    return warnings
 
 
 def _bytes(manifest: Manifest) -> int:
@@ -51,6 +66,13 @@ def show_rows(manifest: Manifest) -> None:
     for what, reasons in (("rejected", manifest.rejected), ("dropped", manifest.dropped)):
         for reason, count in reasons.items():
             console.stdout.print(f"  {count} {what}: {reason}")
+    for what, fields in (
+        ("Read", manifest.counts["fields"]["used"]),
+        ("Not read", manifest.counts["fields"]["unused"]),
+    ):
+        if fields:
+            rows = ", ".join(f"`{name}` in {counted(count, 'row')}" for name, count in fields.items())
+            console.stdout.print(f"{what}: {rows}.")
 
 
 def show_alignment(manifest: Manifest) -> None:
@@ -71,8 +93,8 @@ def show_estimate(found: dict[str, Any], out: Path) -> None:
     rows = [[file["name"], str(file["rows"]), console.size(file["bytes"])] for file in found["inputs"]]
     console.table("Inputs", ["file", "rows", "size"], rows)
     for note in found["notes"]:
-        console.stdout.print(Text(note))
-    fields = ", ".join(f"{part}={name}" for part, name in found["fields"].items())
+        console.stdout.print(note)
+    fields = ", ".join(f"{part} {' or '.join(names)}" for part, names in found["fields"].items())
     console.stdout.print(f"Fields {fields}; template {found['template']}.")
     console.stdout.print(
         f"Would write {counted(found['rows'], 'row')} in {counted(found['shards'], 'shard')} to {out}: about "

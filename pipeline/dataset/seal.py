@@ -1,15 +1,18 @@
-"""Sealing a prepared dataset, whatever its shards were made from: rejected rows, card, config, and at last the manifest."""
+"""Sealing a prepared dataset, whatever its shards were made from: rows left out, card, config, and at last the manifest."""
 
 import json
 from typing import Any, Final, Protocol, runtime_checkable
 
 from pipeline.dataset import shards
 from pipeline.dataset.card import dataset_card
+from pipeline.dataset.ids import repeated_ids
 from pipeline.shards import counts, publish
 from pipeline.shards.workspace import CARD, CONFIG, Workspace
 from schemas import files
 from schemas.columns import arrow_schema
 from schemas.config import ParseConfig
+from schemas.console import counted
+from schemas.errors import UserError
 from schemas.manifest import InputFile, Manifest, read_manifest
 
 Outcome = publish.Outcome[Manifest]
@@ -30,18 +33,18 @@ class DatasetPlan(publish.Plan, Protocol):
         ...
 
     def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Counts, and rejected rows, that came before the first shard."""
+        """Counts, and rows left out, that came before the first shard."""
         ...
 
 
 def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
-    """Finish a folder all of whose shards are done."""
-    stats, rejected = plan.carried()
+    """Finish a folder all of whose shards are done. Raises `UserError` where no row is left in them."""
+    stats, left_out = plan.carried()
     whole, teacher = shards.Fingerprint(), shards.Fingerprint()
     written = []
     path = space.out / shards.REJECTED
     with files.written(path) as stream:
-        stream.writelines(map(_line, rejected))
+        stream.writelines(map(_line, left_out))
         for index in range(plan.shards):
             receipt = space.receipt(index)
             stats = counts.added([stats, receipt.stats])
@@ -49,16 +52,26 @@ def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
             whole.update(row.whole for row in digests)
             teacher.update(row.teacher for row in digests)
             written.append(receipt.shard)
-            stream.writelines(map(_line, receipt.details["rejected"]))
+            stream.writelines(map(_line, receipt.details["left_out"]))
     if not path.stat().st_size:
         path.unlink()
+    rows_out = sum(shard.rows for shard in written)
+    if not rows_out:
+        space.abandon()
+        reasons = "; ".join(
+            f"{count} {reason}" for lost in ("rejected", "dropped") for reason, count in stats[lost].items()
+        )
+        raise UserError(
+            f"No row is left of {counted(stats['rows_in'], 'row')}: {reasons}. {path} has each with its reason."
+        )
+    stats["repeated_ids"] = repeated_ids(space, rows_out)
     manifest = Manifest.model_validate(
         {
             "fingerprint": whole.hexdigest(),
             "teacher_fingerprint": teacher.hexdigest(),
             **plan.record(),
             "rows_in": stats.pop("rows_in"),
-            "rows_out": sum(shard.rows for shard in written),
+            "rows_out": rows_out,
             "rejected": stats.pop("rejected"),
             "dropped": stats.pop("dropped"),
             "counts": stats,

@@ -18,6 +18,8 @@ STATE = "state.json"
 INFO = "dataset_info.json"
 #: Rows in one Arrow record batch: the unit in which a reader maps a file.
 BATCH_ROWS = 256
+#: Of an id's digest.
+ID_BYTES = 8
 
 
 def shard_name(index: int, total: int) -> str:
@@ -36,10 +38,11 @@ LAYOUT: Final = Layout(
 
 @dataclass(frozen=True)
 class RowDigest:
-    """Digests of one row: of every column, and of the columns that a teacher cache depends on."""
+    """Digests of one row: of every column, of the columns that a teacher cache depends on, and of its id."""
 
     whole: str
     teacher: str
+    id: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class ShardOutput:
     table: pa.Table
     digests: tuple[RowDigest, ...]
     stats: dict[str, Any] = field(default_factory=dict)  # nested counts
-    rejected: tuple[dict[str, Any], ...] = ()
+    left_out: tuple[dict[str, Any], ...] = ()  # rows rejected or dropped (`pipeline.read.records.Rejected.entry`)
 
     @property
     def rows(self) -> int:
@@ -58,10 +61,10 @@ class ShardOutput:
 
     @property
     def details(self) -> dict[str, Any]:
-        """Digests and rejected rows."""
+        """Digests, and rows left out."""
         return {
-            "digests": [[digest.whole, digest.teacher] for digest in self.digests],
-            "rejected": self.rejected,
+            "digests": [[digest.whole, digest.teacher, digest.id] for digest in self.digests],
+            "left_out": self.left_out,
         }
 
     @property
@@ -77,7 +80,7 @@ class ShardOutput:
 
 def digests_of(receipt: Receipt) -> tuple[RowDigest, ...]:
     """A finished shard's digests."""
-    return tuple(RowDigest(*pair) for pair in receipt.details["digests"])
+    return tuple(RowDigest(*row) for row in receipt.details["digests"])
 
 
 def automatic_shard_rows(rows: int) -> int:

@@ -20,6 +20,7 @@ from pipeline.read.tokenizers import Encoding, OffsetTokenizer
 from schemas import embedded, files
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, arrow_schema
 from schemas.config import ParseConfig
+from schemas.console import counted
 from schemas.errors import UserError
 from schemas.manifest import Manifest, read_manifest
 
@@ -127,8 +128,8 @@ def _check_counts(manifest: Manifest, folder: Path, findings: Findings) -> None:
         findings.problem(f"{manifest.rows_in} rows in, but {manifest.rows_out} out and {lost} accounted for.")
     path = folder / shards.REJECTED
     kept = path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
-    if kept != sum(manifest.rejected.values()):
-        findings.problem(f"{shards.REJECTED} holds {kept} rows, the manifest says {sum(manifest.rejected.values())}.")
+    if kept != lost:
+        findings.problem(f"{shards.REJECTED} holds {counted(kept, 'row')}, by the manifest {lost} were left out.")
 
 
 def _check_rows(
@@ -158,7 +159,7 @@ def _check_rows(
         for row, (new, old) in enumerate(zip(again, stored[side], strict=True)):
             if isinstance(new, str) or not same_tokens(new, old):
                 findings.problem(f"{file}, row {row} (id {documents.ids[row]}): {side} tokens are not the tokenizer's.")
-    output = assemble.shard(documents, stored, {}, stats={}, rejected=[])
+    output = assemble.shard(documents, stored, {}, stats={}, left_out=[])
     for side in SIDES:
         for name in GRANULARITIES:
             column = f"{side}_{name}"

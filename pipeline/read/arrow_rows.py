@@ -7,7 +7,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.read.records import Problem
+from pipeline.read.records import NOT_UTF8, Unusable
 
 #: Rows turned into Python objects at a time.
 BATCH: Final = 256
@@ -60,23 +60,23 @@ def _record_batches(path: Path) -> Iterator[pa.RecordBatch]:
             yield from pa.ipc.open_stream(file)
 
 
-def table_rows(table: pa.Table) -> list[dict[str, Any] | Problem]:
-    """The rows as objects; a row with a string that is not UTF-8 becomes a `Problem`."""
+def table_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows as objects; a value that Python cannot hold (a string that is not UTF-8, a date out of range) is `Unusable`."""
     try:
-        rows: list[dict[str, Any] | Problem] = table.to_pylist()
-    except UnicodeDecodeError:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (ValueError, OverflowError):
         rows = [_row(table.slice(index, 1)) for index in range(table.num_rows)]
     return rows
 
 
-def _row(table: pa.Table) -> dict[str, Any] | Problem:
+def _row(table: pa.Table) -> dict[str, Any]:
+    row: dict[str, Any] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         try:
-            column.to_pylist()
+            row[name] = column.to_pylist()[0]
         except UnicodeDecodeError as error:
-            reason = (
-                f"field {name!r} is not UTF-8: byte {error.start} of the string is 0x{error.object[error.start]:02x}"
-            )
-            return Problem.of(reason, error.object)
-    row: dict[str, Any] = table.to_pylist()[0]
+            detail = f"byte {error.start} of the string is 0x{error.object[error.start]:02x}"
+            row[name] = Unusable.of(error.object, NOT_UTF8, detail)
+        except (ValueError, OverflowError) as error:
+            row[name] = Unusable.of(str(error), "unreadable value", str(error))
     return row

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.read.csv_dialect import QUOTE, Dialect, Step, dialect
 from pipeline.read.json_rows import ROW_LIMIT
-from pipeline.read.records import Problem, not_utf8
+from pipeline.read.records import NOT_UTF8, Problem, Reason, marked, not_utf8
 from schemas.config import CsvConfig
 from schemas.errors import UserError
 
@@ -29,7 +29,7 @@ class _Lines(NamedTuple):
     """Cells of a record, or what is wrong with it; the lines it was read from; the header's names."""
 
     cells: list[str]
-    complaint: str | None
+    complaint: Reason | None
     text: str
     header: list[str]
 
@@ -37,7 +37,7 @@ class _Lines(NamedTuple):
 class _Record(NamedTuple):
     line: int
     cells: list[str]
-    complaint: str | None
+    complaint: Reason | None
     text: str
 
 
@@ -67,13 +67,13 @@ class Csv:
 
     def parse(self, row: _Lines) -> dict[str, Any] | Problem:
         """Names to cells, or what is wrong with the record."""
-        if reason := not_utf8(row.text):
-            return Problem.of(reason, row.text)
         if row.complaint is not None:
-            return Problem.of(row.complaint, row.text)
+            return Problem.of(row.text, row.complaint.kind, row.complaint.detail)
         if len(row.cells) != len(row.header):
-            return Problem.of(_other_number(row), row.text)
-        return dict(zip(row.header, row.cells, strict=True))
+            return Problem.of(row.text, *_other_number(row))
+        fields = dict(zip(row.header, row.cells, strict=True))
+        wrong = not_utf8(row.text)
+        return fields if wrong is None else {name: marked(cell, wrong) for name, cell in fields.items()}
 
 
 def _opening(lines: Iterator[str]) -> list[str]:
@@ -87,8 +87,8 @@ def _opening(lines: Iterator[str]) -> list[str]:
     return taken
 
 
-def _other_number(row: _Lines) -> str:
-    return f"another number of cells than the header: {len(row.cells)}, the header has {len(row.header)}"
+def _other_number(row: _Lines) -> Reason:
+    return Reason("another number of cells than the header", f"{len(row.cells)}, the header has {len(row.header)}")
 
 
 class _Reader:
@@ -120,9 +120,9 @@ class _Reader:
             self._cells = self._cells or len(cells)
             if len(cells) != self._cells and self._seems_quoted(text):
                 hint = f"a cell begins with a quote: if cells are quoted, pass --csv-quote '{QUOTE}'"
-                yield from self._broken(first, f"{_BROKEN}: {hint}")
+                yield from self._broken(first, Reason(_BROKEN, hint))
             elif self._style.quote and self._style.unescaped(text).count(self._style.quote) % 2:
-                yield _Record(first, [], f"{_BROKEN}: a quote in this row has no partner", text)
+                yield _Record(first, [], Reason(_BROKEN, "a quote in this row has no partner"), text)
             else:
                 yield _Record(first, cells, None, text)
 
@@ -133,13 +133,13 @@ class _Reader:
             self._taken.append(line)
         return line
 
-    def _complaint(self, error: str) -> str:
+    def _complaint(self, error: str) -> Reason:
         if error == "unexpected end of data":
-            return "a quote opened in this row is never closed; all that follows is inside it"
+            return Reason("a quote opened in this row is never closed; all that follows is inside it")
         hint = ""
         if not self._style.escape and any(f"\\{self._style.quote}" in line for line in self._taken):
             hint = r"; if backslashes escape quotes, pass --csv-escape '\'"
-        return f"{_BROKEN}: {error}{hint}"
+        return Reason(_BROKEN, f"{error}{hint}")
 
     def _seems_quoted(self, text: str) -> bool:
         """Whether a row that was read as unquoted may be the beginning of one that is."""
@@ -147,7 +147,7 @@ class _Reader:
         step.read(text)
         return self._style.assumed and step.inside
 
-    def _broken(self, first: int, complaint: str) -> Iterator[_Record]:
+    def _broken(self, first: int, complaint: Reason) -> Iterator[_Record]:
         """The first line of a broken record with the complaint, and every other line up to where reading is in step."""
         step = Step(self._style)
         taken = list(self._taken)
@@ -157,17 +157,18 @@ class _Reader:
             if number == 0:
                 yield _Record(first, [], complaint, line)
             elif line.strip():
-                yield _Record(first + number, [], f"{_PASSED_OVER}: line {first}", line)
+                yield _Record(first + number, [], Reason(_PASSED_OVER, f"line {first}"), line)
         while not in_step and (passed := self._line()) is not None:
             in_step = step.read(passed)
             if passed.strip():
-                yield _Record(self._number, [], f"{_PASSED_OVER}: line {first}", passed)
+                yield _Record(self._number, [], Reason(_PASSED_OVER, f"line {first}"), passed)
 
 
 def _check_header(record: _Record, name: str) -> None:
     """A header has distinct, short names on one line."""
     cells = record.cells
-    problem = record.complaint or not_utf8("".join(cells))
+    wrong = not_utf8("".join(cells))
+    problem = str(record.complaint or "") or (f"{NOT_UTF8}: {wrong}" if wrong else None)
     repeated = [cell for cell, times in Counter(cells).items() if times > 1]
     if problem is None and repeated:
         problem = f"{repeated[0]!r} stands in it {Counter(cells)[repeated[0]]} times"

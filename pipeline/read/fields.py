@@ -1,21 +1,24 @@
-"""Which field of a row plays which part: named by the user, or detected from the first rows.
+"""Which fields of a row play which part: the form of all rows, told by the first, and the names that a part goes by.
 
-Forms are tried in this order, and the first that a row of the sample has is taken:
+A run reads one form, the first of these that a row of the sample has:
 
-1. `messages` (a list of {role, content}), or `conversations` (a list of {from, value});
-2. `prompt` beside `instruction` and `output`, as MiniLLM writes: the prompt is ready-made and `output` is the response;
-3. `instruction` with `output`, `response`, `completion` or `chosen`, and `input` or `context` where there is one;
-4. `prompt` with `response`, `completion`, `output` or `chosen`;
+1. `messages`: a list of {role, content}, or `conversations`, a list of {from, value};
+2. `ready-made`: a `prompt` beside `instruction` and `output`, as MiniLLM writes: the prompt is made of the instruction;
+3. `instruction`: an `instruction`, an `input` or `context` where there is one, and a response; or a question that stands in
+   `input` alone;
+4. `prompt`: a `prompt` and a response;
 5. `text`.
 
-A field that the user names is taken as it is named, and only the other half (prompt or response) is detected for it.
+A response is `output`, `response`, `completion` or `chosen`. The form is settled once; under which of its names a row has a
+part, and whether it has one that may be missing, is looked at row by row (`pipeline.read.parts`). A part that the user
+names is looked for under that name alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pipeline.read.records import Record
-from schemas.config import FieldsConfig
+from schemas.config import FieldsConfig, Form
 from schemas.errors import UsageError, UserError, nearest
 
 MESSAGES: Final = ("messages", "conversations")
@@ -23,55 +26,89 @@ INPUTS: Final = ("input", "context")
 AFTER_INSTRUCTION: Final = ("output", "response", "completion", "chosen")
 AFTER_PROMPT: Final = ("response", "completion", "output", "chosen")
 
+#: Parts of each form, and their usual names.
+_USUAL: Final[dict[Form, dict[str, tuple[str, ...]]]] = {
+    "messages": {"messages": MESSAGES},
+    "ready-made": {
+        "prompt": ("prompt",),
+        "instruction": ("instruction",),
+        "input": INPUTS,
+        "response": AFTER_INSTRUCTION,
+    },
+    "instruction": {"instruction": ("instruction",), "input": INPUTS, "response": AFTER_INSTRUCTION},
+    "prompt": {"prompt": ("prompt",), "response": AFTER_PROMPT},
+    "text": {"text": ("text",)},
+}
+#: Parts that any row may lack.
+_OPTIONAL: Final = frozenset({"input", "id"})
 _FLAGS: Final = (
     "--prompt-field and --response-field, --instruction-field, --input-field and --output-field, --messages-field, "
     "or --text-field"
 )
 
 
-def resolve_fields(config: FieldsConfig, sample: Sequence[Record]) -> FieldsConfig:
-    """The config with every part that is needed named; to resolve the result again changes nothing.
+def names_of(fields: FieldsConfig) -> dict[str, tuple[str, ...]]:
+    """Part to the names under which a row may have it, the first of them preferred; of resolved fields."""
+    assert fields.form is not None
+    named = fields.model_dump(exclude={"form", "output", "id"}) | {"response": fields.response or fields.output}
+    return {part: (named[part],) if named[part] else usual for part, usual in _USUAL[fields.form].items()}
 
-    Raises `UserError` when a named field is in no row of the sample, or when no form is found; `UsageError` when the
-    named fields contradict each other.
+
+def resolve_fields(config: FieldsConfig, sample: Sequence[Record]) -> FieldsConfig:
+    """The config with its form; to resolve the result again changes nothing.
+
+    Raises `UserError` when a named field that every row needs is in no row of the sample, or when no form is found;
+    `UsageError` when the named fields contradict each other.
     """
     names = list(dict.fromkeys(name for record in sample for name in record.fields))
     if not names:
-        raise UserError("None of the first rows can be read, so nothing tells their fields; see the reasons given.")
-    named = config.model_dump(exclude_none=True)
-    for part, name in named.items():
-        if name not in names:
-            near = nearest(name, names)
-            hint = f"; did you mean `{near}`?" if near else "."
-            raise UserError(f"No row has the field `{name}` (--{part}-field); the fields are {_listed(names)}{hint}")
+        raise UserError("None of the first rows has a field, so nothing tells what they are.")
     _check(config)
+    for part, name in config.model_dump(exclude={"form"}, exclude_none=True).items():
+        near = nearest(name, names)
+        if name not in names and (part not in _OPTIONAL or near):  # an input may come later, if it is no misspelt one
+            hint = f"; did you mean `{near}`?" if near else "."
+            raise UserError(f"No row has the field `{name}` (--{part}-field); the fields are {listed(names)}{hint}")
+    if config.form is not None:
+        return config
     found = _Sample(sample)
-    id_field = config.id or ("id" if found.has_ids("id") else None)
-    return FieldsConfig.model_validate({**_parts(config, found, names), "id": id_field})
-
-
-def response_field(fields: FieldsConfig) -> str | None:
-    """The field with the response: `response` and `output` are two names of one part."""
-    return fields.response or fields.output
+    form = _named_form(config, found, names) or _detected(found)
+    if form is None:
+        raise _no_form(found, names)
+    return config.model_copy(update={"form": form})
 
 
 class _Sample:
     """Asks the first rows which fields they have, and of what type."""
 
     def __init__(self, sample: Sequence[Record]) -> None:
-        self._rows = [record.fields for record in sample]
+        self._sample = sample
 
-    def first(self, names: Sequence[str], *kinds: type) -> str | None:
-        """The first name that a row has with a value of one of `kinds`."""
-        return next((n for n in names if any(isinstance(row.get(n), kinds) for row in self._rows)), None)
+    def any(self, names: Sequence[str], wanted: Callable[[Any], bool]) -> bool:
+        """Whether a row has such a value under one of the names."""
+        return any(wanted(record.fields.get(name)) for name in names for record in self._sample)
 
-    def messages(self) -> str | None:
-        return next((n for n in MESSAGES if any(_is_turns(row.get(n)) for row in self._rows)), None)
+    def text(self, *names: str) -> bool:
+        return self.any(names, _is_text)
 
-    def has_ids(self, name: str) -> bool:
-        """Whether a row has the field and no row has anything in it but a string or an integer."""
-        values = [row[name] for row in self._rows if row.get(name) is not None]
-        return bool(values) and all(isinstance(v, str | int) and not isinstance(v, bool) for v in values)
+    def response(self) -> bool:
+        return self.any(AFTER_INSTRUCTION, _is_response)
+
+    def other_type(self, names: Sequence[str], wanted: Callable[[Any], bool]) -> str | None:
+        """Where the first of the names has a value, and never one that is wanted: which, of what type, in which row."""
+        for name in names:
+            first = next((record for record in self._sample if record.fields.get(name) is not None), None)
+            if first is not None and not self.any((name,), wanted):
+                return f"`{name}` is {type_of(first.fields[name])} in {first.file}, line {first.line}"
+        return None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_response(value: Any) -> bool:
+    return isinstance(value, str | list)
 
 
 def _is_turns(value: Any) -> bool:
@@ -80,7 +117,7 @@ def _is_turns(value: Any) -> bool:
 
 def _check(config: FieldsConfig) -> None:
     """One form only, and one response."""
-    named = [part for part in config.model_dump(exclude_none=True) if part != "id"]
+    named = list(config.model_dump(exclude={"form", "id"}, exclude_none=True))
     for alone in ("messages", "text"):
         if alone in named and len(named) > 1:
             other = next(part for part in named if part != alone)
@@ -89,49 +126,81 @@ def _check(config: FieldsConfig) -> None:
             )
     if config.response and config.output:
         raise UsageError("--response-field and --output-field both name the response; give one.")
+    if config.prompt and config.input and not config.instruction:
+        raise UsageError(
+            "--input-field belongs to an instruction, and --prompt-field names a ready-made prompt; give one."
+        )
 
 
-def _parts(config: FieldsConfig, found: _Sample, names: Sequence[str]) -> dict[str, str | None]:
-    """The parts but for the id."""
-    named = {part: name for part, name in config.model_dump(exclude_none=True).items() if part != "id"}
-    if config.messages or config.text:
-        return named
-    if not named:
-        return _detected(found, names)
-    parts: dict[str, str | None] = dict(named)
-    if not (config.prompt or config.instruction):
-        parts["instruction"] = found.first(("instruction",), str)
-        if parts["instruction"] is None and not config.input:
-            parts["prompt"] = found.first(("prompt",), str)
-        if parts["instruction"] and not config.input:
-            parts["input"] = found.first(INPUTS, str)
-        if not (parts["instruction"] or parts.get("prompt")):
-            raise UserError(
-                f"Nothing names the prompt; add --prompt-field or --instruction-field. The fields are {_listed(names)}."
-            )
-    if not response_field(config):
-        part, candidates = ("output", AFTER_INSTRUCTION) if parts.get("instruction") else ("response", AFTER_PROMPT)
-        parts[part] = found.first(candidates, str, list)
-        if parts[part] is None:
-            raise UserError(f"Nothing names the response; add --response-field. The fields are {_listed(names)}.")
-    return parts
+def _named_form(config: FieldsConfig, found: _Sample, names: Sequence[str]) -> Form | None:
+    """The form that the named fields are of, the other half (prompt or response) detected; None if none is named."""
+    if not config.model_dump(exclude={"form", "id"}, exclude_none=True):
+        return None
+    if config.messages:
+        return "messages"
+    if config.text:
+        return "text"
+    if not (config.response or config.output or found.response()):
+        raise UserError(f"Nothing names the response; add --response-field. The fields are {listed(names)}.")
+    if config.prompt:
+        return "ready-made" if config.instruction else "prompt"
+    prompt = found.text("prompt")
+    if config.instruction or found.text("instruction") or (config.input and not prompt):
+        return "instruction"
+    if prompt and not config.input:
+        return "prompt"
+    raise UserError(
+        f"Nothing names the prompt; add --prompt-field or --instruction-field. The fields are {listed(names)}."
+    )
 
 
-def _detected(found: _Sample, names: Sequence[str]) -> dict[str, str | None]:
-    if messages := found.messages():
-        return {"messages": messages}
-    instruction, prompt = found.first(("instruction",), str), found.first(("prompt",), str)
-    if instruction and (output := found.first(AFTER_INSTRUCTION, str, list)):
-        ready = prompt if output == "output" else None
-        return {"prompt": ready, "instruction": instruction, "input": found.first(INPUTS, str), "output": output}
-    if prompt and (response := found.first(AFTER_PROMPT, str, list)):
-        return {"prompt": prompt, "response": response}
-    if text := found.first(("text",), str):
-        return {"text": text}
-    nested = [name for name in names if found.first((name,), list, dict)]
-    hint = f" {_listed(nested)} holds nested values: flatten them into fields of their own first." if nested else ""
-    raise UserError(f"The fields {_listed(names)} are of no known form; name them with {_FLAGS}.{hint}")
+def _detected(found: _Sample) -> Form | None:
+    if found.any(MESSAGES, _is_turns):
+        return "messages"
+    if found.response():
+        if found.text("instruction"):
+            ready = found.text("prompt") and found.any(("output",), _is_response)
+            return "ready-made" if ready else "instruction"
+        if found.text("prompt"):
+            return "prompt"
+        if found.text("input"):
+            return "instruction"
+    return "text" if found.text("text") else None
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+def _no_form(found: _Sample, names: Sequence[str]) -> UserError:
+    """What the fields lack for a known form: the right type, the other half, or any known name."""
+    wanted = (
+        (MESSAGES, _is_turns, "a list of turns is wanted"),
+        (("instruction", "prompt", "input"), _is_text, "text is wanted"),
+        (AFTER_INSTRUCTION, _is_response, "text is wanted"),
+        (("text",), _is_text, "text is wanted"),
+    )
+    nested = [name for name in names if found.any((name,), lambda value: isinstance(value, list | dict))]
+    hint = f" {listed(nested)} holds nested values: flatten them into fields of their own first." if nested else ""
+    for candidates, fits, what in wanted:
+        if other := found.other_type(candidates, fits):
+            return UserError(f"{other}, {what}. Name other fields with {_FLAGS}.{hint}")
+    asking = [name for name in ("instruction", "prompt", "input") if found.text(name)]
+    if asking:
+        return UserError(
+            f"The rows have {listed(asking)}, and no response to it; name its field with --response-field. "
+            f"The fields are {listed(names)}.{hint}"
+        )
+    return UserError(f"The fields {listed(names)} are of no known form; name them with {_FLAGS}.{hint}")
+
+
+def listed(names: Sequence[str], last: str = ", ") -> str:
+    """`a`, `b`: for messages."""
+    quoted = [f"`{name}`" for name in names]
+    return last.join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
+
+
+def type_of(value: Any) -> str:
+    """How a person would call the type of a JSON value."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    names = {str: "a string", list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), f"a value of type {type(value).__name__}")

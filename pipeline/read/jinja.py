@@ -85,7 +85,10 @@ def _limited() -> Iterator[None]:
 
 
 class PromptTemplate:
-    """A compiled template. `uses` holds the names that it takes from outside."""
+    """A compiled template.
+
+    `uses` holds the names that it takes from outside, `row_fields` the fields of `row` that it takes: None for any of them.
+    """
 
     def __init__(self, source: str, name: str, available: Collection[str]) -> None:
         """`name` stands in errors; `available` are the names that `render` will be given.
@@ -115,6 +118,7 @@ class PromptTemplate:
                     f"{name}, line {used.lineno}: no field gives `{used.name}`. Name the field with a flag, or use one "
                     f"of {', '.join(sorted(available))}."
                 )
+        self.row_fields = _fields_of_row(tree)
         self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
 
     def render(self, values: Mapping[str, Any]) -> str:
@@ -134,13 +138,28 @@ class PromptTemplate:
             wants = "more memory than there is" if isinstance(error, MemoryError) else "to call itself without end"
             raise UsageError(f"{self._place(error)}: the template wants {wants}.") from None
         except (jinja2.UndefinedError, *_VALUE_ERRORS) as error:
-            raise RowError(f"{self._place(error)}: {error}") from None
+            raise RowError(f"the template fails in {self._place(error)}", str(error)) from None
         except jinja2.TemplateRuntimeError as error:
             raise UsageError(f"{self._place(error)}: {error}") from None
         if len(prompt) > LARGEST:
-            raise RowError(f"{self._name}: the prompt has {len(prompt):,} characters, and {LARGEST:,} is the most")
+            raise RowError(f"{self._name} makes a prompt of over {LARGEST:,} characters", f"{len(prompt):,}")
         return prompt
 
     def _place(self, error: Exception) -> str:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self._name]
         return f"{self._name}, line {lines[-1]}" if lines else self._name
+
+
+def _fields_of_row(tree: nodes.Template) -> frozenset[str] | None:
+    """The fields `x` of every `row.x` and `row['x']`; None where `row` stands in any other way."""
+    named = [node.attr for node in tree.find_all(nodes.Getattr) if _is_row(node.node) and node.attr not in dir(dict)]
+    named += [
+        node.arg.value
+        for node in tree.find_all(nodes.Getitem)
+        if _is_row(node.node) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str)
+    ]
+    return frozenset(named) if len(named) == sum(map(_is_row, tree.find_all(nodes.Name))) else None
+
+
+def _is_row(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Name) and node.name == "row"

@@ -10,11 +10,12 @@ import codecs
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.read.records import Problem, not_utf8, unpaired_surrogate
+from pipeline.read.records import NOT_UTF8, Problem, Unusable, marked, not_utf8
 from schemas.errors import UserError
 
 #: No row is longer; bytes in JSON lines, characters in arrays.
@@ -24,34 +25,44 @@ _WINDOW: Final = 1 << 16
 _CUT_MARGIN: Final = 16
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
-_CONSTANT: Final = re.compile(r"NaN|Infinity")
 
 
-def _object(value: Any, text: str) -> dict[str, Any] | Problem:
-    """The row `value`, read from `text`, if it can be used."""
+def _constant(name: str) -> Unusable:
+    return Unusable.of(name, f"{name} is not JSON", "write null, or leave the field out")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that stands in it twice, neither value is taken for the one that was meant."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        for key, times in Counter(key for key, _ in pairs).items():
+            if times > 1:
+                inner = json.dumps([value for name, value in pairs if name == key], default=str)
+                values[key] = Unusable.of(inner, "a field stands twice in its object", json.dumps(key))
+    return values
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_once)
+
+
+def _object(value: Any, text: str, not_utf8: str | None = None) -> dict[str, Any] | Problem:
+    """The row `value`, read from `text`, if it is one; what is not UTF-8 of it `not_utf8` tells."""
     if not isinstance(value, dict):
-        return Problem.of(f"not an object but {_KINDS[type(value)]}", text)
+        kind = _KINDS.get(type(value), "a number")  # NaN and its like
+        return Problem.of(text, f"not an object but {kind}", _HINT if isinstance(value, list) else "")
+    if not_utf8 is None and not _SURROGATE_ESCAPE.search(text):
+        return value
     try:
-        reason = _forbidden(value, text)
+        row: dict[str, Any] = marked(value, not_utf8)
     except RecursionError:  # to look into a value takes more of the stack than to parse it
-        reason = "nested too deeply"
-    return Problem.of(reason, text) if reason else value
+        return Problem.of(text, _TOO_DEEP)
+    return row
 
 
-def _forbidden(value: dict[str, Any], text: str) -> str | None:
-    """The reason if there is anything in the object that Python's parser lets through and UTF-8 or JSON does not."""
-    if _CONSTANT.search(text):
-        constants: list[str] = []
-        json.loads(text, parse_constant=constants.append)
-        if constants:
-            return f"{constants[0]} is not JSON: write null, or leave the field out"
-    if _SURROGATE_ESCAPE.search(text):
-        for field, inner in value.items():
-            if found := unpaired_surrogate([field, inner]):
-                return f"unpaired surrogate {found} in field {json.dumps(field)}"
-    return None
-
-
+_TOO_DEEP: Final = "nested too deeply"
+#: A line by which a document over several lines begins, or goes on.
+_OPENING: Final = ("[", "{", "[{")
+_HINT: Final = "if the file is one JSON array or object, let its name end in .json"
 _KINDS: Final[dict[type, str]] = {
     list: "an array",
     str: "a string",
@@ -81,19 +92,20 @@ class JsonLines:
     def parse(self, row: bytes) -> dict[str, Any] | Problem:
         """The object on a line, or what is wrong with it."""
         if len(row) > ROW_LIMIT:
-            return Problem.of(f"longer than {ROW_LIMIT >> 20} MiB; is this one JSON array? Then name it .json", row)
+            return Problem.of(row, f"longer than {ROW_LIMIT >> 20} MiB", _HINT)
+        text = row.decode("utf-8", "surrogateescape")
+        wrong = not_utf8(row)
         try:
-            text = row.decode("utf-8")
-        except UnicodeDecodeError:
-            return Problem.of(not_utf8(row) or "", row)
-        try:
-            return _object(json.loads(text), text)
+            return _object(_DECODER.decode(text), text, wrong)
         except json.JSONDecodeError as error:
-            return Problem.of(f"broken JSON: {_lower(error.msg)}, character {error.pos + 1} of the row", text)
+            if wrong:
+                return Problem.of(row, NOT_UTF8, wrong)
+            hint = f"; {_HINT}" if text.strip() in _OPENING else ""
+            return Problem.of(text, "broken JSON", f"{_lower(error.msg)}, character {error.pos + 1} of the row{hint}")
         except RecursionError:
-            return Problem.of("nested too deeply", text)
+            return Problem.of(text, _TOO_DEEP)
         except ValueError as error:  # an integer of more digits than Python converts
-            return Problem.of(f"unreadable value: {error}", text)
+            return Problem.of(text, "unreadable value", str(error))
 
 
 def _lower(message: str) -> str:
@@ -125,9 +137,7 @@ class JsonArray:
     def parse(self, row: tuple[Any, str]) -> dict[str, Any] | Problem:
         """The object, or what is wrong with it."""
         value, text = row
-        if reason := not_utf8(text):
-            return Problem.of(reason, text)
-        return _object(value, text)
+        return _object(value, text, not_utf8(text))
 
 
 class _Window:
@@ -136,7 +146,6 @@ class _Window:
     def __init__(self, stream: io.BufferedReader, name: str, size: int) -> None:
         self._stream, self._name, self._size = stream, name, size
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._decoder = json.JSONDecoder()
         self._text, self._at, self._line, self._ended = "", 0, 1, False
 
     def error(self, what: str, at: int | None = None) -> UserError:
@@ -217,7 +226,7 @@ class _Window:
         """The value at the cursor and its text; the cursor moves behind it."""
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, self._at)
                 if end < len(self._text) or self._ended:  # else a number may go on
                     break
             except json.JSONDecodeError as error:

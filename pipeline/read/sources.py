@@ -185,8 +185,7 @@ class LoadedDataset:
         digest, size, rows = hashlib.sha256(), 0, 0
         for table in self._tables(0):
             for row in table_rows(table):
-                content = [row.reason, row.raw] if isinstance(row, Problem) else row
-                line = json.dumps(content, default=repr).encode() + b"\n"
+                line = json.dumps(row, default=repr).encode() + b"\n"
                 digest.update(line)
                 size += len(line)
                 rows += 1

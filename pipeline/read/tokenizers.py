@@ -214,27 +214,17 @@ class OffsetTokenizer:
 
     def _assemble(self, prompt: _Piece, response: _Piece, response_start: int) -> Encoding | str:
         """Prefix, prompt, response and suffix within the limits, or the reason to drop the row."""
-        limit, prompt_limit = self.config.max_length, self.config.max_prompt_length
         if not len(response):
             return f"{self.side}: response has no tokens"
-        first, last = 0, len(response)
-        if prompt_limit is not None and len(prompt) > prompt_limit:
-            if self.overflow == "drop":
-                return f"{self.side}: prompt longer than max_prompt_length"
-            first = len(prompt) - prompt_limit
-            first += int(np.argmax(prompt.separable[first:]))
         ends_in_suffix = response.ids[-len(self._suffix) :].tolist() == self._suffix
         suffix = [] if ends_in_suffix else self._suffix
+        cut = self._cut(prompt, response, len(suffix))
+        if isinstance(cut, str):
+            return cut
+        first, last, closed = cut
+        suffix = suffix if closed else []
+        truncated = first > 0 or not closed
         before = len(self._prefix) + len(prompt) - first
-        truncated = first > 0
-        if limit is not None and before + last + len(suffix) > limit:
-            if self.overflow == "drop":
-                return f"{self.side}: row longer than max_length"
-            room = max(0, min(last, limit - before))
-            last = room - int(np.argmax(response.separable[room::-1]))
-            if last == 0:
-                return f"{self.side}: prompt leaves no room for the response in max_length"
-            suffix, truncated = [], True
         ids = [self._prefix, prompt.ids[first:], response.ids[:last], suffix]
         offsets = np.full((before + last + len(suffix), 2), MISSING, dtype=np.int32)
         prompt_rows, response_rows = slice(len(self._prefix), before), slice(before, before + last)
@@ -242,6 +232,33 @@ class OffsetTokenizer:
         offsets[response_rows, 0] = response.ranges.starts[:last] + response_start
         offsets[response_rows, 1] = response.ranges.ends[:last] + response_start
         return Encoding(np.concatenate([np.asarray(part, dtype=np.int32) for part in ids]), offsets, before, truncated)
+
+    def _cut(self, prompt: _Piece, response: _Piece, closing: int) -> tuple[int, int, bool] | str:
+        """Where the prompt begins, where the response ends, whether `closing` tokens follow; or why the row is dropped.
+
+        A prompt over its own limit loses its beginning. Of a row over `max_length` the response loses its end and the prompt
+        its beginning, neither while it takes less than half of the room; where the prompt has a limit of its own that leaves
+        room, it keeps what that allows. At least one character of the response is kept.
+        """
+        limit, prompt_limit = self.config.max_length, self.config.max_prompt_length
+        kept = len(prompt) if prompt_limit is None else min(len(prompt), prompt_limit)
+        if kept < len(prompt) and self.overflow == "drop":
+            return f"{self.side}: prompt longer than max_prompt_length"
+        last, room = len(response), None if limit is None else limit - len(self._prefix)
+        if room is not None and kept + last + closing > room:
+            if self.overflow == "drop":
+                return f"{self.side}: row longer than max_length"
+            least = 1 + int(np.argmax(response.separable[1:]))  # tokens of the first characters that can stand alone
+            if least > room:
+                return f"{self.side}: max_length leaves no room for the response"
+            share = prompt_limit if prompt_limit is not None and prompt_limit < room else room // 2
+            kept = min(kept, max(share, room - last - closing), room - least)
+        first = len(prompt) - kept
+        first += int(np.argmax(prompt.separable[first:]))
+        if room is None or len(prompt) - first + last + closing <= room:
+            return first, last, True
+        last = min(last, room - len(prompt) + first)
+        return first, last - int(np.argmax(response.separable[last::-1])), False
 
 
 def _encodable(text: str) -> bool:

@@ -184,6 +184,13 @@ class Workspace:
         shutil.rmtree(self.work)
         flush(self.out)
 
+    def abandon(self) -> None:
+        """Remove the shards and what says that this run was begun, so that any other may be; other files stay."""
+        for index in range(self.shards):
+            (self.out / self.layout.shard(index, self.shards)).unlink(missing_ok=True)
+            self._receipt_path(index).unlink(missing_ok=True)
+        (self.work / RUN).unlink()
+
 
 def differences(old: Any, new: Any, place: str = "") -> list[str]:
     """Where two run records differ, as `place: was …, is now …`."""

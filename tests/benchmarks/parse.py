@@ -47,7 +47,8 @@ def main(
             stage.run(list(plan.read(0, 4)))  # compiles the decoder, fills caches
             seconds: dict[str, float] = {}
             items, seconds["read"] = timed(lambda: list(plan.read(0, plan.rows)))
-            (rendered, _), seconds["template"] = timed(lambda: stage.render(items))
+            (usable, _), seconds["template"] = timed(lambda: stage.render(items))
+            rendered = [row for _, row in usable]
             texts, starts = [row.text for row in rendered], [row.response_start for row in rendered]
             encodings = {}
             for side, tokenizer in stage.tokenizers.items():
@@ -60,7 +61,7 @@ def main(
             ]
             fitting = {side: [items[row] for row in kept] for side, items in encodings.items()}
             output, seconds["align and assemble"] = timed(
-                lambda: assemble.shard(columns.take(kept), fitting, stage.tokenizers, stats={}, rejected=[])
+                lambda: assemble.shard(columns.take(kept), fitting, stage.tokenizers, stats={}, left_out=[])
             )
             with workspace(out, shards.LAYOUT, {}, 1, overwrite=False) as space:
                 assert space is not None

@@ -1,7 +1,8 @@
 """Test rows: a prompt, and the references that a response is scored against.
 
 A row is a JSON object on a line of its own, in any of the forms that the field uses: a ready-made `prompt` (MiniLLM), or
-`instruction` with `input` or `context` where there is one (Alpaca, Dolly), which the Alpaca template turns into a prompt;
+`instruction` with `input` or `context` where there is one (Alpaca, Dolly) or the question in `input` alone, which the
+Alpaca template turns into a prompt;
 and `output`, `response` or `completion`, a text or a list of them.
 """
 
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from schemas.alpaca import alpaca
+from schemas.alpaca import alpaca, question
 from schemas.errors import UsageError, UserError
+from schemas.ready_made import ready_made
 
 _INPUTS: Final = ("input", "context")
 _REFERENCES: Final = ("output", "response", "completion")
@@ -79,16 +81,21 @@ def _question(row: int, line: str, where: str) -> Question:
         raise UserError(f"{where}: broken JSON ({error.msg} at character {error.pos + 1}).") from None
     if not isinstance(fields, dict):
         raise UserError(f"{where}: not a JSON object.")
-    return Question(row, _prompt(fields, where), _references(fields, where))
+    references = _references(fields, where)
+    return Question(row, _prompt(fields, references[0], where), references)
 
 
-def _prompt(fields: dict[str, Any], where: str) -> str:
+def _prompt(fields: dict[str, Any], response: str, where: str) -> str:
+    """As training on the row with that response would have it."""
     if fields.get("prompt") is not None:
-        return _text(fields, "prompt", where)
-    if fields.get("instruction") is None:
+        return ready_made(_text(fields, "prompt", where), response)
+    name = next((name for name in _INPUTS if fields.get(name)), None)
+    context = _text(fields, name, where) if name else ""
+    if fields.get("instruction") or ("instruction" in fields and not context):
+        return alpaca(*question(_text(fields, "instruction", where), context))
+    if not context:
         raise UserError(f"{where}: neither `prompt` nor `instruction`; the fields are {', '.join(fields) or 'none'}.")
-    context = next((name for name in _INPUTS if fields.get(name)), None)
-    return alpaca(_text(fields, "instruction", where), _text(fields, context, where) if context else "")
+    return alpaca(*question("", context))
 
 
 def _references(fields: dict[str, Any], where: str) -> tuple[str, ...]:

@@ -137,6 +137,35 @@ def test_limits_drop_or_cut(save):
     assert cut.offsets[2].tolist()[0] == 8
 
 
+@pytest.mark.parametrize(
+    ("prompt", "response", "prompt_limit", "expected"),
+    [
+        (3, 3, None, (3, 3, True)),
+        (9, 9, None, (4, 4, False)),  # half each
+        (9, 2, None, (5, 2, True)),  # a short response stays whole, and the prompt has the rest
+        (2, 9, None, (2, 6, False)),  # and the other way round
+        (5, 3, None, (4, 3, True)),  # an eos behind a whole response is worth a token of the prompt
+        (4, 4, None, (4, 4, False)),  # but not below half
+        (30, 1, None, (6, 1, True)),
+        (9, 9, 6, (6, 2, False)),  # a prompt limit that leaves room is what the prompt may take
+        (9, 9, 8, (4, 4, False)),  # one that leaves none is as good as none
+        (9, 1, 2, (2, 1, True)),
+    ],
+)
+def test_a_row_over_the_limit_is_cut_at_both_ends(save, prompt, response, prompt_limit, expected):
+    """Limit 8, no prefix, one token a word: tokens of prompt and response that stay, and whether eos follows."""
+    config = SideConfig(tokenizer=str(save(backend(), eos_token="</s>")), max_length=8, max_prompt_length=prompt_limit)
+    texts = " cat" * prompt, " cat" * response
+    [cut] = OffsetTokenizer("teacher", config, "truncate").encode(["".join(texts)], [len(texts[0])])
+    assert isinstance(cut, Encoding)
+    rest = cut.offsets[cut.response_start :]
+    closed = bool((rest[-1] == -1).all())
+    assert (cut.response_start, len(rest) - closed, closed) == expected
+    assert cut.truncated == ((prompt, response, True) != expected)
+    if expected[0]:
+        assert cut.offsets[cut.response_start - 1, 1] == len(texts[0])
+
+
 def refusal(path: Path | str, kind: type[UserError] = UserError) -> str:
     with pytest.raises(UserError) as caught:
         load(path)

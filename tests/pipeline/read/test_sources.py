@@ -20,7 +20,7 @@ from backports import zstd
 from pipeline.read.folders import split_of
 from pipeline.read.inputs import open_inputs
 from pipeline.read.json_rows import JsonArray
-from pipeline.read.records import RAW_LIMIT, Record, Rejected
+from pipeline.read.records import RAW_LIMIT, Record, Rejected, Unusable, unusable_in
 from pipeline.read.sources import Source, read_rows
 from schemas.config import CsvConfig
 from schemas.errors import ResourceError, UsageError, UserError
@@ -50,7 +50,7 @@ def only(name: str) -> Source:
 
 
 def fields(source: Source, start: int = 0, stop: int | None = None) -> list[object]:
-    return [row.fields if isinstance(row, Record) else row.reason for row in source.read(start, stop)]
+    return [row.fields if isinstance(row, Record) else str(row.reason) for row in source.read(start, stop)]
 
 
 def json_lines(rows: list[dict[str, str]]) -> str:
@@ -139,12 +139,11 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b"null", "not an object but null"),
     (b"true", "not an object but true or false"),
     (b"7", "not an object but a number"),
-    (b'{"a": "caf\xe9"}', "not UTF-8: byte 10 of the row is 0xe9"),
-    (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),
-    (rb'{"a": "x", "deep": [{"b": "\ud800"}]}', r'unpaired surrogate \ud800 in field "deep"'),
-    (rb'{"\udfff": 1}', r"unpaired surrogate \udfff"),
-    (b'{"a": NaN}', "NaN is not JSON"),
-    (b'{"a": [-Infinity]}', "-Infinity is not JSON"),
+    (b'{"a": "caf\xe9}', "not UTF-8: byte 10 of the row is 0xe9"),
+    (b'[{"a": 1}]', "name end in .json"),
+    (b"[", "broken JSON: expecting value, character 3 of the row; if the file is one JSON array"),
+    (b"{", "name end in .json"),
+    (b"NaN", "not an object but a number"),
     (b'{"a": ' + b"9" * 5000 + b"}", "unreadable value"),
     (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
 ]
@@ -160,13 +159,50 @@ def test_bad_json_line_is_rejected_alone(line: bytes, reason: str) -> None:
     assert isinstance(last, Record)
     assert isinstance(bad, Rejected)
     assert (bad.number, bad.file, bad.line) == (1, "a.jsonl", 4)
-    assert reason in bad.reason
+    assert reason in str(bad.reason)
     assert bad.raw.startswith(line[:5].decode())
     assert len(bad.raw) <= RAW_LIMIT
     bad.raw.encode()
     assert last.fields == {"a": "NaN and 😀"}
     assert last.line == 5
     assert source.describe().rows == 3
+
+
+BAD_VALUES: list[tuple[bytes, str, str]] = [
+    (b'"caf\xe9"', "not UTF-8: field `a`, byte 24 of the row is 0xe9", r"caf\xe9"),
+    (b'"\xed\xa0\x80"', "not UTF-8: field `a`, byte 21 of the row is 0xed", r"\xed\xa0\x80"),
+    (rb'"\ud800x"', r"unpaired surrogate: field `a`, \ud800", r"\ud800x"),
+    (b"NaN", "NaN is not JSON: field `a`, write null, or leave the field out", "NaN"),
+    (b"-Infinity", "-Infinity is not JSON: field `a`, write null, or leave the field out", "-Infinity"),
+]
+
+
+@pytest.mark.parametrize(("value", "reason", "raw"), BAD_VALUES)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_bad_value_is_no_matter_to_who_does_not_use_it(name: str, value: bytes, reason: str, raw: str) -> None:
+    """Wherever it stands, also in keys and deep inside of another value."""
+    content = b'{"b": "good", "a":  ' + value + b', "c": [{"d": ' + value + b"}]}"
+    Path(name).write_bytes(content if name == "a.jsonl" else b"[" + content + b"]")
+    (row,) = only(name).read()
+    assert isinstance(row, Record)
+    assert row.fields["b"] == "good"
+    bad = row.fields["a"]
+    assert isinstance(bad, Unusable)
+    assert str(bad) == raw
+    assert str(bad.error("field `a`")) == reason
+    assert unusable_in(row.fields["c"]) == row.fields["c"][0]["d"] == bad
+    json.dumps(row.fields, ensure_ascii=False, default=str).encode()
+
+
+def test_a_field_that_stands_twice_is_not_guessed() -> None:
+    Path("a.jsonl").write_text('{"a": "x", "b": {"c": 1, "c": 1}, "a": "y"}\n{"\\ud800": 1}\n')
+    twice, key = only("a.jsonl").read()
+    assert isinstance(twice, Record)
+    assert str(twice.fields["a"]) == '["x", "y"]'
+    assert twice.fields["a"].reason.kind == "a field stands twice in its object"
+    assert unusable_in(twice.fields["b"]) is not None
+    assert isinstance(key, Record)
+    assert key.fields == {r"\ud800": 1}
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
@@ -178,7 +214,7 @@ def test_no_depth_of_nesting_stops_a_file(name: str) -> None:
     assert len(read) == len(rows)
     assert isinstance(read[0], Record)
     assert isinstance(read[-1], Rejected)
-    assert read[-1].reason == "nested too deeply"
+    assert str(read[-1].reason) == "nested too deeply"
 
 
 def test_a_line_over_the_limit_is_rejected_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +222,7 @@ def test_a_line_over_the_limit_is_rejected_alone(monkeypatch: pytest.MonkeyPatch
     Path("a.jsonl").write_text('{"a": 1}\n{"a": "' + "x" * 500 + '"}\n{"a": "' + "y" * 54 + '"}\n{"a": 4}')
     first, bad, fits, last = only("a.jsonl").read()
     assert isinstance(bad, Rejected)
-    assert "longer than" in bad.reason
+    assert "longer than" in bad.reason.kind
     assert [row.line for row in (first, fits, last)] == [1, 3, 4]
     assert isinstance(fits, Record)
     assert fits.fields == {"a": "y" * 54}
@@ -197,9 +233,15 @@ def test_bad_rows_of_an_array_are_rejected_alone_with_their_line() -> None:
     Path("a.json").write_bytes(content)
     rows = list(only("a.json").read())
     assert [row.line for row in rows] == [2, 3, 4, 5, 7]
-    assert [getattr(row, "reason", "")[:9] for row in rows] == ["not UTF-8", "unpaired ", "not an ob", "NaN is no", ""]
-    assert isinstance(rows[1], Rejected)
-    assert rows[1].raw == '{"a":\n "\\ud800"}'
+    assert isinstance(rows[2], Rejected)
+    assert (str(rows[2].reason), rows[2].raw) == ("not an object but a number", "3")
+    bad = [unusable_in(row.fields) for row in rows if isinstance(row, Record)]
+    assert [value and value.reason.kind for value in bad] == [
+        "not UTF-8",
+        "unpaired surrogate",
+        "NaN is not JSON",
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -248,11 +290,13 @@ def test_csv_line_numbers_and_bad_rows() -> None:
     )
     rows = list(only("a.csv").read())
     assert [row.line for row in rows] == [2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15]
-    reasons = [row.reason if isinstance(row, Rejected) else "" for row in rows]
-    assert [number for number, reason in enumerate(reasons) if not reason] == [0, 4, 8]
+    reasons = [str(row.reason) if isinstance(row, Rejected) else "" for row in rows]
+    assert [number for number, reason in enumerate(reasons) if not reason] == [0, 3, 4, 8]
     assert "1, the header has 2" in reasons[1]
     assert "3, the header has 2" in reasons[2]
-    assert "byte 5 of the row is 0xe9" in reasons[3]
+    assert isinstance(rows[3], Record)
+    assert rows[3].fields["a"] == "7"
+    assert str(rows[3].fields["b"].error("b")) == "not UTF-8: b, byte 5 of the row is 0xe9"
     assert "no partner" in reasons[5]
     assert "broken CSV" in reasons[6]
     assert "passed over" in reasons[7]
@@ -278,8 +322,8 @@ def test_no_row_is_made_of_the_inside_of_a_cell() -> None:
     lost = [row for row in read if isinstance(row, Rejected)]
     assert [row.line for row in lost] == [3, 4, 6]
     assert [row.raw for row in lost[1:]] == ["Anna,thirty\n", 'Bert,forty","Done"\n']
-    assert "--csv-escape" in lost[0].reason
-    assert "line 3" in lost[1].reason
+    assert "pass --csv-escape" in lost[0].reason.detail
+    assert lost[1].reason.detail == "line 3"
     assert source.describe().rows == len(read)
     (told,) = opened("a.csv", csv=CsvConfig(escape="\\"))
     assert [row.fields["instruction"][-10:] for row in told.read() if isinstance(row, Record)] == [
@@ -310,7 +354,7 @@ def test_tabs_separate_unquoted_cells_unless_the_header_is_quoted_or_it_is_said(
     unsaid = list(only("b.tsv").read())
     assert [row.line for row in unsaid] == [2, 3, 4]
     assert isinstance(unsaid[0], Rejected)
-    assert """--csv-quote '"'""" in unsaid[0].reason
+    assert """--csv-quote '"'""" in unsaid[0].reason.detail
     assert isinstance(unsaid[1], Rejected)
     assert isinstance(unsaid[2], Record)
     (literal,) = opened("b.tsv", csv=CsvConfig(quote="none"))
@@ -326,17 +370,19 @@ def test_a_row_that_cannot_be_a_header_is_refused(content: str) -> None:
         list(only("a.csv").read())
 
 
-def test_a_string_that_is_not_utf8_rejects_its_row_of_a_table() -> None:
+def test_a_value_of_a_table_that_python_cannot_hold_is_unusable_alone() -> None:
     binary = pa.array([b"good", b"caf\xe9", b"good"])
     broken = pa.StringArray.from_buffers(3, binary.buffers()[1], binary.buffers()[2])
-    with pa.ipc.new_stream("a.arrow", pa.schema({"a": pa.string()})) as writer:
-        writer.write_batch(pa.record_batch({"a": broken}))
-    first, bad, last = only("a.arrow").read()
-    assert isinstance(bad, Rejected)
-    assert bad.line == 2
-    assert bad.reason == "field 'a' is not UTF-8: byte 3 of the string is 0xe9"
-    assert isinstance(first, Record)
-    assert isinstance(last, Record)
+    dates = pa.array([0, 0, 10_000_000], pa.date32())
+    columns = {"a": broken, "b": pa.array(["x", "y", "z"]), "c": dates}
+    with pa.ipc.new_stream("a.arrow", pa.schema({name: column.type for name, column in columns.items()})) as writer:
+        writer.write_batch(pa.record_batch(columns))
+    rows = [row.fields for row in only("a.arrow").read() if isinstance(row, Record)]
+    assert [row["b"] for row in rows] == ["x", "y", "z"]
+    assert str(rows[1]["a"].error("field `a`")) == "not UTF-8: field `a`, byte 3 of the string is 0xe9"
+    assert str(rows[1]["a"]) == r"caf\xe9"
+    assert (rows[0]["a"], rows[2]["a"]) == ("good", "good")
+    assert rows[2]["c"].reason.kind == "unreadable value"
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.csv.gz", "a.json.zst"])

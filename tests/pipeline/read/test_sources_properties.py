@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.read.inputs import open_inputs
 from pipeline.read.json_rows import JsonArray, JsonLines
-from pipeline.read.records import RAW_LIMIT, Problem, Record, Rejected
+from pipeline.read.records import RAW_LIMIT, Problem, Record, Rejected, Unusable
 from pipeline.read.sources import Source
 from schemas.config import CsvConfig
 from schemas.errors import UserError
@@ -107,8 +107,9 @@ def test_no_unpaired_surrogate_gets_through(text: str) -> None:
         joined.encode()
         assert row == {"a": [joined]}
     except UnicodeEncodeError:
-        assert isinstance(row, Problem)
-        assert "surrogate" in row.reason
+        (bad,) = row["a"]
+        assert isinstance(bad, Unusable)
+        assert bad.text == joined.encode("utf-8", "backslashreplace").decode()
 
 
 @given(
@@ -209,5 +210,6 @@ def test_any_file_is_read_or_refused(folder: Path, content: bytes, name: str) ->
     if rows:
         assert source.describe().rows == len(rows)
     for row in rows:
-        shown = row.reason + row.raw if isinstance(row, Rejected) else json.dumps(row.fields, ensure_ascii=False)
+        lost = isinstance(row, Rejected)
+        shown = f"{row.reason}{row.raw}" if lost else json.dumps(row.fields, ensure_ascii=False, default=str)
         shown.encode()

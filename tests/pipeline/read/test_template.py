@@ -4,7 +4,7 @@ import hashlib
 import resource
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from pipeline.read import jinja
 from pipeline.read.fields import resolve_fields
-from pipeline.read.records import Record, RowError
+from pipeline.read.parts import KNOWN, Parts
+from pipeline.read.records import UNPAIRED, Record, RowError, Unusable
 from pipeline.read.template import Rendered, Renderer, resolve_template
-from schemas.config import FieldsConfig
+from pipeline.read.turns import holds_something
+from schemas.config import FieldsConfig, Form
 from schemas.errors import UsageError, UserError
 
 WITHOUT_INPUT = (
@@ -49,6 +51,10 @@ def resolved(*rows: dict[str, Any], **named: str) -> dict[str, str]:
     return fields.model_dump(exclude_none=True)
 
 
+def fields_of(form: str, **named: str) -> FieldsConfig:
+    return FieldsConfig(form=form, **named)
+
+
 def render(row: dict[str, Any], template: str = "auto", **named: str) -> Rendered:
     (record,) = records(row)
     fields = resolve_fields(FieldsConfig(**named), [record])
@@ -60,54 +66,47 @@ def halves(rendered: Rendered) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("row", "expected", "template"),
+    ("row", "form", "template"),
     [
-        ({"messages": TURNS, "text": "x", "prompt": "p", "response": "r"}, {"messages": "messages"}, "chat"),
-        ({"conversations": SHARED, "text": "x"}, {"messages": "conversations"}, "chat"),
-        (
-            {"topic": "t", "prompt": "P", "instruction": "I", "input": "", "output": "O"},
-            {"prompt": "prompt", "instruction": "instruction", "input": "input", "output": "output"},
-            "plain",
-        ),
-        (
-            {"prompt": "P", "instruction": "I", "output": ["O", "o"]},
-            {"prompt": "prompt", "instruction": "instruction", "output": "output"},
-            "plain",
-        ),
-        (
-            {"instruction": "I", "input": "", "output": "O", "text": "all of it"},
-            {"instruction": "instruction", "input": "input", "output": "output"},
-            "alpaca",
-        ),
-        (
-            {"instruction": "I", "context": "C", "response": "R", "category": "qa", "id": 7},
-            {"instruction": "instruction", "input": "context", "output": "response", "id": "id"},
-            "alpaca",
-        ),
-        ({"prompt": "P", "completion": "C"}, {"prompt": "prompt", "response": "completion"}, "plain"),
-        ({"prompt": "P", "chosen": "C", "rejected": "R"}, {"prompt": "prompt", "response": "chosen"}, "plain"),
-        ({"text": "T", "label": 1, "id": {"a": 1}}, {"text": "text"}, "plain"),
-        ({"text": "T", "id": 1.5}, {"text": "text"}, "plain"),
-        ({"messages": None, "text": "T"}, {"text": "text"}, "plain"),
-        ({"instruction": "I", "instances": [], "text": "T"}, {"text": "text"}, "plain"),
+        ({"messages": TURNS, "text": "x", "prompt": "p", "response": "r"}, "messages", "chat"),
+        ({"conversations": SHARED, "text": "x"}, "messages", "chat"),
+        ({"topic": "t", "prompt": "P", "instruction": "I", "input": "", "output": "O"}, "ready-made", "plain"),
+        ({"prompt": "P", "instruction": "I", "output": ["O", "o"]}, "ready-made", "plain"),
+        ({"prompt": "P", "instruction": "I", "response": "O"}, "instruction", "alpaca"),
+        ({"instruction": "I", "input": "", "output": "O", "text": "all of it"}, "instruction", "alpaca"),
+        ({"instruction": "I", "context": "C", "response": "R", "category": "qa", "id": 7}, "instruction", "alpaca"),
+        ({"input": "Q", "output": "O"}, "instruction", "alpaca"),
+        ({"prompt": "P", "completion": "C"}, "prompt", "plain"),
+        ({"prompt": "P", "chosen": "C", "rejected": "R"}, "prompt", "plain"),
+        ({"text": "T", "label": 1, "id": {"a": 1}}, "text", "plain"),
+        ({"messages": None, "text": "T"}, "text", "plain"),
+        ({"instruction": "I", "instances": [], "text": "T"}, "text", "plain"),
     ],
 )
-def test_detection(row: dict[str, Any], expected: dict[str, str], template: str) -> None:
-    assert resolved(dict.fromkeys(row), row) == expected
-    assert resolve_template("auto", FieldsConfig(**expected)) == template
+def test_detection(row: dict[str, Any], form: str, template: str) -> None:
+    assert resolved(dict.fromkeys(row), row) == {"form": form}
+    assert resolve_template("auto", fields_of(form)) == template
 
 
 def test_named_fields_win_and_the_other_half_is_detected() -> None:
     row = {"question": "Q", "context": "C", "instruction": "I", "output": "O", "answer": "A", "key": "k", "text": "T"}
-    assert resolved(row, instruction="question", response="answer") == {
-        "instruction": "question",
-        "response": "answer",
-    }
-    assert resolved(row, prompt="question") == {"prompt": "question", "response": "output"}
-    assert resolved(row, output="answer") == {"instruction": "instruction", "input": "context", "output": "answer"}
-    assert resolved(row, input="answer") == {"instruction": "instruction", "input": "answer", "output": "output"}
-    assert resolved(row, text="answer", id="key") == {"text": "answer", "id": "key"}
-    assert resolved({"prompt": "P", "answer": "A"}, response="answer") == {"prompt": "prompt", "response": "answer"}
+
+    def read(row: dict[str, Any], **named: str) -> tuple[str, ...]:
+        """The texts that a Jinja file or a built-in template would be given."""
+        fields = resolve_fields(FieldsConfig(**named), records(row))
+        parts = Parts(records(row)[0], fields)
+        if fields.form == "text":
+            return (parts.required("text"),)
+        asked = (parts.required("prompt"),) if fields.form == "prompt" else parts.instruction()
+        return (*asked, parts.response())
+
+    assert read(row, instruction="question", response="answer") == ("Q", "C", "A")
+    assert read(row, prompt="question") == ("Q", "O")
+    assert read(row, output="answer") == ("I", "C", "A")
+    assert read(row, input="answer") == ("I", "A", "O")
+    assert read(row, text="answer") == ("A",)
+    assert read({"prompt": "P", "answer": "A"}, response="answer") == ("P", "A")
+    assert render({**row, "output": "O"}, text="answer", id="key").id == "k"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +117,23 @@ def test_named_fields_win_and_the_other_half_is_detected() -> None:
         ({"question": "Q", "answer": "A"}, {}, UserError, "`question`, `answer` are of no known form; name them with"),
         ({"id": "x", "instruction": "I", "instances": [{"output": "O"}]}, {}, UserError, "`instances` holds nested"),
         ({"question": "Q", "answer": "A"}, {"prompt": "question"}, UserError, "add --response-field"),
+        (
+            {"instruction": "I", "answer": "A"},
+            {},
+            UserError,
+            "`instruction`, and no response to it; name its field with",
+        ),
+        (
+            {"instruction": "I", "output": 3},
+            {},
+            UserError,
+            "`output` is a number in rows.jsonl, line 1, text is wanted",
+        ),
+        ({"messages": "Hi"}, {}, UserError, "`messages` is a string in rows.jsonl, line 1, a list of turns is wanted"),
+        ({"text": {"a": "T"}}, {}, UserError, "`text` is an object in rows.jsonl, line 1"),
+        ({"instruction": "I", "output": "O", "context": "C"}, {"input": "contxt"}, UserError, "mean `context`?"),
+        ({"prompt": "P", "a": "A", "output": "O"}, {"input": "a"}, UserError, "Nothing names the prompt"),
+        ({"a": "A", "b": "B", "output": "O"}, {"prompt": "a", "input": "b"}, UsageError, "belongs to an instruction"),
         (
             {"question": "Q", "answer": "A"},
             {"output": "answer"},
@@ -162,9 +178,10 @@ def test_alpaca_to_the_byte(instruction: str, extra: str, output: str) -> None:
 
 @given(prompt=FULL, response=FULL)
 def test_ready_made_prompts_and_texts_stay_as_they_are(prompt: str, response: str) -> None:
-    assert halves(render({"prompt": prompt, "response": response})) == (prompt, response)
+    apart = prompt if prompt[-1].isspace() or response[0].isspace() else prompt + "\n"
+    assert halves(render({"prompt": prompt, "response": response})) == (apart, response)
     row = {"prompt": prompt, "instruction": "I", "input": "X", "output": [response, "another"]}
-    assert halves(render(row)) == (prompt, response)
+    assert halves(render(row)) == (apart, response)
     assert render({"text": response}).text == response
     assert render({"text": response}).response_start == 0
 
@@ -172,7 +189,7 @@ def test_ready_made_prompts_and_texts_stay_as_they_are(prompt: str, response: st
 @given(contents=st.lists(TEXT, min_size=1, max_size=5), response=FULL)
 def test_chat_keeps_every_turn_in_order(contents: list[str], response: str) -> None:
     turns = [{"role": ["user", "assistant"][n % 2], "content": text} for n, text in enumerate(contents)]
-    row = {"messages": [*turns, {"role": "assistant", "content": response}, {"role": "user", "content": "later"}]}
+    row = {"messages": [*turns, {"role": "assistant", "content": response}]}
     heads = ["### User:\n", "### Assistant:\n"]
     expected = "".join(f"{heads[n % 2]}{text}\n\n" for n, text in enumerate(contents)) + heads[1]
     assert halves(render(row)) == (expected, response)
@@ -207,14 +224,14 @@ def test_chat_of_other_forms() -> None:
         ({"prompt": "P", "response": [1.5]}, "`response` is a number, text is wanted"),
         ({"prompt": "P", "response": {"a": 1}}, "`response` is an object, text is wanted"),
         ({"prompt": ["P"], "response": "R"}, "`prompt` is a list, text is wanted"),
-        ({"prompt": "P", "response": "x\ud800"}, r"unpaired surrogate \ud800 in the text"),
+        ({"prompt": "P", "response": Unusable.of("x\ud800", UNPAIRED, r"\ud800")}, "surrogate: field `response`"),
         ({"prompt": "P", "response": "R", "id": True}, "`id` is true or false"),
         ({"prompt": "P", "response": "R", "id": 1.5}, "`id` is a number"),
-        ({"prompt": "P", "response": "R", "id": "\udfff"}, r"unpaired surrogate \udfff in `id`"),
+        ({"prompt": "P", "response": "R", "id": Unusable.of("\udfff", UNPAIRED)}, "surrogate: field `id`"),
     ],
 )
 def test_unusable_rows_have_a_reason(row: dict[str, Any], reason: str) -> None:
-    renderer = Renderer(FieldsConfig(prompt="prompt", response="response", id="id"), "plain")
+    renderer = Renderer(fields_of("prompt", prompt="prompt", response="response", id="id"), "plain")
     with pytest.raises(RowError) as raised:
         renderer.render(records(row)[0])
     assert reason in str(raised.value)
@@ -226,24 +243,140 @@ def test_unusable_rows_have_a_reason(row: dict[str, Any], reason: str) -> None:
         (None, "`messages` is empty"),
         ([], "`messages` is empty"),
         ("Hi", "`messages` is a string, a list of turns is wanted"),
-        (TURNS[:2], "no turn of the assistant"),
-        ([*TURNS[:2], {"role": "assistant", "content": None}], "the assistant's last turn is empty"),
-        (["Hi"], "turn 1 of `messages` is a string"),
-        ([TURNS[0], {"content": "Hi"}], "turn 2 of `messages` has no role"),
-        ([{"role": 1, "content": "Hi"}], "the role of turn 1 of `messages` is a number"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "the content of turn 1 of `messages` is a list"),
+        (TURNS[:2], "`messages` has no turn of the assistant"),
+        ([*TURNS[:2], {"role": "assistant", "content": None}], "the assistant's last turn in `messages` is empty"),
+        (["Hi"], "a turn of `messages` is a string, an object with role and content is wanted: turn 1"),
+        ([TURNS[0], {"content": "Hi"}], "a turn of `messages` has no role: turn 2"),
+        ([{"role": 1, "content": "Hi"}], "the role of a turn of `messages` is a number, text is wanted: turn 1"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "the content of a turn of `messages` is a list"),
+        ([*TURNS, TURNS[1], TURNS[1]], "`messages` goes on after the assistant's last turn: 2 of 7 turns"),
+        *(
+            (
+                [*TURNS[:2], {**TURNS[2], key: value}],
+                f"a turn of `messages` has `{key}`, for which the template has no place: turn 3",
+            )
+            for key, value in (
+                ("tool_calls", [{"function": {"name": "f"}}]),
+                ("function_call", {"name": "f"}),
+                ("reasoning_content", "Hm."),
+                ("thinking", "Hm."),
+            )
+        ),
     ],
 )
 def test_unusable_messages_have_a_reason(messages: Any, reason: str) -> None:
     with pytest.raises(RowError) as raised:
-        Renderer(FieldsConfig(messages="messages"), "chat").render(records({"messages": messages})[0])
-    assert reason in str(raised.value)
+        Renderer(fields_of("messages"), "chat").render(records({"messages": messages})[0])
+    assert str(raised.value).startswith(reason)
+
+
+def test_a_row_of_another_form_is_told_from_one_with_nothing_in_it() -> None:
+    renderer = Renderer(fields_of("messages"), "chat")
+    with pytest.raises(
+        RowError, match="the row has no `messages` or `conversations`: its fields are `instruction`, `output`"
+    ):
+        renderer.render(records({"instruction": "I", "output": "O"})[0])
+    with pytest.raises(RowError, match="`messages` is empty"):
+        renderer.render(records({"messages": None})[0])
+
+
+@pytest.mark.parametrize("name", ["system", "history", "tools", "tool_calls", "function_call", "reasoning_content"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "I", "output": "O"},
+        {"prompt": "P", "response": "R"},
+        {"conversations": SHARED},
+        {"prompt": "P", "instruction": "I", "output": "O"},
+    ],
+)
+def test_what_the_text_has_no_place_for_rejects_the_row(row: dict[str, Any], name: str, tmp_path: Path) -> None:
+    for nothing in (None, "", " ", [], {}):
+        assert render({**row, name: nothing}) == render(row)
+    with pytest.raises(RowError, match=f"the template has no place for `{name}`"):
+        render({**row, name: "Be brief."})
+    with pytest.raises(RowError, match=f"the template has no place for `{name}`"):
+        render({**row, name: [["Hi", "Hello."]]})
+    template = tmp_path / "my.jinja"
+    template.write_text("{{ row.NAME }}{{ row['other'] }}|".replace("NAME", name))
+    assert halves(render({**row, name: "Be brief.", "other": "x"}, str(template)))[0] == "Be brief.x|"
+    template.write_text("{% for name in row %}{{ name }}{% endfor %}|")
+    assert name in halves(render({**row, name: "Be brief."}, str(template)))[0]
+    assert render({"text": "T", name: "Be brief."}).unused == (name,)
+
+
+def test_each_row_is_read_for_itself() -> None:
+    """Parts that a row may lack, and other names of a part, wherever they come: after null, after rows without, anywhere."""
+    first = [{"instruction": "I", "input": None, "response": "R"}, {"instruction": "I", "response": "R"}]
+    fields = resolve_fields(FieldsConfig(), records(*first))
+    renderer = Renderer(fields, resolve_template("auto", fields))
+
+    def rendered(**row: Any) -> Rendered:
+        return renderer.render(records(row)[0])
+
+    with_input = WITH_INPUT.format(instruction="I", input="C")
+    for row in (
+        {"context": "C", "response": "R"},
+        {"input": None, "context": "C", "output": "R"},
+        {"input": " ", "context": "C", "output": None, "completion": "R"},
+        {"input": "C", "chosen": ["R"]},
+        {"context": 3, "input": "C", "output": 3, "response": "R"},
+    ):
+        assert rendered(instruction="I", **row).text == with_input + "R"
+    assert rendered(instruction="I", context=3, input="C", output=3, response="R").unused == ("context", "output")
+    assert rendered(instruction="", input="Q", output="R").text == WITHOUT_INPUT.format(instruction="Q") + "R"
+    assert rendered(input="Q", output="R").text == WITHOUT_INPUT.format(instruction="Q") + "R"
+    both = rendered(instruction="I", input="C", context="D", output="R", response="S", text="T", label="x", prompt="")
+    assert (both.used, both.unused) == (("input", "instruction", "output"), ("context", "response", "text"))
+    assert rendered(instruction="I", output=["R", "S"]).unused == ("output[1:]",)
+    assert rendered(instruction="I", output=["R", ""]).unused == ()
+    for value in (3, [], {}):
+        with pytest.raises(RowError, match="text is wanted"):
+            rendered(instruction="I", input=value, output="R")
+
+
+def test_keys_of_turns_that_were_not_used_are_told() -> None:
+    turns = [{**TURNS[1], "name": "Ada", "weight": 0, "value": ""}, {**TURNS[2], "value": "Other.", "from": "gpt"}]
+    assert render({"messages": turns}).unused == (
+        "messages[].from",
+        "messages[].name",
+        "messages[].value",
+        "messages[].weight",
+    )
+
+
+#: Every name that a row may have a part under, and what it may hold.
+NAMES = st.sampled_from(KNOWN)
+HELD = st.sampled_from([None, "", " ", "words", "other words", 3, [], ["a", "b"], {"a": "x"}, False])
+
+
+@given(row=st.dictionaries(NAMES, HELD, max_size=8), form=st.sampled_from(get_args(Form)))
+def test_what_a_row_says_is_in_the_text_or_told(row: dict[str, Any], form: Form) -> None:
+    fields = fields_of(form)
+    marked_row = {
+        name: f"<{name}: {value}>" if isinstance(value, str) and value.strip() else value for name, value in row.items()
+    }
+    try:
+        rendered = Renderer(fields, resolve_template("auto", fields)).render(records(marked_row)[0])
+    except RowError:
+        return
+    for name, value in marked_row.items():
+        said = isinstance(value, str) and value in rendered.text
+        made_of = form == "ready-made" and name in ("instruction", "input", "context")
+        assert (
+            said
+            or made_of
+            or not holds_something(value)
+            or name in rendered.unused
+            or (isinstance(value, list) and value[0] in rendered.text and f"{name}[1:]" in rendered.unused)
+        ), name
+    assert not {name for name in rendered.used if name in rendered.unused}
 
 
 def test_empty_text_and_empty_instruction_have_a_reason() -> None:
     with pytest.raises(RowError, match="`text` is empty"):
-        Renderer(FieldsConfig(text="text"), "plain").render(records({"text": "\n"})[0])
-    fields = FieldsConfig(instruction="instruction", input="input", output="output")
+        Renderer(fields_of("text"), "plain").render(records({"text": "\n"})[0])
+    fields = fields_of("instruction")
     with pytest.raises(RowError, match="`instruction` is empty"):
         Renderer(fields, "alpaca").render(records({"instruction": "", "output": "O"})[0])
     with pytest.raises(RowError, match="`input` is a number"):
@@ -251,19 +384,22 @@ def test_empty_text_and_empty_instruction_have_a_reason() -> None:
 
 
 def test_fields_that_the_template_does_not_use_are_not_looked_at() -> None:
-    fields = FieldsConfig(prompt="prompt", instruction="instruction", input="input", output="output")
-    row = records({"prompt": "P", "instruction": 3, "input": 4, "output": "O"})[0]
-    assert Renderer(fields, "plain").render(row).text == "PO"
+    row = {"prompt": "P", "instruction": 3, "input": 4, "output": "O", "score": Unusable.of("NaN", "NaN is not JSON")}
+    rendered = Renderer(fields_of("ready-made"), "plain").render(records(row)[0])
+    assert (rendered.text, rendered.unused) == ("P\nO", ())
 
 
 def test_ids_are_the_rows_own_or_of_the_content() -> None:
     row = {"prompt": "P", "response": "R"}
     assert render({**row, "id": 12}).id == "12"
     assert render({**row, "key": "k", "id": "x"}, id="key").id == "k"
-    derived = hashlib.sha256(b"1\nPR").hexdigest()[:16]
+    derived = hashlib.sha256(b"2\nP\nR").hexdigest()[:16]
     assert render(row).id == render({**row, "id": None}).id == render({**row, "id": "", "other": 1}).id == derived
-    assert render({"text": "PR"}).id == hashlib.sha256(b"0\nPR").hexdigest()[:16] != derived
-    assert render({"prompt": "PR", "response": "R"}).id != render({"prompt": "P", "response": "RR"}).id
+    assert (
+        render({**row, "id": 1.5}).id == render({**row, "id": {"a": 1}}).id == render({**row, "id": True}).id == derived
+    )
+    assert render({"text": "P\nR"}).id == hashlib.sha256(b"0\nP\nR").hexdigest()[:16] != derived
+    assert render({"prompt": "P ", "response": " R"}).id != render({"prompt": "P", "response": "  R"}).id
 
 
 @pytest.fixture
@@ -296,7 +432,7 @@ def test_a_template_file_renders_the_prompt(template: Path) -> None:
 def test_a_broken_template_is_told_before_any_row(template: Path, source: str, message: str) -> None:
     template.write_text(source)
     with pytest.raises(UsageError) as raised:
-        Renderer(FieldsConfig(instruction="instruction", output="output"), str(template))
+        Renderer(fields_of("instruction"), str(template))
     assert str(raised.value).startswith(f"{template}, line")
     assert message in str(raised.value)
 
@@ -327,10 +463,11 @@ def test_templates_that_do_not_fit_the_fields_are_told() -> None:
 
 
 def test_identity_follows_the_content(template: Path, tmp_path: Path) -> None:
-    fields = FieldsConfig(instruction="instruction", output="output")
+    fields = fields_of("instruction", output="output")
     template.write_bytes(b"{{ instruction }}\r\n")
     first = Renderer(fields, str(template)).identity()
-    assert first["fields"] == {"instruction": "instruction", "output": "output"}
+    assert first["fields"] == {"form": "instruction", "output": "output"}
+    assert first["names"] == {"instruction": ["instruction"], "input": ["input", "context"], "response": ["output"]}
     elsewhere = tmp_path / "folder" / "my.jinja"
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(b"{{ instruction }}\n")

@@ -384,14 +384,15 @@ def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, 
     full_response_ids = whole.input_ids[whole.response_start :][real[whole.response_start :]].tolist()
     full_offsets = whole.offsets[whole.response_start :][: len(full_response_ids)]
     kept_prompt_most = len(full_prompt) if prompt_limit is None else min(prompt_limit, len(full_prompt))
-    if isinstance(cut, str):
-        assert cut == "student: prompt leaves no room for the response in max_length"
-        # up to the first place where the response may be cut there are more tokens than there is room for
-        uncut = 1
-        while uncut < len(full_offsets) and full_offsets[uncut, 0] < full_offsets[uncut - 1, 1]:
-            uncut += 1
-        assert prefix + kept_prompt_most + uncut > limit
+    # up to the first place where the response may be cut
+    uncut = 1
+    while uncut < len(full_offsets) and full_offsets[uncut, 0] < full_offsets[uncut - 1, 1]:
+        uncut += 1
+    if isinstance(cut, str):  # only where not even that has room without any prompt
+        assert cut == "student: max_length leaves no room for the response"
+        assert prefix + uncut > limit
         return
+    assert prefix + uncut <= limit
     assert len(cut.input_ids) <= limit
     prompt_tokens = cut.response_start - prefix
     assert prompt_tokens <= kept_prompt_most

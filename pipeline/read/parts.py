@@ -1,0 +1,165 @@
+"""The parts of one row, read for itself: under which of its names it has each, what was used and what was left.
+
+Nothing that a row says is left out in silence. A field that would change what is asked or answered, and has no place in the
+text (`system`, `history`, `tools` …), rejects the row; another field that usually holds text and was not used is counted.
+"""
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from pipeline.read.fields import AFTER_INSTRUCTION, INPUTS, MESSAGES, listed, names_of, type_of
+from pipeline.read.records import Record, RowError, Unusable, unusable_in
+from pipeline.read.turns import Conversation, conversation, holds_something
+from schemas.alpaca import question
+from schemas.config import FieldsConfig
+
+#: What belongs to a prompt or a response beside its text.
+UNPLACED: Final = (
+    "system",
+    "system_prompt",
+    "history",
+    "tools",
+    "functions",
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+)
+#: What usually holds text: told where it was not used.
+KNOWN: Final = (
+    *MESSAGES,
+    "prompt",
+    "instruction",
+    *INPUTS,
+    *AFTER_INSTRUCTION,
+    "text",
+    "question",
+    "query",
+    "answer",
+    "reasoning",
+    "thinking",
+    "rejected",
+    *UNPLACED,
+)
+
+
+class Parts:
+    """One row's parts, and which of its fields they were read from."""
+
+    def __init__(self, record: Record, fields: FieldsConfig) -> None:
+        """`fields` are resolved ones."""
+        self._row = record.fields
+        self._fields = fields
+        self._names = names_of(fields)
+        self._used: set[str] = set()
+        self._unused: set[str] = set()
+
+    def text(self, part: str) -> str:
+        """A part that a row may lack; empty where it does."""
+        name = self._name(part, (str,))
+        return "" if name is None else self._text(name, self._row[name])
+
+    def required(self, part: str) -> str:
+        """A part that a row needs. Raises `RowError` where it is missing, empty or of another type."""
+        return self._needed(part, (str,))
+
+    def response(self) -> str:
+        """The response; of a list of them the first."""
+        return self._needed("response", (str, list))
+
+    def conversation(self) -> Conversation:
+        """The turns."""
+        name = self._name("messages", (list,))
+        if name is None:
+            raise self._missing("messages")
+        found = conversation(self._row[name], name)
+        self._used.add(name)
+        self._unused.update(f"{name}[].{key}" for key in found.unused)
+        return found
+
+    def id(self) -> str | None:
+        """The row's own id: in the field that the user names, or in `id` if what stands there can be one."""
+        name = self._fields.id or "id"
+        value = self._row.get(name)
+        usable = isinstance(value, str | int) and not isinstance(value, bool)
+        if value is None or value == "" or (not usable and self._fields.id is None):
+            return None
+        if isinstance(value, Unusable):
+            raise value.error(f"field `{name}`")
+        if not usable:
+            raise RowError(f"`{name}` is {type_of(value)}, an id is a string or an integer")
+        self._used.add(name)
+        return str(value)
+
+    def instruction(self) -> tuple[str, str]:
+        """Instruction and input; a question that stands in the input alone is the instruction."""
+        asked, context = question(self.text("instruction"), self.text("input"))
+        if not asked.strip():
+            raise self._missing("instruction")
+        return asked, context
+
+    def made_of(self, *parts: str) -> None:
+        """Another part that was read is made of these."""
+        names = (name for part in parts for name in self._names.get(part, ()))
+        self._used.update(name for name in names if name in self._row)
+
+    def take(self, names: Collection[str] | None) -> None:
+        """Fields that the template takes as they are; None: all of them. Raises `RowError` for one that is unusable."""
+        for name in self._row if names is None else [name for name in self._row if name in names]:
+            self._used.add(name)
+            if (found := unusable_in(self._row[name])) is not None:
+                raise found.error(f"field `{name}`")
+
+    def used(self) -> tuple[str, ...]:
+        """The fields that were read and hold something."""
+        return tuple(sorted(name for name in self._used if holds_something(self._row[name])))
+
+    def left_out(self) -> tuple[str, ...]:
+        """What was not used, once all parts are read.
+
+        `name[1:]` stands for further entries of a list, `name[].key` for a key of turns. Raises `RowError` for a field that
+        the text has no place for.
+        """
+        left = [name for name in KNOWN if name not in self._used and holds_something(self._row.get(name))]
+        unplaced = [name for name in left if name in UNPLACED]
+        if unplaced and self._fields.form != "text":
+            raise RowError(
+                f"the template has no place for `{unplaced[0]}` (a Jinja file has, with `row.{unplaced[0]}`)"
+            )
+        return tuple(sorted(self._unused.union(left)))
+
+    def _name(self, part: str, kinds: tuple[type, ...]) -> str | None:
+        """Under which name the row has a part: one with something of the right type, else with anything but null."""
+        names = [name for name in self._names.get(part, ()) if self._row.get(name) is not None]
+        fitting = (n for n in names if isinstance(self._row[n], kinds) and holds_something(self._row[n]))
+        return next(fitting, names[0] if names else None)
+
+    def _needed(self, part: str, kinds: tuple[type, ...]) -> str:
+        name = self._name(part, kinds)
+        if name is None:
+            raise self._missing(part)
+        value = self._row[name]
+        if list in kinds and isinstance(value, list):
+            if any(map(holds_something, value[1:])):
+                self._unused.add(f"{name}[1:]")
+            value = value[0] if value else ""
+        text = self._text(name, value)
+        if not text.strip():
+            raise RowError(f"`{name}` is empty")
+        return text
+
+    def _text(self, name: str, value: Any) -> str:
+        if isinstance(value, Unusable):
+            raise value.error(f"field `{name}`")
+        if value is None:
+            value = ""
+        if not isinstance(value, str):
+            raise RowError(f"`{name}` is {type_of(value)}, text is wanted")
+        self._used.add(name)
+        return value
+
+    def _missing(self, part: str) -> RowError:
+        names = self._names.get(part, (part,))
+        for name in names:
+            if name in self._row:
+                return RowError(f"`{name}` is empty")
+        return RowError(f"the row has no {listed(names, ' or ')}", f"its fields are {listed(list(self._row)[:10])}")
