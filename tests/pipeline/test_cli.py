@@ -113,6 +113,34 @@ def test_standard_input_gives_what_the_file_gives(sample_file, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_rows_left_out_count_in_the_exit_code_and_are_told(command, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"instruction": "Name a tree.", "output": "Oak."},
+        {"instruction": "Name a tree that grows by a river. " * 9, "output": "Willow.", "text": "Willow."},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    long = ["parse", path, *TOKENIZERS, "--workers", 1, "--overflow", "drop", "--max-length", 90]
+    code, out, err = command(*long, "-o", tmp_path / "dropped")
+    assert code == 6
+    assert "2 rows in, 1 row out." in out
+    assert "1 dropped: teacher: row longer than max_length" in out
+    assert "Read: `instruction` in 2 rows, `output` in 2 rows." in out
+    assert "Not read: `text` in 1 row." in out
+    assert f"1 row left out; see {tmp_path / 'dropped' / 'rejected.jsonl'}" in err.replace("\n", "")
+    assert command(*long, "-o", tmp_path / "dropped", "--allow-rejected")[0] == 0
+
+    code, _, _ = command("parse", path, *TOKENIZERS, "--workers", 1, "-o", tmp_path / "whole")
+    assert code == 0
+    shorter = ["align", tmp_path / "whole", "--student", "embedded:sentencepiece-bpe", "--workers", 1]
+    shorter += ["--overflow", "drop", "--max-length", 90]
+    assert command(*shorter, "-o", tmp_path / "shorter")[0] == 6
+    assert command(*shorter, "-o", tmp_path / "shorter", "--allow-rejected")[0] == 0
+    # what had been left out before is no loss of this run
+    same = ["align", tmp_path / "dropped", "--student", "embedded:sentencepiece-bpe", "--workers", 1]
+    assert command(*same, "-o", tmp_path / "same")[0] == 0
+
+
 def test_align_writes_beside_the_old_dataset(command, prepared, tmp_path):
     code, out, _ = command("align", prepared, "--student", "embedded:sentencepiece-bpe", "--workers", 1, "--json")
     assert code == 0

@@ -11,8 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.read.fields import resolve_fields
+from pipeline.read.records import Record
+from pipeline.read.template import Renderer, resolve_template
 from schemas import embedded
 from schemas.alpaca import alpaca
+from schemas.config import FieldsConfig
 from schemas.errors import Exit, UserError
 from trainer import evaluate
 from trainer.evaluation import perplexity, responses
@@ -85,6 +89,26 @@ def test_rows_of_mixed_shapes(mixed):
     ]
     assert [question.row for question in read_questions(mixed, min_words=4)] == [0, 2], "the first reference counts"
     assert [question.row for question in read_questions(mixed, min_words=3, limit=2)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *ROWS,
+        {"prompt": "What is 2 + 2?", "output": "4"},
+        {"prompt": "The sky is", "completion": " blue."},
+        {"prompt": "P", "instruction": "I", "output": ["\nO", "o"]},
+        {"instruction": "", "input": "Who sold the mill?", "output": "Ada."},
+        {"input": "Who sold the mill?", "output": "Ada."},
+    ],
+)
+def test_a_student_is_asked_as_it_was_trained(tmp_path, row):
+    record = Record(0, "rows.jsonl", 1, row)
+    fields = resolve_fields(FieldsConfig(), [record])
+    trained = Renderer(fields, resolve_template("auto", fields)).render(record)
+    (asked,) = read_questions(written(tmp_path / "rows.jsonl", [row]))
+    assert asked.prompt == trained.text[: trained.response_start]
+    assert asked.references[0] == trained.text[trained.response_start :]
 
 
 @pytest.mark.parametrize(
