@@ -23,7 +23,6 @@ from pipeline.shards import pool as processes
 from pipeline.shards.workspace import CONFIG
 from schemas.config import CacheConfig
 from schemas.errors import ResourceError, UserError
-from schemas.signals import STORAGE
 from trainer.cache import TeacherCache
 from trainer.maths.geometry import centrality_weights, covered, pool, units_with_span
 from trainer.maths.ragged import normalize_rows, pointers
@@ -90,8 +89,10 @@ def bound(storage, vectors):
     return of_type[storage] * 1.001 + ROUNDING * peak
 
 
-@pytest.mark.parametrize("state_tokens", ["covered", "all"])
-@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize(
+    ("storage", "state_tokens"),
+    [("fp32", "all"), ("fp32", "covered"), ("bf16", "covered"), ("fp16", "all"), ("fp8", "covered"), ("int8", "all")],
+)
 def test_cached_equals_live(cache_plan, documents, live, tmp_path, storage, state_tokens):
     types = dict.fromkeys(("units", "states", "final"), storage)
     plan = cache_plan(layers=LAYERS, signals=EVERY, storage=types, state_tokens=state_tokens, topk=TOPK)
