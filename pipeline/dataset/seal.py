@@ -6,11 +6,11 @@ from typing import Any, Final, Protocol, runtime_checkable
 from pipeline.dataset import shards
 from pipeline.dataset.card import dataset_card
 from pipeline.shards import counts, publish
-from pipeline.shards.workspace import CARD, CONFIG, Workspace
+from pipeline.shards.workspace import CARD, Workspace
 from schemas import files
 from schemas.columns import arrow_schema
 from schemas.config import ParseConfig
-from schemas.manifest import InputFile, Manifest, read_manifest
+from schemas.manifest import CONFIG, InputFile, Manifest, read_manifest
 
 Outcome = publish.Outcome[Manifest]
 
