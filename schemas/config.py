@@ -1,7 +1,7 @@
 """Typed configs: YAML in, frozen objects, resolved YAML out. Of an unknown key the nearest known one is named."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -49,6 +49,14 @@ class Strict(BaseModel):
         """YAML that gives this object back."""
         text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         return text
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to one with dotted keys: `{"optim": {"lr": 1}}` -> `{"optim.lr": 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:

@@ -2,8 +2,10 @@
 
 import difflib
 import reprlib
+import shlex
 from collections.abc import Iterable
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, Final
 
 #: Most characters of a wrong value that a message repeats.
@@ -42,6 +44,21 @@ class StateError(UserError):
     """A folder is in use, unfinished, damaged, or was made by another config."""
 
     exit_code = Exit.STATE
+
+
+class DamagedError(StateError):
+    """A finished folder is not what was written; `what` is wrong with it, and `again` the command that writes it anew."""
+
+    def __init__(self, folder: Path, what: str, again: str) -> None:
+        super().__init__(folder, what, again)  # as they are: an error that comes out of a worker is made again of them
+        self.what = what
+
+    def __str__(self) -> str:
+        folder, what, again = self.args
+        return (
+            f"{folder} is damaged: {what}. `{shlex.join(['mta-prep', 'verify', str(folder)])}` says what else is wrong; "
+            f"`{again}` writes it anew."
+        )
 
 
 class ResourceError(UserError):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temp file, flush, fsync, rename, fsync folder."""
+"""Files that are whole or absent: temp file, flush, fsync, rename, fsync folder. And what is in them: checksums."""
 
 import hashlib
 import os
@@ -13,8 +13,8 @@ PARTIAL = ".partial"
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream whose content appears at `path` only once it is complete and on disk."""
-    partial = path.with_name(path.name + PARTIAL)
+    """A binary stream whose content appears at `path` only once it is complete and on disk; of several writers the last's."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as stream:
             yield stream
@@ -36,6 +36,18 @@ def sha256_of(path: Path) -> str:
     """Checksum of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def problem(path: Path, size: int, sha256: str | None) -> str | None:
+    """What is wrong with a file that was written with this many bytes and, unless None, this checksum: `is missing`, …"""
+    if not path.is_file():
+        return "is missing"
+    found = path.stat().st_size
+    if found != size:
+        return f"has {found} bytes, its manifest says {size}"
+    if sha256 is not None and sha256_of(path) != sha256:
+        return "has another checksum than its manifest says"
+    return None
 
 
 def clear_partial(folder: Path) -> None:

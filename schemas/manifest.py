@@ -1,27 +1,36 @@
 """`manifest.json`: what a finished folder is, made of what, in which files. Written last; without it a folder is unfinished.
 
 Nothing in it depends on dates, worker counts or where the folder lies, so two runs of one config write the same bytes.
+What is read of it beyond its first level is checked as well (`schemas.records`), whoever changed it.
 """
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic_core import from_json
 
+from schemas import files
 from schemas.config import Strict
 from schemas.errors import StateError
+from schemas.records import CacheRecord, Count, DatasetRecord, Sha256
+from schemas.signals import SHARDS
 
 MANIFEST: Final = "manifest.json"
+#: The resolved config, beside it.
+CONFIG: Final = "config.yaml"
 DATASET_FORMAT: Final = "mta-prep/dataset"
 CACHE_FORMAT: Final = "mta-prep/teacher-cache"
 FORMAT_VERSION: Final = 1
 #: Of a tokenizer's identity, what says nothing of the tokens that it gives.
 _NAMES: Final = frozenset({"name", "revision"})
+#: Characters told of what is wrong with a manifest.
+_TOLD: Final = 200
 
 #: A bare file name: no folder, no way out of the folder it stands in.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Counts = dict[str, Any]  # nested mappings of reason to number
 
 
@@ -29,29 +38,52 @@ class InputFile(Strict):
     """One input as it was read."""
 
     name: str
-    bytes: int
+    bytes: Count
     sha256: Sha256
-    rows: int
+    rows: Count
 
 
 class ShardFile(Strict):
     """One published file."""
 
     file: FileName
-    rows: int
-    bytes: int
+    rows: Count
+    bytes: Count
     sha256: Sha256
+
+    def problem(self, folder: Path, content: bool = False) -> str | None:
+        """What is wrong with it in `folder`; see `files.problem`."""
+        return files.problem(folder / self.file, self.bytes, self.sha256 if content else None)
 
 
 class OtherFile(Strict):
     """One published file that is no shard."""
 
     file: FileName
-    bytes: int
+    bytes: Count
     sha256: Sha256
 
+    def problem(self, folder: Path, content: bool = False) -> str | None:
+        """What is wrong with it in `folder`; see `files.problem`."""
+        return files.problem(folder / self.file, self.bytes, self.sha256 if content else None)
 
-class Manifest(Strict):
+
+def _each_once(shards: tuple[ShardFile, ...]) -> tuple[ShardFile, ...]:
+    if len({shard.file for shard in shards}) < len(shards):
+        raise ValueError("two shards are in one file")
+    return shards
+
+
+Shards = Annotated[tuple[ShardFile, ...], Field(min_length=1), AfterValidator(_each_once)]
+
+
+class _Sealed(Strict):
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+class Manifest(_Sealed):
     """Identity, counts and files of a prepared dataset."""
 
     format: str = DATASET_FORMAT
@@ -65,16 +97,12 @@ class Manifest(Strict):
     tokenizers: dict[str, dict[str, Any]]
     segmenter: dict[str, Any]
     parser: dict[str, Any]
-    rows_in: int
-    rows_out: int
-    rejected: dict[str, int]  # rows that could not be used, by reason; kept in rejected.jsonl
-    dropped: dict[str, int]  # rows left out by the config's own rules, by reason
+    rows_in: Count
+    rows_out: Count
+    rejected: dict[str, Count]  # rows that could not be used, by reason; kept in rejected.jsonl
+    dropped: dict[str, Count]  # rows left out by the config's own rules, by reason
     counts: Counts = Field(default_factory=dict)
-    shards: tuple[ShardFile, ...]
-
-    def to_json(self) -> str:
-        """The file's text."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    shards: Shards
 
 
 def same_tokens(manifest: Manifest) -> bool:
@@ -91,7 +119,7 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-class CacheManifest(Strict):
+class CacheManifest(_Sealed):
     """Identity, shapes and files of a teacher cache."""
 
     format: str = CACHE_FORMAT
@@ -101,16 +129,18 @@ class CacheManifest(Strict):
     config: dict[str, Any]  # CacheConfig, resolved
     teacher: dict[str, Any]  # name, revision, sha256 of the weights, architecture, depth, hidden and vocabulary size
     logits: dict[str, Any] | None  # with `final`: `soft_cap`, `scale`; what the model does behind its output matrix
-    rows: int
-    tokens: int
+    rows: Count
+    tokens: Count
     counts: Counts = Field(default_factory=dict)  # units per layer, units without a teacher span
     index: OtherFile
     head: OtherFile | None
-    shards: tuple[ShardFile, ...]
+    shards: Shards
 
-    def to_json(self) -> str:
-        """The file's text."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    @cached_property
+    def files(self) -> dict[str, ShardFile | OtherFile]:
+        """Every file, by its name from the cache's folder on."""
+        others = [self.index, *([] if self.head is None else [self.head])]
+        return {each.file: each for each in others} | {f"{SHARDS}/{each.file}": each for each in self.shards}
 
 
 AnyManifest = TypeVar("AnyManifest", Manifest, CacheManifest)
@@ -123,12 +153,12 @@ MADE_BY: Final = {
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished dataset; raises `StateError` where there is none or it is not ours."""
-    return _read(folder, DATASET_FORMAT, Manifest)
+    return _read(folder, DATASET_FORMAT, Manifest, DatasetRecord)
 
 
 def read_cache_manifest(folder: Path) -> CacheManifest:
     """The manifest of a finished teacher cache; raises `StateError` where there is none or it is not ours."""
-    return _read(folder, CACHE_FORMAT, CacheManifest)
+    return _read(folder, CACHE_FORMAT, CacheManifest, CacheRecord)
 
 
 def format_of(folder: Path) -> str | None:
@@ -140,15 +170,22 @@ def format_of(folder: Path) -> str | None:
             if folder.exists()
             else f"There is no folder {folder}."
         )
+    name = _value((folder / MANIFEST).read_bytes(), "format")
+    return name if isinstance(name, str) else None
+
+
+def _value(text: bytes, key: str) -> Any:
+    """A key's value at a manifest's first level, whatever else is in it; None if there is none."""
     try:
-        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError):
+        values = from_json(text)
+    except ValueError:
         return None
-    found = values.get("format") if isinstance(values, dict) else None
-    return found if isinstance(found, str) else None
+    return values.get(key) if isinstance(values, dict) else None
 
 
-def _read(folder: Path, wanted: str, model: type[AnyManifest]) -> AnyManifest:
+def _read(
+    folder: Path, wanted: str, model: type[AnyManifest], record: type[DatasetRecord] | type[CacheRecord]
+) -> AnyManifest:
     path = folder / MANIFEST
     what, command = MADE_BY[wanted]
     if not path.is_file():
@@ -158,18 +195,30 @@ def _read(folder: Path, wanted: str, model: type[AnyManifest]) -> AnyManifest:
             f"{folder} has no {MANIFEST}: it is no {what}, or its run has not finished "
             f"(run the same `{command}` command again to go on)."
         )
+    text = path.read_bytes()
+    name, version = _value(text, "format"), _value(text, "format_version")
+    if isinstance(name, str) and name != wanted and name in MADE_BY:
+        raise StateError(f"{folder} is a {MADE_BY[name][0]}, not a {what}; `{command}` makes those.")
+    if name != wanted:
+        raise StateError(f"{path} is damaged or not the manifest of a {what} (its format is not {wanted!r}).")
+    if version != FORMAT_VERSION:
+        raise StateError(
+            f"{path} is of format version {version}, this mta-prep reads version {FORMAT_VERSION}: run "
+            f"`{command}` again into a new folder, or install the version of mta-prep that the manifest names."
+        )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = values.get("format") if isinstance(values, dict) else None
-        if found != wanted and found in MADE_BY:
-            raise StateError(f"{folder} is a {MADE_BY[found][0]}, not a {what}; `{command}` makes those.")
-        version = values.get("format_version") if isinstance(values, dict) else None
-        if found == wanted and version != FORMAT_VERSION:
-            raise StateError(
-                f"{path} is of format version {version}, this mta-prep reads version {FORMAT_VERSION}: run "
-                f"`{command}` again into a new folder, or install the version of mta-prep that the manifest names."
-            )
-        return model.model_validate(values)
-    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        first = " ".join(str(error).split())[:160]
-        raise StateError(f"{path} is damaged or not the manifest of a {what} ({first}).") from None
+        manifest = model.model_validate_json(text, strict=True)
+        record.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise StateError(f"{path} is damaged or not the manifest of a {what} ({_first_problem(error)}).") from None
+    return manifest
+
+
+def _first_problem(error: ValidationError) -> str:
+    """`rows: input should be a valid integer, got 'many'`."""
+    problem = error.errors()[0]
+    told = problem["msg"].removeprefix("Value error, ")
+    place = ".".join(map(str, problem["loc"]))
+    value = problem["input"]
+    got = f", got {value!r}" if isinstance(value, str | int | float | None) else ""
+    return f"{place + ': ' if place else ''}{told[:1].lower()}{told[1:]}{got}"[:_TOLD]

@@ -24,6 +24,7 @@ output matrix, `weight` [V, d] and, if it has one, `bias` [V]; what else happens
 `index.arrow` says where each row of the dataset, in its order, lies (`index_schema`).
 """
 
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import pyarrow as pa
@@ -75,9 +76,9 @@ def index_schema() -> pa.Schema:
     )
 
 
-def layer_name(layer: int, part: str) -> str:
-    """`24`, `relations` -> `layer24.relations`."""
-    return f"layer{layer}.{part}"
+def tensor_name(part: str, layer: int | None = None) -> str:
+    """`relations`, `24` -> `layer24.relations`; `final` as it is."""
+    return part if layer is None else f"layer{layer}.{part}"
 
 
 def scale_name(name: str) -> str:
@@ -85,5 +86,33 @@ def scale_name(name: str) -> str:
     return f"{name}.scale"
 
 
-#: By what a tensor is ragged: of what a row has how many elements. `structure` is known without a teacher.
-Along = Literal["structure", "tokens", "units", "pairs", "states"]
+#: By what a tensor is ragged: of what a row has how many elements. Along `rows`, a pointer each, and one more.
+Along = Literal["rows", "tokens", "units", "pairs", "states"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is true of a tensor whatever its layer."""
+
+    along: Along
+    signal: Signal | None = None  # that it is part of; None for what is always there
+    structure: bool = False  # known without a teacher
+
+
+#: By what stands behind the layer in a tensor's name, or its name.
+PARTS: Final[dict[str, Part]] = {
+    ROW_POINTERS: Part("rows", structure=True),
+    "unit_rows": Part("rows", structure=True),
+    "unit_index": Part("units", structure=True),
+    "unit_weights": Part("units"),
+    "relations": Part("pairs", "relations"),
+    "units": Part("units", "units"),
+    "states": Part("states", "states"),
+    "state_rows": Part("rows", "states", structure=True),
+    "state_index": Part("states", "states", structure=True),
+    "token_weights": Part("states", "states"),
+    "attention": Part("tokens", "attention"),
+    FINAL: Part("tokens", "final"),
+    TOPK_INDICES: Part("tokens", "topk"),
+    TOPK_LOGPROBS: Part("tokens", "topk"),
+}

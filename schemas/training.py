@@ -87,6 +87,7 @@ class DataConfig(Strict):
     held_out: int = Field(default=0, ge=0)  # rows kept for validation, chosen by `seed`
     batch_size: int = Field(default=16, ge=1)  # documents of one optimizer step, over all ranks
     micro_batches: int = Field(default=1, ge=1)  # parts in which a rank works through its share of them
+    verify: bool = False  # compare every checksum of dataset and caches before the first step
     workers: int = Field(default=1, ge=0)  # processes per rank that read ahead; 0: none
     seed: Seed = 42
 

@@ -11,11 +11,10 @@ when one of its rows is first asked for. A cache may be forked with shards open,
 """
 
 import operator
-import shlex
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -25,66 +24,54 @@ from jaxtyping import Float, Float32, Int32, Int64, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from schemas import arrow, commands
 from schemas import signals as names
 from schemas.columns import Granularity
 from schemas.config import CacheConfig, LayerConfig
-from schemas.errors import StateError, UsageError
-from schemas.manifest import OtherFile, ShardFile, read_cache_manifest
-from schemas.signals import Along, Signal, layer_name, scale_name
-from trainer.maths.quantization import decode
+from schemas.errors import DamagedError, UsageError
+from schemas.manifest import read_cache_manifest
+from schemas.signals import PARTS, Along, Signal, scale_name, tensor_name
+from trainer.maths.quantization import DTYPES, TOP, decode
+from trainer.maths.ragged import check_pointers
 from trainer.maths.triangle import from_fixed_point, pair_rows, square
-
-if TYPE_CHECKING:
-    from trainer.models.head import Head
-
+from trainer.models.head import Head
 
 #: Of a row's elements, all.
 EVERYTHING: Final = slice(None)
 
 
-def command(config: CacheConfig) -> str:
-    """The command for a cache of this dataset, teacher, layers, signals and limit, into a folder OTHER."""
-    teacher = config.teacher
-    words = ["mta-prep", "cache-teacher", config.dataset, "--teacher", teacher.model]
-    optional = {
-        "--teacher-revision": teacher.revision,
-        "--gguf-file": teacher.gguf_file,
-        "--dtype": None if teacher.dtype == "auto" else teacher.dtype,
-        "--layers": ",".join(f"{each.layer}:{each.granularity}" for each in config.layers) or None,
-        "--signals": ",".join(config.signals),
-        "--state-tokens": None if config.state_tokens == "covered" else config.state_tokens,
-        "--weights": None if config.weights == "centrality" else config.weights,
-        "--limit": None if config.limit is None else str(config.limit),
-    }
-    for flag, value in optional.items():
-        words += [] if value is None else [flag, value]
-    return shlex.join([*words, "-o", "OTHER"])
-
-
 class TeacherCache:
     """A finished cache. Rows are those of the dataset, from 0, in its order; layers are indices into `hidden_states`.
 
-    Raises `StateError` for a folder that is unfinished or damaged as far as can be seen without reading it through
-    (`mta-prep verify` does), and `UsageError`, naming the command that makes what is missing, for rows, layers and
-    signals that it does not hold.
+    Raises `StateError` for a folder that is unfinished or damaged as far as can be seen without reading it through: sizes,
+    the checksums of the index and the output matrix, and the structure of whatever is read. Values of shards are taken at
+    their word, unless `verify` is given, which compares every checksum first. Raises `UsageError`, naming the command that
+    makes what is missing, for rows, layers and signals that it does not hold.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.folder = Path(path)
-        self.manifest = read_cache_manifest(self.folder)
-        self.config = CacheConfig.parse(self.manifest.config, str(self.folder))
+    def __init__(self, path: str | Path, verify: bool = False) -> None:
+        self._open_folder(Path(path))
+        self._require_checksums([*self.manifest.files] if verify else [self.manifest.index.file])
+
+    def _open_folder(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_cache_manifest(folder)
+        self.config = CacheConfig.parse(self.manifest.config, str(folder))
         self.layers: dict[int, Granularity] = {each.layer: each.granularity for each in self.config.layers}
         self._shards: dict[int, _Shard] = {}
         if sum(shard.rows for shard in self.manifest.shards) != self.manifest.rows:
-            raise self._damaged("its shards do not add up to the rows of its manifest")
-        self._require_whole(self.manifest.index.file, self.manifest.index)
-        for shard in self.manifest.shards:
-            self._require_whole(f"{names.SHARDS}/{shard.file}", shard)
-        if self.manifest.head is not None:
-            self._require_whole(self.manifest.head.file, self.manifest.head)
+            raise self.damaged("its shards do not add up to the rows of its manifest")
+        for name, entry in self.manifest.files.items():
+            problem = entry.problem((folder / name).parent)
+            if problem is not None:
+                raise self.damaged(f"{name} {problem}")
 
-    def __reduce__(self) -> tuple[type["TeacherCache"], tuple[Path]]:
-        return type(self), (self.folder,)
+    # pickled for other processes, which need not compare checksums once more
+    def __getstate__(self) -> Path:
+        return self.folder
+
+    def __setstate__(self, folder: Path) -> None:
+        self._open_folder(folder)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -93,19 +80,18 @@ class TeacherCache:
     def index(self) -> pa.Table:
         """`index.arrow`, memory-mapped: a line a row, see `schemas.signals.index_schema`."""
         try:
-            with pa.memory_map(str(self.folder / self.manifest.index.file)) as source:
-                table: pa.Table = pa.ipc.open_file(source).read_all()
+            table = arrow.table(self.folder / self.manifest.index.file)
         except pa.ArrowInvalid as error:
-            raise self._damaged(f"its index cannot be read ({error})") from None
+            raise self.damaged(f"its index cannot be read ({error})") from None
         if not table.schema.equals(names.index_schema()) or len(table) != self.manifest.rows:
-            raise self._damaged(f"its index does not list the {self.manifest.rows} rows of its manifest")
+            raise self.damaged(f"its index does not list the {self.manifest.rows} rows of its manifest")
         return table
 
     @property
     def ids(self) -> list[str]:
         """Ids of all rows, made anew at every call; as an Arrow column without a copy: `index["id"]`."""
-        found: list[str] = self.index["id"].to_pylist()
-        return found
+        ids: list[str] = self.index["id"].to_pylist()
+        return ids
 
     def row_of(self, id: str) -> int:
         """The row with this id, the first if there are several. Looks through the ids: meant for people, not loops."""
@@ -116,21 +102,19 @@ class TeacherCache:
 
     def unit_index(self, row: int, layer: int) -> Int64[Tensor, " units"]:
         """Which units of the layer's granularity have a teacher span: places in the dataset's column, rising."""
-        return self._layer_values(row, layer, None, "unit_index", "units").to(torch.int64)
+        return self._values(row, "unit_index", layer).to(torch.int64)
 
     def unit_weights(self, row: int, layer: int) -> Float32[Tensor, " units"]:
         """The teacher's weight of each of those units; they add up to 1 (if there are any)."""
-        return self._layer_values(row, layer, None, "unit_weights", "units").clone()
+        return self._values(row, "unit_weights", layer).clone()
 
     def triangle(self, row: int, layer: int) -> Float32[Tensor, " pairs"]:
         """Cosines of every pair of units, as a flat upper triangle (`trainer.maths.triangle`)."""
-        return from_fixed_point(self._layer_values(row, layer, "relations", "relations", "pairs"))
+        return self.triangles([row], layer)
 
     def triangles(self, rows: Sequence[int], layer: int) -> Float32[Tensor, " pairs"]:
         """Those of several rows, one after the other."""
-        return from_fixed_point(
-            torch.cat([self._layer_values(row, layer, "relations", "relations", "pairs") for row in rows])
-        )
+        return from_fixed_point(torch.cat([self._values(row, "relations", layer) for row in rows]))
 
     def relations(self, row: int, layer: int) -> Float32[Tensor, "units units"]:
         """Cosines of every pair of units: symmetric, ones on the diagonal."""
@@ -138,39 +122,40 @@ class TeacherCache:
 
     def units(self, row: int, layer: int) -> Float32[Tensor, "units hidden"]:
         """Pooled vector of each unit."""
-        return self._layer_vectors(row, layer, "units", "units")
+        return decode(*self._stored(row, "units", layer))
 
     def state_index(self, row: int, layer: int) -> Int64[Tensor, " state_tokens"]:
         """Which of the row's teacher tokens have their states kept, rising."""
         if self.config.state_tokens == "all":
             return torch.arange(len(self.token_weights(row, layer)))
-        return self._layer_values(row, layer, "states", "state_index", "states").to(torch.int64)
+        index = self._values(row, "state_index", layer).to(torch.int64)
+        if len(index) and (int(index[0]) < 0 or int(index[-1]) >= self._tokens(row) or bool((index.diff() <= 0).any())):
+            raise self.damaged(f"states of layer {layer} belong to tokens that row {row} does not have")
+        return index
 
     def states(self, row: int, layer: int) -> Float32[Tensor, "state_tokens hidden"]:
         """Hidden states of those tokens."""
-        return self._layer_vectors(row, layer, "states", "states")
+        return decode(*self._stored(row, "states", layer))
 
     def token_weights(self, row: int, layer: int) -> Float32[Tensor, " state_tokens"]:
         """Weights of those tokens; those of all the row's tokens add up to 1."""
-        return self._layer_values(row, layer, "states", "token_weights", "states").clone()
+        return self._values(row, "token_weights", layer).clone()
 
     def attention(self, row: int, layer: int) -> Float32[Tensor, " tokens"]:
         """What the last query of this layer pays each token, over its heads; adds up to 1."""
-        return self._layer_values(row, layer, "attention", "attention", "tokens").clone()
+        return self._values(row, "attention", layer).clone()
 
     def final(self, row: int) -> Float32[Tensor, "tokens hidden"]:
         """Last hidden state of each token, after the final norm."""
-        self._require_signal("final")
-        shard, place = self._locate(row)
-        return decode(*shard.vectors(names.FINAL, shard.pointers(names.ROW_POINTERS), place))
+        return decode(*self._stored(row, "final"))
 
     def topk(self, row: int, part: slice = EVERYTHING) -> tuple[Int64[Tensor, "tokens k"], Float32[Tensor, "tokens k"]]:
         """The most likely next tokens after each token, or each of some, and their log-probabilities."""
-        self._require_signal("topk")
-        shard, place = self._locate(row)
-        rows = shard.pointers(names.ROW_POINTERS)
-        indices = shard.elements(names.TOPK_INDICES, rows, place)[part]
-        return indices.to(torch.int64), shard.elements(names.TOPK_LOGPROBS, rows, place)[part].to(torch.float32)
+        indices = self._values(row, names.TOPK_INDICES)[part]
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.manifest.teacher["vocabulary"]:
+            raise self.damaged(f"the likeliest tokens of row {row} are beyond the vocabulary")
+        logprobs = self._values(row, names.TOPK_LOGPROBS)[part]
+        return indices.to(torch.int64), logprobs.to(torch.float32, copy=True)
 
     def vectors(
         self, row: int, signal: Signal, layer: int | None = None, part: slice = EVERYTHING
@@ -180,28 +165,18 @@ class TeacherCache:
         Vectors without scales are views of the mapped file in the type that they are stored in, not to be written to;
         others are decoded to float32.
         """
-        if layer is None:
-            self._require_signal(signal)
-            shard, place = self._locate(row)
-            stored, scale = shard.vectors(names.FINAL, shard.pointers(names.ROW_POINTERS), place)
-        else:
-            self._require_layer(layer, signal)
-            shard, place = self._locate(row)
-            along: Along = "units" if signal == "units" else "states"
-            stored, scale = shard.vectors(layer_name(layer, signal), self._pointers(shard, layer, along), place)
+        stored, scale = self._stored(row, signal, layer)
         return stored[part] if scale is None else decode(stored[part], scale[part])
 
     @cached_property
-    def head(self) -> "Head":
+    def head(self) -> Head:
         """The teacher's output matrix, memory-mapped, and what it does to its logits."""
-        # imported here: data-loader workers that read no logits need no transformers
-        from trainer.models.head import Head
-
         self._require_signal("final")
         entry, logits = self.manifest.head, self.manifest.logits
-        if entry is None or logits is None:
-            raise self._damaged("it holds final states but no output matrix")
-        file = self._open(entry.file)
+        assert entry is not None  # manifests are read so
+        assert logits is not None
+        self._require_checksums([entry.file])
+        file = self._open_file(entry.file)
         bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118 (it is no mapping)
         return Head(file.get_tensor("weight"), bias, logits["soft_cap"], logits["scale"])
 
@@ -211,27 +186,32 @@ class TeacherCache:
 
     def command(self, **changed: Any) -> str:
         """The command for a cache like this one but for what is `changed` (keys of `CacheConfig`)."""
-        return command(self.config.model_copy(update=changed))
+        return commands.cache_teacher(self.config.model_copy(update=changed), (self.folder, self.config))
 
-    def _layer_values(
-        self, row: int, layer: int, signal: Signal | None, part: str, along: Along
-    ) -> Shaped[Tensor, "elements ..."]:
-        """A row's part of a tensor of a layer, still in the mapped file."""
-        self._require_layer(layer, signal)
+    def _stored(
+        self, row: int, signal: Signal, layer: int | None = None
+    ) -> tuple[Shaped[Tensor, "elements hidden"], Float32[Tensor, " elements"] | None]:
+        """A row's vectors in the mapped file, as they are stored, and their scales if their type has them."""
+        storage = getattr(self.config.storage, signal)
+        values = self._values(row, signal, layer)
+        if values.dtype != DTYPES[storage]:
+            raise self.damaged(f"its {signal} are stored as {values.dtype}, its manifest says {storage}")
+        return values, self._values(row, signal, layer, scales=True) if storage in TOP else None
+
+    def _values(self, row: int, part: str, layer: int | None = None, scales: bool = False) -> Shaped[Tensor, "_ ..."]:
+        """A row's part of a tensor (`schemas.signals.PARTS`), or of its scales, still in the mapped file."""
+        kind = PARTS[part]
+        if layer is not None:
+            self._require_layer(layer, kind.signal)
+        if kind.signal is not None:
+            self._require_signal(kind.signal)
         shard, place = self._locate(row)
-        return shard.elements(layer_name(layer, part), self._pointers(shard, layer, along), place)
+        name = tensor_name(part, layer)
+        return shard.elements(scale_name(name) if scales else name, kind.along, layer, place)
 
-    def _layer_vectors(self, row: int, layer: int, signal: Signal, along: Along) -> Float32[Tensor, "elements hidden"]:
-        self._require_layer(layer, signal)
+    def _tokens(self, row: int) -> int:
         shard, place = self._locate(row)
-        return decode(*shard.vectors(layer_name(layer, signal), self._pointers(shard, layer, along), place))
-
-    def _pointers(self, shard: "_Shard", layer: int, along: Along) -> Int64[Tensor, " pointers"]:
-        if along == "tokens" or (along == "states" and self.config.state_tokens == "all"):
-            return shard.pointers(names.ROW_POINTERS)
-        if along == "pairs":
-            return shard.pair_rows(layer)
-        return shard.pointers(layer_name(layer, "unit_rows" if along == "units" else "state_rows"))
+        return int(shard.pointers("tokens", None)[place : place + 2].diff())
 
     @cached_property
     def _places(self) -> tuple[Int32[np.ndarray, " rows"], Int32[np.ndarray, " rows"]]:
@@ -241,43 +221,39 @@ class TeacherCache:
     def _locate(self, row: int) -> tuple["_Shard", int]:
         at = operator.index(row)
         if not 0 <= at < len(self):
-            raise UsageError(f"{self.folder} has rows 0 to {len(self) - 1}, not {at}; {self._for_more_rows()}.")
+            raise UsageError(f"{self.folder} has rows 0 to {len(self) - 1}, not {at}; {self._for_more_rows(at + 1)}.")
         number, place = (int(column[at]) for column in self._places)
         shards = self.manifest.shards
         if not (0 <= number < len(shards) and 0 <= place < shards[number].rows):
-            raise self._damaged(f"its index puts row {at} where its shards have none")
+            raise self.damaged(f"its index puts row {at} where its shards have none")
         if number not in self._shards:
             name = f"{names.SHARDS}/{shards[number].file}"
-            shard = _Shard(name, self._open(name), self._damaged)
-            if len(shard.pointers(names.ROW_POINTERS)) != shards[number].rows + 1:
-                raise self._damaged(f"{name} does not hold the {shards[number].rows} rows of its manifest")
-            self._shards[number] = shard
+            self._shards[number] = _Shard(
+                name, self._open_file(name), shards[number].rows, self.config.state_tokens == "all", self.damaged
+            )
         return self._shards[number], place
 
-    def _open(self, name: str) -> Any:  # safetensors has no types
+    def _open_file(self, name: str) -> Any:  # safetensors has no types
         try:
             return safe_open(self.folder / name, "pt")
         except (OSError, SafetensorError) as error:
-            raise self._damaged(f"{name} cannot be read ({error})") from None
+            raise self.damaged(f"{name} cannot be read ({error})") from None
 
-    def _require_whole(self, name: str, entry: ShardFile | OtherFile) -> None:
-        file = self.folder / name
-        if not file.is_file():
-            raise self._damaged(f"{name} is missing")
-        if file.stat().st_size != entry.bytes:
-            raise self._damaged(f"{name} has {file.stat().st_size} bytes, its manifest says {entry.bytes}")
+    def _require_checksums(self, files: Sequence[str]) -> None:
+        for name in files:
+            problem = self.manifest.files[name].problem((self.folder / name).parent, content=True)
+            if problem is not None:
+                raise self.damaged(f"{name} {problem}")
 
     def _require_layer(self, layer: int, signal: Signal | None) -> None:
-        if layer not in self.layers:
-            have = ", ".join(f"{each} ({granularity})" for each, granularity in self.layers.items())
-            near = min(self.layers, key=lambda each: abs(each - layer), default=None)
-            wanted = LayerConfig(layer=max(layer, 0), granularity="chunks" if near is None else self.layers[near])
-            command = self.command(layers=(*self.config.layers, wanted))
-            raise UsageError(
-                f"{self.folder} has {have or 'no layer'}, not layer {layer}; for one that has: `{command}`."
-            )
-        if signal is not None:
-            self._require_signal(signal)
+        if layer in self.layers:
+            return
+        have = ", ".join(f"{each} ({granularity})" for each, granularity in self.layers.items())
+        near = min(self.layers, key=lambda each: abs(each - layer), default=None)
+        wanted = LayerConfig(layer=max(layer, 0), granularity="chunks" if near is None else self.layers[near])
+        signals = dict.fromkeys((*self.config.signals, signal or "relations")) if near is None else self.config.signals
+        command = self.command(layers=(*self.config.layers, wanted), signals=(*signals,))
+        raise UsageError(f"{self.folder} has {have or 'no layer'}, not layer {layer}; for one that has: `{command}`.")
 
     def _require_signal(self, signal: Signal) -> None:
         if signal not in self.config.signals:
@@ -285,55 +261,72 @@ class TeacherCache:
             have = ", ".join(self.config.signals)
             raise UsageError(f"{self.folder} has {have}, not `{signal}`; for one that has: `{command}`.")
 
-    def _for_more_rows(self) -> str:
+    def _for_more_rows(self, rows: int | None = None) -> str:
         if self.config.limit is not None:
-            return f"it was made with a limit of {self.config.limit}, for all rows: `{self.command(limit=None)}`"
+            more = self.command(limit=rows or 2 * self.config.limit)
+            return f"it was made with a limit of {self.config.limit}, for more rows: `{more}`"
         return f"it holds every row of the dataset it was made of, for another: `{self.command(dataset='DATASET')}`"
 
-    def _damaged(self, what: str) -> StateError:
-        return StateError(
-            f"{self.folder} is damaged: {what}. `mta-prep verify` says what else is wrong; "
-            f"`{self.command()}` makes a new one."
-        )
+    def damaged(self, what: str) -> DamagedError:
+        """What to raise where it is not as it was written."""
+        return DamagedError(self.folder, what, self.command())
 
 
 class _Shard:
-    """An open shard. Tensors are views of the mapped file: memory is used for what is then computed of them."""
+    """An open shard. Tensors are views of the mapped file: memory is used for what is then computed of them.
 
-    def __init__(self, name: str, file: Any, damaged: Callable[[str], StateError]) -> None:
+    Pointers are checked when they are first followed, and a tensor against them when it is first read.
+    """
+
+    def __init__(
+        self, name: str, file: Any, rows: int, all_states: bool, damaged: Callable[[str], DamagedError]
+    ) -> None:
+        """`all_states`: states are of every token, and have no pointers of their own."""
         self._name = name
-        self._damaged = damaged
         self._file = file
+        self._rows = rows
+        self._all_states = all_states
+        self._damaged = damaged
         self._names = frozenset(file.keys())
         self._tensors: dict[str, Tensor] = {}
-        self._pair_rows: dict[int, Tensor] = {}
+        self._pointers: dict[tuple[Along, int | None], Tensor] = {}
 
-    def pointers(self, name: str) -> Int64[Tensor, " pointers"]:
-        """Row pointers that lie in the file."""
-        return self._tensor(name)
+    def pointers(self, along: Along, layer: int | None) -> Int64[Tensor, " pointers"]:
+        """Row pointers of what is ragged along tokens, units, pairs or states."""
+        if along == "tokens" or (along == "states" and self._all_states):
+            along, layer = "tokens", None
+        if (along, layer) not in self._pointers:
+            self._pointers[along, layer] = self._read_pointers(along, layer)
+        return self._pointers[along, layer]
 
-    def pair_rows(self, layer: int) -> Int64[Tensor, " pointers"]:
-        """Row pointers of pairs, which follow from those of units."""
-        if layer not in self._pair_rows:
-            self._pair_rows[layer] = pair_rows(self._tensor(layer_name(layer, "unit_rows")))
-        return self._pair_rows[layer]
-
-    def elements(self, name: str, rows: Int64[Tensor, " pointers"], place: int) -> Shaped[Tensor, "elements ..."]:
+    def elements(self, name: str, along: Along, layer: int | None, place: int) -> Shaped[Tensor, "elements ..."]:
         """A row's part of a tensor."""
+        rows = self.pointers(along, layer)
+        if name not in self._tensors:
+            tensor = self._tensor(name)
+            if len(tensor) != int(rows[-1]):
+                raise self._damaged(
+                    f"{self._name} has {len(tensor)} elements of {name}, its pointers say {int(rows[-1])}"
+                )
+            self._tensors[name] = tensor
         first, last = rows[place : place + 2].tolist()
-        return self._tensor(name)[first:last]
+        return self._tensors[name][first:last]
 
-    def vectors(
-        self, name: str, rows: Int64[Tensor, " pointers"], place: int
-    ) -> tuple[Shaped[Tensor, "elements hidden"], Float32[Tensor, " elements"] | None]:
-        """A row's part of vectors, as stored, and their scales if they have any."""
-        scale = scale_name(name)
-        found = self.elements(name, rows, place)
-        return found, self.elements(scale, rows, place) if scale in self._names else None
+    def _read_pointers(self, along: Along, layer: int | None) -> Int64[Tensor, " pointers"]:
+        if along == "pairs":
+            return pair_rows(self.pointers("units", layer))
+        name = {"tokens": names.ROW_POINTERS, "units": "unit_rows", "states": "state_rows"}[along]
+        rows = self._tensor(tensor_name(name, layer))
+        if rows.dtype != torch.int64 or rows.shape != (self._rows + 1,):
+            raise self._damaged(f"{self._name} does not hold the {self._rows} rows of its manifest")
+        try:
+            check_pointers(rows)
+        except ValueError as error:
+            raise self._damaged(f"{self._name}: {tensor_name(name, layer)}: {error}") from None
+        return rows
 
     def _tensor(self, name: str) -> Tensor:
-        if name not in self._tensors:
-            if name not in self._names:
-                raise self._damaged(f"{self._name} has no {name}")
-            self._tensors[name] = self._file.get_slice(name)[:]
-        return self._tensors[name]
+        if name not in self._names:
+            raise self._damaged(f"{self._name} has no {name}")
+        tensor: Tensor = self._file.get_slice(name)[:]
+        return tensor

@@ -6,11 +6,12 @@ from typing import Any
 
 import yaml
 
+from schemas.config import flat
 from schemas.errors import StateError, UsageError, quoted
 from schemas.training import TrainConfig
 
 #: What may differ between an interrupted run and the one that goes on: it changes how, not what.
-_FREE = ("log", "checkpoint", "data.workers", "data.micro_batches")
+_FREE = ("log", "checkpoint", "data.workers", "data.micro_batches", "data.verify")
 
 
 def load_config(path: Path, assignments: Sequence[str]) -> TrainConfig:
@@ -54,7 +55,7 @@ def _number(text: str) -> Any:
 
 def require_same(before: Path, config: TrainConfig) -> None:
     """Raises `StateError` naming the first difference if the run that wrote `before` was of another config."""
-    old, new = (_flat(values) for values in (TrainConfig.from_yaml(before), config.model_dump(mode="json")))
+    old, new = (flat(values) for values in (TrainConfig.from_yaml(before), config.model_dump(mode="json")))
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in _FREE)
         if not free and old.get(key) != new.get(key):
@@ -62,12 +63,3 @@ def require_same(before: Path, config: TrainConfig) -> None:
                 f"{before.parent} holds a run of another config: its `{key}` is {quoted(old.get(key))}, now it is "
                 f"{quoted(new.get(key))}. Go on with the same config, choose another `out`, or pass --overwrite."
             )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found

@@ -71,8 +71,8 @@ class Run:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         claim(self.out, config, overwrite)
         self.checkpoints = Checkpoints(self.out, config.checkpoint.keep, config.checkpoint.best)
-        self.documents = Documents(config.data.dataset, config.data.limit)
-        self.caches = Caches(config.data.caches, self.documents)
+        self.documents = Documents(config.data.dataset, config.data.limit, config.data.verify)
+        self.caches = Caches(config.data.caches, self.documents, config.data.verify)
         student = load_student(config.student, config.seed)
         self._require_vocabulary(student)
         torch.manual_seed(config.seed)  # of projectors

@@ -30,13 +30,16 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as optim.lr=2e-4.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read dataset and caches through first, and compare every checksum.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Begin anew in an output folder that has a run in it.")] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     """Train a student from a prepared dataset and a teacher cache, or with the teacher live."""
     from trainer.config import load_config
 
-    settings = load_config(config, set_ or [])
+    settings = load_config(config, [*(set_ or []), *(["data.verify=true"] if verify else [])])
     start_ranks(local_rank)
     from trainer.run import Interrupted  # slow to import: configs are checked before
     from trainer.run import train as run

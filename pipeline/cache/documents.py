@@ -12,9 +12,10 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from pipeline.cache.shard import ShardRows, layer_rows
-from pipeline.dataset.columns import ragged, read_shard
+from pipeline.dataset.columns import ragged
 from schemas.columns import Granularity, side_column
 from schemas.config import LayerConfig
+from schemas.dataset import open_shard
 from schemas.manifest import ShardFile
 from schemas.signals import StateTokens
 from trainer.maths.geometry import Units, units_with_span
@@ -76,8 +77,7 @@ class TeacherSide:
         for shard, (begin, end) in zip(self.shards, pairwise(bounds), strict=True):
             start, stop = max(first, begin), min(last, end)
             if start < stop:
-                table = read_shard(self.folder / shard.file).select(columns)
-                yield table.slice(start - begin, stop - start)
+                yield open_shard(self.folder, shard, columns).slice(start - begin, stop - start)
 
     def read(self, granularities: Collection[Granularity], first: int, last: int) -> Rows:
         """Rows [first, last)."""

@@ -24,12 +24,12 @@ from pipeline.cache.stage import CacheStage
 from pipeline.shards import counts, pool
 from pipeline.shards.publish import Outcome, Product, publish
 from pipeline.shards.ranks import ALONE, Rank
-from pipeline.shards.workspace import CARD, CONFIG, Layout, Workspace
+from pipeline.shards.workspace import CARD, Layout, Workspace
 from schemas import console, files
 from schemas.columns import side_column
 from schemas.config import CacheConfig
 from schemas.errors import ResourceError, UserError
-from schemas.manifest import CacheManifest, Manifest, OtherFile, read_cache_manifest, read_manifest
+from schemas.manifest import CONFIG, CacheManifest, Manifest, OtherFile, read_cache_manifest, read_manifest
 from schemas.signals import HEAD, INDEX, SHARDS, index_schema
 from trainer.models.hub import identity
 from trainer.models.loading import placed

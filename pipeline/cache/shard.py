@@ -19,7 +19,7 @@ from torch import Tensor
 from schemas import signals as names
 from schemas.config import StorageConfig
 from schemas.errors import UserError
-from schemas.signals import Along, Signal, StateTokens, Storage, layer_name, scale_name
+from schemas.signals import PARTS, Along, Part, Signal, StateTokens, Storage, scale_name, tensor_name
 from trainer.maths.geometry import covered, units_with_span
 from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.quantization import DTYPES, TOP, encode, not_finite, refuse_unstorable
@@ -107,15 +107,17 @@ class ShardRows:
         """The tensors that no teacher has a say in, by name."""
         found = {names.ROW_POINTERS: self.token_rows}
         for layer, rows in self.layers.items():
-            found[layer_name(layer, "unit_rows")] = rows.unit_rows
-            found[layer_name(layer, "unit_index")] = rows.unit_index
+            found[tensor_name("unit_rows", layer)] = rows.unit_rows
+            found[tensor_name("unit_index", layer)] = rows.unit_index
             if rows.state_index is not None and rows.state_rows is not None:
-                found[layer_name(layer, "state_rows")] = rows.state_rows
-                found[layer_name(layer, "state_index")] = rows.state_index
+                found[tensor_name("state_rows", layer)] = rows.state_rows
+                found[tensor_name("state_index", layer)] = rows.state_index
         return found
 
     def pointers(self, layer: int | None, along: Along) -> Int64[Tensor, " pointers"]:
-        """Row pointers of a tensor that is ragged along tokens, units, pairs or states."""
+        """Row pointers of what is ragged along rows, tokens, units, pairs or states."""
+        if along == "rows":
+            return torch.arange(len(self.token_rows))
         if layer is None or along == "tokens":
             return self.token_rows
         rows = self.layers[layer]
@@ -132,8 +134,7 @@ class Spec:
     dtype: torch.dtype
     shape: tuple[int, ...]
     layer: int | None
-    along: Along
-    signal: Signal | None  # that it is part of; None for what is always there
+    part: Part
     storage: Storage | None = None  # of vectors
 
     @property
@@ -141,57 +142,59 @@ class Spec:
         """Of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def element_bytes(self) -> int:
+        """What one more element along `part.along` takes."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
 
 def specs(
     counts: Counts,
     signals: Collection[Signal],
     storage: StorageConfig,
     state_tokens: StateTokens,
-    hidden: int,
+    width: Callable[[int | None], int],
     topk: int,
 ) -> dict[str, Spec]:
     """Name to tensor, for every tensor of a shard that holds this much; their bytes are the file's but for its header.
 
-    `hidden`: features of the teacher's hidden states; `topk`: tokens kept of each distribution.
+    `width`: features of the teacher's hidden states at a layer, or of its last ones (None); `topk`: tokens kept of each
+    distribution.
     """
-    found = {names.ROW_POINTERS: Spec(torch.int64, (counts.rows + 1,), None, "structure", None)}
+    found: dict[str, Spec] = {}
+
+    def add(
+        name: str, dtype: torch.dtype, elements: int, layer: int | None = None, *, columns: int | None = None
+    ) -> None:
+        part = PARTS[name]
+        if part.signal is None or part.signal in signals:
+            shape = (elements,) if columns is None else (elements, columns)
+            found[tensor_name(name, layer)] = Spec(dtype, shape, layer, part)
+
+    def add_vectors(name: str, kind: Storage, elements: int, layer: int | None = None) -> None:
+        part = PARTS[name]
+        if part.signal in signals:
+            whole = tensor_name(name, layer)
+            found[whole] = Spec(DTYPES[kind], (elements, width(layer)), layer, part, kind)
+            if kind in TOP:
+                found[scale_name(whole)] = Spec(torch.float32, (elements,), layer, part, kind)
+
+    add(names.ROW_POINTERS, torch.int64, counts.rows + 1)
     for layer, of in counts.layers.items():
-        parts: dict[str, tuple[torch.dtype, int, Along, Signal | None]] = {
-            "unit_rows": (torch.int64, counts.rows + 1, "structure", None),
-            "unit_index": (torch.int32, of.units, "structure", None),
-            "unit_weights": (torch.float32, of.units, "units", None),
-        }
-        if "relations" in signals:
-            parts["relations"] = (torch.int16, of.pairs, "pairs", "relations")
-        if "states" in signals:
-            parts["token_weights"] = (torch.float32, of.state_tokens, "states", "states")
-            if state_tokens == "covered":
-                parts["state_rows"] = (torch.int64, counts.rows + 1, "structure", "states")
-                parts["state_index"] = (torch.int32, of.state_tokens, "structure", "states")
-        if "attention" in signals:
-            parts["attention"] = (torch.float32, counts.tokens, "tokens", "attention")
-        for part, (dtype, elements, along, signal) in parts.items():
-            found[layer_name(layer, part)] = Spec(dtype, (elements,), layer, along, signal)
-        if "units" in signals:
-            found |= _vectors(layer_name(layer, "units"), (of.units, hidden), layer, "units", "units", storage.units)
-        if "states" in signals:
-            shape = (of.state_tokens, hidden)
-            found |= _vectors(layer_name(layer, "states"), shape, layer, "states", "states", storage.states)
-    if "final" in signals:
-        found |= _vectors(names.FINAL, (counts.tokens, hidden), None, "tokens", "final", storage.final)
-    if "topk" in signals:
-        shape = (counts.tokens, topk)
-        found[names.TOPK_INDICES] = Spec(torch.int32, shape, None, "tokens", "topk")
-        found[names.TOPK_LOGPROBS] = Spec(LOGPROBS, shape, None, "tokens", "topk")
-    return found
-
-
-def _vectors(
-    name: str, shape: tuple[int, int], layer: int | None, along: Along, signal: Signal, storage: Storage
-) -> dict[str, Spec]:
-    found = {name: Spec(DTYPES[storage], shape, layer, along, signal, storage)}
-    if storage in TOP:
-        found[scale_name(name)] = Spec(torch.float32, shape[:1], layer, along, signal)
+        add("unit_rows", torch.int64, counts.rows + 1, layer)
+        add("unit_index", torch.int32, of.units, layer)
+        add("unit_weights", torch.float32, of.units, layer)
+        add("relations", torch.int16, of.pairs, layer)
+        add("token_weights", torch.float32, of.state_tokens, layer)
+        if state_tokens == "covered":
+            add("state_rows", torch.int64, counts.rows + 1, layer)
+            add("state_index", torch.int32, of.state_tokens, layer)
+        add("attention", torch.float32, counts.tokens, layer)
+        add_vectors("units", storage.units, of.units, layer)
+        add_vectors("states", storage.states, of.state_tokens, layer)
+    add_vectors(names.FINAL, storage.final, counts.tokens)
+    add(names.TOPK_INDICES, torch.int32, counts.tokens, columns=topk)
+    add(names.TOPK_LOGPROBS, LOGPROBS, counts.tokens, columns=topk)
     return found
 
 
@@ -200,7 +203,7 @@ class Packed:
     """A batch's part of a shard, flat in the batch's order, vectors already in their storage type."""
 
     tensors: Mapping[str, Tensor]  # by their names in a shard; relations still in float32
-    peaks: Mapping[str, Tensor]  # of vectors: the largest magnitude of each (`storage.Encoded`)
+    peaks: Mapping[str, Tensor]  # of vectors: the largest magnitude of each (`quantization.Encoded`)
 
     def map(self, copy: Callable[[Tensor], Tensor]) -> "Packed":
         """The same with `copy` done to every tensor, such as `lambda each: each.to("cpu", non_blocking=True)`."""
@@ -229,16 +232,16 @@ def pack(
             tensors[scale_name(name)] = encoded.scale
 
     for layer, signals in layers.items():
-        tensors[layer_name(layer, "unit_weights")] = signals.unit_weights.to(torch.float32)
+        tensors[tensor_name("unit_weights", layer)] = signals.unit_weights.to(torch.float32)
         if signals.relations is not None:
-            tensors[layer_name(layer, "relations")] = signals.relations.to(torch.float32)
+            tensors[tensor_name("relations", layer)] = signals.relations.to(torch.float32)
         if signals.units is not None:
-            vectors(layer_name(layer, "units"), signals.units, storage.units)
+            vectors(tensor_name("units", layer), signals.units, storage.units)
         if signals.states is not None and signals.token_weights is not None:
-            vectors(layer_name(layer, "states"), signals.states, storage.states)
-            tensors[layer_name(layer, "token_weights")] = signals.token_weights.to(torch.float32)
+            vectors(tensor_name("states", layer), signals.states, storage.states)
+            tensors[tensor_name("token_weights", layer)] = signals.token_weights.to(torch.float32)
     for layer, weights in attention.items():
-        tensors[layer_name(layer, "attention")] = weights.to(torch.float32)
+        tensors[tensor_name("attention", layer)] = weights.to(torch.float32)
     if final is not None:
         vectors(names.FINAL, final, storage.final)
     if topk is not None:
@@ -254,11 +257,11 @@ class ShardTensors:
         """`expected`: what `specs` says of `rows.counts()`."""
         self._rows = rows
         self._structure = rows.structure()
-        self._specs = {name: spec for name, spec in expected.items() if spec.along != "structure"}
+        self._specs = {name: spec for name, spec in expected.items() if not spec.part.structure}
         if expected.keys() - self._specs.keys() != self._structure.keys():
             raise ValueError(f"rows of {sorted(self._structure)}, but {sorted(expected)} are expected")
         self._values = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in self._specs.items()}
-        kinds = {(spec.layer, spec.along) for spec in self._specs.values()}
+        kinds = {(spec.layer, spec.part.along) for spec in self._specs.values()}
         self._pointers = {kind: rows.pointers(*kind) for kind in kinds}
         self._placed = torch.zeros(len(rows.token_rows) - 1, dtype=torch.bool)
 
@@ -272,14 +275,14 @@ class ShardTensors:
         chosen = torch.as_tensor(members, dtype=torch.int64)
         batch = {kind: pointers(rows.diff()[chosen]) for kind, rows in self._pointers.items()}
         for name, spec in self._specs.items():
-            kind = (spec.layer, spec.along)
+            kind = (spec.layer, spec.part.along)
             values = packed.tensors[name]
             check_pointers(batch[kind], len(values))
             if name in packed.peaks and spec.storage is not None:
                 refuse_unstorable(packed.peaks[name], spec.storage, self._where(name, members, batch[kind]))
             elif values.is_floating_point():
                 self._refuse_not_finite(name, values, members, batch[kind])
-            if spec.along == "pairs":
+            if spec.part.along == "pairs":
                 values = to_fixed_point(values)
             target, starts = self._values[name], self._pointers[kind][chosen].tolist()
             if values.dtype != target.dtype or values.shape[1:] != target.shape[1:]:
@@ -300,7 +303,7 @@ class ShardTensors:
             row = members[int(torch.searchsorted(batch, element, right=True)) - 1]
             spec = self._specs[name]
             layer = "" if spec.layer is None else f" of layer {spec.layer}"
-            return f"Row {self._rows.ids[row]!r}, {spec.signal or 'weights'}{layer}"
+            return f"Row {self._rows.ids[row]!r}, {spec.part.signal or 'weights'}{layer}"
 
         return where
 

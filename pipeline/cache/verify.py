@@ -19,13 +19,12 @@ from torch import Tensor
 from pipeline.cache import sizes
 from pipeline.cache.documents import Rows, TeacherSide
 from pipeline.cache.shard import Counts, LayerCounts, Spec
-from pipeline.dataset.verify import Findings
-from schemas import files
+from pipeline.dataset.verify import Findings, check_config
 from schemas import signals as names
 from schemas.config import CacheConfig
-from schemas.errors import StateError
-from schemas.manifest import CacheManifest, OtherFile, ShardFile, read_cache_manifest, read_manifest
-from schemas.signals import layer_name
+from schemas.errors import DamagedError
+from schemas.manifest import CacheManifest, read_cache_manifest, read_manifest
+from schemas.signals import tensor_name
 from trainer.cache import TeacherCache
 from trainer.maths.ragged import check_pointers, spread, sum_rows
 from trainer.maths.triangle import ONE, pair_rows
@@ -42,21 +41,18 @@ def verify(folder: Path, *, quick: bool, dataset: Path | None) -> Findings:
     shape, expected = sizes.told(manifest)
     findings = Findings(checked={"shards": 0, "rows": 0, "tokens": 0, "units": 0, "numbers": 0})
     documents = None if dataset is None else _documents(dataset, manifest, config, findings)
-    whole = all(
-        [
-            _intact(folder, "", manifest.index, findings),
-            manifest.head is None or _intact(folder, "", manifest.head, findings),
-            # every file is looked at, whatever is wrong with another
-            *[_intact(folder, f"{names.SHARDS}/", shard, findings) for shard in manifest.shards],
-        ]
-    )
-    if not whole:
+    check_config(folder, config, findings)
+    for name, entry in manifest.files.items():
+        problem = entry.problem((folder / name).parent, content=True)
+        if problem is not None:
+            findings.problem(f"{name} {problem}.")
+    if findings.found:
         return findings
     findings.checked["shards"] = len(manifest.shards)
     try:
         index = TeacherCache(folder).index
-    except StateError as error:
-        findings.problem(str(error))
+    except DamagedError as error:
+        findings.problem(f"{error.what}.")
         return findings
     bounds = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
     _check_index(index, bounds, manifest, documents, findings)
@@ -97,17 +93,6 @@ def _documents(dataset: Path, manifest: CacheManifest, config: CacheConfig, find
         )
         return None
     return sizes.documents_of(dataset, found, config.limit)
-
-
-def _intact(folder: Path, place: str, entry: ShardFile | OtherFile, findings: Findings) -> bool:
-    path = folder / place / entry.file
-    if not path.is_file():
-        findings.problem(f"{place}{entry.file} is missing.")
-        return False
-    if path.stat().st_size != entry.bytes or files.sha256_of(path) != entry.sha256:
-        findings.problem(f"{place}{entry.file} is damaged: its size or checksum is not the manifest's.")
-        return False
-    return True
 
 
 def _check_index(
@@ -162,12 +147,10 @@ def _check_shard(
 
 
 def _counts(tensors: Mapping[str, Tensor], config: CacheConfig) -> Counts:
-    rows = tensors[names.ROW_POINTERS]
-    check_pointers(rows)
+    rows = _pointers(tensors, names.ROW_POINTERS)
     layers = {}
     for each in config.layers:
-        units = tensors[layer_name(each.layer, "unit_rows")]
-        check_pointers(units)
+        units = _pointers(tensors, tensor_name("unit_rows", each.layer))
         states = _state_rows(tensors, config, each.layer)
         layers[each.layer] = LayerCounts(
             int(units[-1]), int(pair_rows(units)[-1]), 0 if states is None else int(states[-1])
@@ -180,7 +163,14 @@ def _state_rows(tensors: Mapping[str, Tensor], config: CacheConfig, layer: int) 
         return None
     if config.state_tokens == "all":
         return tensors[names.ROW_POINTERS]
-    rows = tensors[layer_name(layer, "state_rows")]
+    return _pointers(tensors, tensor_name("state_rows", layer))
+
+
+def _pointers(tensors: Mapping[str, Tensor], name: str) -> Int64[Tensor, " pointers"]:
+    """Raises KeyError or ValueError where there are none."""
+    rows = tensors[name]
+    if rows.dtype != torch.int64 or rows.ndim != 1:
+        raise ValueError(f"{name} is {rows.dtype} {tuple(rows.shape)}")
     check_pointers(rows)
     return rows
 
@@ -202,7 +192,7 @@ def _problem(
     if part in ("unit_index", "state_index"):
         assert spec.layer is not None
         kind = "unit_rows" if part == "unit_index" else "state_rows"
-        return _index_problem(values, tensors[layer_name(spec.layer, kind)], tensors, part == "state_index")
+        return _index_problem(values, tensors[tensor_name(kind, spec.layer)], tensors, part == "state_index")
     if name == names.TOPK_INDICES and bool(((values < 0) | (values >= shape.vocabulary)).any()):
         return f"names tokens outside the vocabulary of {shape.vocabulary}"
     if name == names.TOPK_LOGPROBS and bool(((values > 0).any()) | (values.diff(dim=1) > 0).any()):
@@ -212,13 +202,13 @@ def _problem(
 
 def _weights_problem(part: str, spec: Spec, tensors: Mapping[str, Tensor], config: CacheConfig) -> str | None:
     assert spec.layer is not None
-    values = tensors[layer_name(spec.layer, part)]
+    values = tensors[tensor_name(part, spec.layer)]
     if bool(((values < 0) | (values > 1 + TOLERANCE)).any()):
         return "are not all between 0 and 1"
     partial = part == "token_weights" and config.state_tokens == "covered"
     pointers = {"unit_weights": "unit_rows", "token_weights": "state_rows"}
     whole = part == "attention" or (part == "token_weights" and not partial)
-    rows = tensors[names.ROW_POINTERS if whole else layer_name(spec.layer, pointers[part])]
+    rows = tensors[names.ROW_POINTERS if whole else tensor_name(pointers[part], spec.layer)]
     totals = sum_rows(values, rows)[rows.diff() > 0]
     # of states that are only some of a row's, the weights are only some of the row's
     wrong = totals > 1 + TOLERANCE if partial else (totals - 1).abs() > TOLERANCE
@@ -245,9 +235,13 @@ def _check_against(
 
 
 def _check_head(path: Path, shape: TeacherShape, findings: Findings) -> None:
-    tensors = load_file(path)
-    weight = tensors.get("weight")
-    if weight is None or weight.shape != (shape.vocabulary, shape.width(None)):
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        findings.problem(f"{path.name} cannot be read ({error}).")
+        return
+    expected = {"weight": (shape.vocabulary, shape.width(None)), "bias": (shape.vocabulary,)}
+    if "weight" not in tensors or any(expected.get(name) != tensor.shape for name, tensor in tensors.items()):
         findings.problem(f"{path.name} is no output matrix [{shape.vocabulary}, {shape.width(None)}].")
     elif not all(bool(tensor.to(torch.float32).isfinite().all()) for tensor in tensors.values()):
         findings.problem(f"{path.name} holds NaN or infinite values.")

@@ -54,6 +54,9 @@ def find_row(folder: Path, row: int, row_id: str | None) -> RowView:
     elif row >= len(cache):
         raise UsageError(f"{folder} has {counted(len(cache), 'row')}, counted from 0; there is no row {row}.")
     texts = _texts(cache, row)
+    for layer, granularity in cache.layers.items():
+        if texts is not None and (cache.unit_index(row, layer) >= len(texts[granularity])).any():
+            raise cache.damaged(f"layer {layer} has {granularity} in row {row} that the dataset does not have")
     layers = [
         LayerView(
             layer,

@@ -2,20 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
 from schemas.columns import SPAN, SPANS
-
-
-def read_shard(path: Path) -> pa.Table:
-    """A shard file, memory-mapped."""
-    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-        table: pa.Table = reader.read_all()
-    return table
 
 
 def lengths_to_pointers(lengths: Sequence[int]) -> Int32[np.ndarray, " rows_and_one"]:

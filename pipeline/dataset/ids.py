@@ -5,9 +5,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.dataset.columns import read_shard
 from pipeline.dataset.shards import digests_of
 from pipeline.shards.workspace import Workspace
+from schemas import arrow
 
 #: Digests compared at a time: 128 MiB of them. Of more rows, parts are compared by the digests' remainders.
 AT_ONCE: Final = 1 << 24
@@ -46,6 +46,6 @@ def _ids_of(space: Workspace, wanted: set[int]) -> list[str]:
             places[digest] = index, row
     ids = []
     for index, row in places.values():
-        shard = read_shard(space.out / space.layout.shard(index, space.shards))
-        ids.append(shard.column("id")[row].as_py())
+        table = arrow.table(space.out / space.layout.shard(index, space.shards), ["id"])
+        ids.append(table.column("id")[row].as_py())
     return ids

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset import assemble, shards
-from pipeline.dataset.columns import read_shard
 from pipeline.dataset.prepare import load_tokenizers
 from pipeline.dataset.seal import DATASET, Outcome
 from pipeline.read.records import RAW_LIMIT, Rejected
@@ -21,7 +20,8 @@ from pipeline.shards import pool
 from pipeline.shards.publish import publish
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig
-from schemas.manifest import InputFile, Manifest, read_manifest
+from schemas.dataset import open_shard
+from schemas.manifest import InputFile, Manifest, ShardFile, read_manifest
 
 #: Rows on which a new tokenizer is audited before the run.
 AUDIT_ROWS = 200
@@ -34,9 +34,9 @@ class RealignStage:
         self.tokenizers = load_tokenizers(config, changed)
         self.keep_trees = config.parser.keep_trees
 
-    def run(self, item: Path, tick: pool.Tick = pool.untold) -> shards.ShardOutput:
-        """The shard at this path, aligned anew."""
-        table = read_shard(item)
+    def run(self, item: tuple[Path, ShardFile], tick: pool.Tick = pool.untold) -> shards.ShardOutput:
+        """A shard of the dataset in this folder, aligned anew. Raises `DamagedError` if it is not as it was written."""
+        table = open_shard(*item, content=True)
         documents = assemble.DocumentColumns.from_table(table)
         kept, encodings, reasons = assemble.encode_sides(self.tokenizers, documents.texts, documents.response_starts)
         for side in SIDES:
@@ -45,7 +45,7 @@ class RealignStage:
                 encodings[side] = [stored[row] for row in kept]
         tick(table.num_rows, 0)
         dropped = [
-            Rejected(row, item.name, row + 1, reason, documents.texts[row][:RAW_LIMIT], documents.ids[row])
+            Rejected(row, item[1].file, row + 1, reason, documents.texts[row][:RAW_LIMIT], documents.ids[row])
             for row, reason in reasons.items()
         ]
         stats = {"rows_in": table.num_rows, "rejected": {}, "dropped": Counter(row.reason.kind for row in dropped)}
@@ -100,11 +100,11 @@ class RealignPlan:
         }
         return stats, [json.loads(line) for line in lines]
 
-    def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Path]]:
-        """(index, path) of the wanted shards."""
+    def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, tuple[Path, ShardFile]]]:
+        """(index, folder and shard of the dataset as it was) of the wanted shards."""
         for index, shard in enumerate(self.before.shards):
             if wanted(index):
-                yield index, self.source / shard.file
+                yield index, (self.source, shard)
 
 
 def default_out(dataset: Path, sides: Mapping[Side, dict[str, Any]]) -> Path:
@@ -133,7 +133,7 @@ def realign(
     changed = tuple(side for side in SIDES if side in sides)
     pool.settle_torch()
     stage = RealignStage(config, changed)
-    sample = read_shard(dataset / before.shards[0].file).slice(0, AUDIT_ROWS)
+    sample = open_shard(dataset, before.shards[0], ["text", "response_start"], content=True).slice(0, AUDIT_ROWS)
     for tokenizer in stage.tokenizers.values():
         tokenizer.audit(sample.column("text").to_pylist(), sample.column("response_start").to_pylist())
     identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}

@@ -9,6 +9,7 @@ from pipeline.dataset.shards import REJECTED
 from pipeline.dataset.verify import LISTED, Findings
 from schemas import console
 from schemas.columns import GRANULARITIES, SIDES
+from schemas.config import ParseConfig
 from schemas.console import Text, counted
 from schemas.manifest import Manifest
 
@@ -115,7 +116,8 @@ def show_findings(findings: Findings, folder: Path) -> None:
     for problem in findings.problems:
         console.stdout.print(Text(problem, "red"))
     more = f" (the first {LISTED} are shown)" if findings.found > LISTED else ""
-    console.stdout.print(Text(f"{folder}: {counted(findings.found, 'problem')}{more} in {checked}.", "red"))
+    place = f" in {checked}" if checked else ""
+    console.stdout.print(Text(f"{folder}: {counted(findings.found, 'problem')}{more}{place}.", "red"))
 
 
 def show_info(manifest: Manifest, folder: Path) -> None:
@@ -127,10 +129,8 @@ def show_info(manifest: Manifest, folder: Path) -> None:
         for side, tokenizer in manifest.tokenizers.items()
     ]
     console.table("Tokenizers", ["side", "name", "vocabulary", "sha256"], rows)
-    parser = manifest.parser
-    console.stdout.print(
-        f"Parser {parser['kind']} {parser['name']} ({parser['sha256'][:16]}), template {manifest.config['template']}."
-    )
+    parser, template = manifest.parser, ParseConfig.parse(manifest.config, str(folder)).template
+    console.stdout.print(f"Parser {parser['kind']} {parser['name']} ({parser['sha256'][:16]}), template {template}.")
     sentences = ", ".join(f"{count} {what}" for what, count in manifest.counts["sentences"].items())
     console.stdout.print(f"Sentences and units: {sentences}.")
     show_alignment(manifest)

@@ -7,13 +7,13 @@ from pipeline.dataset import shards
 from pipeline.dataset.card import dataset_card
 from pipeline.dataset.ids import repeated_ids
 from pipeline.shards import counts, publish
-from pipeline.shards.workspace import CARD, CONFIG, Workspace
+from pipeline.shards.workspace import CARD, Workspace
 from schemas import files
 from schemas.columns import arrow_schema
 from schemas.config import ParseConfig
 from schemas.console import counted
 from schemas.errors import UserError
-from schemas.manifest import InputFile, Manifest, read_manifest
+from schemas.manifest import CONFIG, InputFile, Manifest, read_manifest
 
 Outcome = publish.Outcome[Manifest]
 

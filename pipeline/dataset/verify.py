@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset import assemble, shards
-from pipeline.dataset.columns import read_shard
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
-from schemas import embedded, files
+from schemas import embedded
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, arrow_schema
-from schemas.config import ParseConfig
+from schemas.config import ParseConfig, Strict
 from schemas.console import counted
-from schemas.errors import UserError
-from schemas.manifest import Manifest, read_manifest
+from schemas.dataset import open_shard
+from schemas.errors import DamagedError, UsageError, UserError
+from schemas.manifest import CONFIG, Manifest, read_manifest
 
 #: Problems listed in full; more are counted.
 LISTED = 20
@@ -67,25 +67,17 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
     whole, teacher = shards.Fingerprint(), shards.Fingerprint()
     # the paper's extractor leaves partial overlaps
     flat: set[Granularity] = {"words", "chunks"} if config.parser.kind == "benepar" else {"words"}
+    check_config(folder, config, findings)
     for shard in manifest.shards:
-        path = folder / shard.file
-        if not path.is_file():
-            findings.problem(f"{shard.file} is missing.")
-            continue
-        if path.stat().st_size != shard.bytes or files.sha256_of(path) != shard.sha256:
-            findings.problem(f"{shard.file} is damaged: its size or checksum is not the manifest's.")
+        try:
+            table = open_shard(folder, shard, content=True)
+        except DamagedError as error:
+            findings.problem(f"{error.what}.")
             continue
         findings.checked["shards"] += 1
-        try:
-            table = read_shard(path)
-        except pa.ArrowInvalid as error:
-            findings.problem(f"{shard.file} cannot be read as Arrow ({error}).")
-            continue
         if not table.schema.equals(schema):
-            findings.problem(f"{shard.file} has another schema than this version writes.")
+            findings.problem(f"{shard.file} has other columns than the config's `parser.keep_trees` says.")
             continue
-        if table.num_rows != shard.rows:
-            findings.problem(f"{shard.file} has {table.num_rows} rows, the manifest says {shard.rows}.")
         if not quick:
             digests = _check_rows(table, shard.file, flat, tokenizers, findings)
             whole.update(digest.whole for digest in digests)
@@ -97,6 +89,17 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
         if teacher.hexdigest() != manifest.teacher_fingerprint:
             findings.problem("The teacher fingerprint in the manifest is not that of the rows.")
     return findings
+
+
+def check_config(folder: Path, config: Strict, findings: Findings) -> None:
+    """Whether the config beside the manifest is the manifest's, so that it makes the folder again."""
+    try:
+        beside = type(config).parse(Strict.from_yaml(folder / CONFIG), CONFIG)
+    except UsageError as error:
+        findings.problem(str(error))
+        return
+    if beside != config:
+        findings.problem(f"{CONFIG} is not the config of the manifest.")
 
 
 def _tokenizers(
@@ -127,7 +130,7 @@ def _check_counts(manifest: Manifest, folder: Path, findings: Findings) -> None:
     if manifest.rows_in != manifest.rows_out + lost:
         findings.problem(f"{manifest.rows_in} rows in, but {manifest.rows_out} out and {lost} accounted for.")
     path = folder / shards.REJECTED
-    kept = path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
+    kept = path.read_bytes().count(b"\n") if path.exists() else 0
     if kept != lost:
         findings.problem(f"{shards.REJECTED} holds {counted(kept, 'row')}, by the manifest {lost} were left out.")
 
@@ -137,10 +140,13 @@ def _check_rows(
 ) -> tuple[shards.RowDigest, ...]:
     documents = assemble.DocumentColumns.from_table(table)
     stored = {side: assemble.stored_encodings(table, side) for side in SIDES}
+    sound_before = findings.found
     findings.checked["rows"] += table.num_rows
     findings.checked["units"] += sum(len(spans) for name in GRANULARITIES for spans in documents.units[name])
     for row, text in enumerate(documents.texts):
         place = f"{file}, row {row} (id {documents.ids[row]})"
+        if not 0 <= documents.response_starts[row] <= len(text):
+            findings.problem(f"{place}: response_start {documents.response_starts[row]} is outside of the text.")
         for name in GRANULARITIES:
             wrong = span_problem(documents.units[name][row], len(text), flat=name in flat)
             if wrong:
@@ -151,9 +157,15 @@ def _check_rows(
         for side in SIDES:
             encoding = stored[side][row]
             findings.checked["tokens"] += len(encoding.input_ids)
+            wrong = token_problem(encoding)
+            if wrong:
+                findings.problem(f"{place}: {side} tokens {wrong}.")
+                continue
             wrong = offset_problem(text, documents.response_starts[row], encoding)
             if wrong:
                 findings.problem(f"{place}: {side} offsets {wrong}.")
+    if findings.found > sound_before:
+        return ()  # what follows takes spans and offsets at their word
     for side, tokenizer in tokenizers.items():
         again = tokenizer.encode(documents.texts, documents.response_starts)
         for row, (new, old) in enumerate(zip(again, stored[side], strict=True)):
@@ -186,6 +198,17 @@ def span_problem(spans: np.ndarray, length: int, flat: bool) -> str | None:
         return "are out of order"
     if flat and (starts[1:] < ends[:-1]).any():
         return "overlap"
+    return None
+
+
+def token_problem(encoding: Encoding) -> str | None:
+    """What is wrong with a row's tokens by themselves, if anything."""
+    if len(encoding.offsets) != len(encoding.input_ids):
+        return f"are {len(encoding.input_ids)}, and their offsets {len(encoding.offsets)}"
+    if (encoding.input_ids < 0).any():
+        return "have ids below 0"
+    if not 0 <= encoding.response_start <= len(encoding.input_ids):
+        return f"do not reach to the response, which begins at token {encoding.response_start}"
     return None
 
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, load_from_disk
 from jaxtyping import Int
 from rich.style import Style
 
 from schemas import console
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, side_column
 from schemas.console import Text, counted
+from schemas.dataset import open_shard
 from schemas.errors import UsageError
-from schemas.manifest import read_manifest
+from schemas.manifest import Manifest, read_manifest
 
 Spans = Int[np.ndarray, "_ 2"]
 
@@ -38,16 +38,28 @@ class Row:
 
 
 def find_row(folder: Path, index: int, row_id: str | None) -> Row:
-    """The row at `index`, or with `row_id`; raises `UsageError` if there is none."""
-    read_manifest(folder)
-    rows: Dataset = load_from_disk(str(folder))
+    """The row at `index`, or the first with `row_id`; raises `UsageError` if there is none, `DamagedError` if its shard is
+    not as it was written."""
+    manifest = read_manifest(folder)
     if row_id is not None:
-        index = pc.index(rows.data.column("id"), row_id).as_py()
-        if index < 0:
-            raise UsageError(f"{folder} has no row with id {row_id!r}.")
-    elif index >= len(rows):
-        raise UsageError(f"{folder} has {counted(len(rows), 'row')}, counted from 0; there is no row {index}.")
-    return Row(index, rows[index])
+        index = _row_of(folder, manifest, row_id)
+    first = 0
+    for shard in manifest.shards:
+        if index < first + shard.rows:
+            table = open_shard(folder, shard, content=True)
+            return Row(index, table.slice(index - first, 1).to_pylist()[0])
+        first += shard.rows
+    raise UsageError(f"{folder} has {counted(first, 'row')}, counted from 0; there is no row {index}.")
+
+
+def _row_of(folder: Path, manifest: Manifest, row_id: str) -> int:
+    first = 0
+    for shard in manifest.shards:
+        place = pc.index(open_shard(folder, shard, ["id"]).column("id"), row_id).as_py()
+        if place >= 0:
+            return first + int(place)
+        first += shard.rows
+    raise UsageError(f"{folder} has no row with id {row_id!r}.")
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.read.records import NOT_UTF8, Unusable
+from schemas.arrow import record_batches
 
 #: Rows turned into Python objects at a time.
 BATCH: Final = 256
@@ -38,26 +39,15 @@ def parquet_tables(path: Path, start: int) -> Iterator[pa.Table]:
 
 def arrow_rows(path: Path) -> int:
     """Rows of an Arrow file."""
-    return sum(batch.num_rows for batch in _record_batches(path))
+    return sum(batch.num_rows for batch in record_batches(path))
 
 
 def arrow_tables(path: Path, start: int) -> Iterator[pa.Table]:
     """All rows from `start` on, out of a memory map."""
-    for batch in _record_batches(path):
+    for batch in record_batches(path):
         for first in range(start, batch.num_rows, BATCH):
             yield pa.Table.from_batches([batch.slice(first, BATCH)])
         start = max(0, start - batch.num_rows)
-
-
-def _record_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The record batches of an Arrow file in either form; `datasets` writes streams."""
-    with pa.memory_map(str(path)) as file:
-        if file.read(6) == b"ARROW1":
-            reader = pa.ipc.open_file(file)
-            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
-        else:
-            file.seek(0)
-            yield from pa.ipc.open_stream(file)
 
 
 def table_rows(table: pa.Table) -> list[dict[str, Any]]:

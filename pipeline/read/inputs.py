@@ -199,7 +199,7 @@ def _saved_dataset(folder: Path) -> Source:
 
     try:
         return LoadedDataset(folder.as_posix(), datasets.load_from_disk(str(folder)))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files make the library raise anything from KeyError to AttributeError
         raise UserError(f"{folder.as_posix()}: the dataset cannot be opened ({_one_line(error)}).") from None
 
 

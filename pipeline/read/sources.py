@@ -22,6 +22,7 @@ from pipeline.read.csv_rows import Csv
 from pipeline.read.json_rows import JsonArray, JsonLines
 from pipeline.read.records import Problem, Record, Rejected
 from pipeline.read.streams import COMPRESSIONS, HashedFile, text_stream
+from schemas.arrow import require_structure
 from schemas.config import CsvConfig
 from schemas.errors import UserError
 from schemas.manifest import InputFile
@@ -197,7 +198,15 @@ class LoadedDataset:
 
     def _tables(self, start: int) -> Iterator[pa.Table]:
         arrow = self.dataset.with_format("arrow")
-        return (arrow[first : first + BATCH] for first in range(start, len(arrow), BATCH))
+        for first in range(start, len(arrow), BATCH):
+            try:
+                table = arrow[first : first + BATCH]
+                for batch in table.to_batches():
+                    require_structure(batch)
+            except (pa.ArrowException, TypeError) as error:  # the latter where its columns are not of their types
+                what = " ".join(str(error).split())
+                raise UserError(f"{self.name}: its Arrow files are damaged ({what}). Save or fetch it anew.") from None
+            yield table
 
 
 def read_rows(

@@ -9,21 +9,23 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
+from pydantic_core import from_json
 
 from schemas import files
+from schemas.config import Strict
 from schemas.errors import StateError
 from schemas.files import flush
-from schemas.manifest import MANIFEST, OtherFile, ShardFile, is_finished
+from schemas.manifest import CONFIG, MANIFEST, OtherFile, ShardFile, is_finished
 
 WORK = ".mta-prep"
 RUN = "run.json"
 LOCK = "lock"
-CONFIG = "config.yaml"
 CARD = "README.md"
 
 
@@ -82,37 +84,13 @@ class Output(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Receipt:
+class Receipt(Strict):
     """Proof that a shard is finished, with what the manifest needs of it."""
 
     shard: ShardFile
     stats: dict[str, Any]
     details: dict[str, Any]
     others: tuple[OtherFile, ...] = ()
-
-    def to_json(self) -> str:
-        """One JSON object."""
-        return json.dumps(
-            {
-                "shard": self.shard.model_dump(),
-                "stats": self.stats,
-                "details": self.details,
-                "others": [other.model_dump() for other in self.others],
-            },
-            ensure_ascii=False,
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> "Receipt":
-        """Inverse of `to_json`."""
-        values = json.loads(text)
-        return cls(
-            ShardFile.model_validate(values["shard"]),
-            values["stats"],
-            values["details"],
-            tuple(OtherFile.model_validate(other) for other in values["others"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -122,10 +100,11 @@ class Workspace:
     out: Path
     layout: Layout
     shards: int
-    work: Path = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "work", self.out / WORK)
+    @property
+    def work(self) -> Path:
+        """Where the run keeps what is gone when it has finished."""
+        return self.out / WORK
 
     def publish(self, index: int, output: Output) -> None:
         """Write one shard and the files that come with it, then its receipt.
@@ -139,8 +118,8 @@ class Workspace:
         path = self.out / self.layout.shard(index, self.shards)
         size, sha256 = self._publish(path, output.write)
         shard = ShardFile(file=path.name, rows=output.rows, bytes=size, sha256=sha256)
-        receipt = Receipt(shard, output.stats, output.details, tuple(others))
-        files.write_text(self._receipt_path(index), receipt.to_json())
+        receipt = Receipt(shard=shard, stats=output.stats, details=output.details, others=tuple(others))
+        files.write_text(self._receipt_path(index), receipt.model_dump_json())
 
     def _publish(self, path: Path, write: Callable[[IO[bytes]], None]) -> tuple[int, str]:
         with files.written(path) as stream:
@@ -152,7 +131,7 @@ class Workspace:
 
     def receipt(self, index: int) -> Receipt:
         """The receipt of a finished shard. Receipts stay on disk: they grow with the corpus."""
-        return Receipt.from_json(self._receipt_path(index).read_text(encoding="utf-8"))
+        return Receipt.model_validate_json(self._receipt_path(index).read_bytes())
 
     def has_receipt(self, index: int) -> bool:
         """Whether this shard is finished, once `finished` has been called."""
@@ -161,20 +140,25 @@ class Workspace:
     def finished(self) -> set[int]:
         """Shards that are done; their files are read through.
 
-        Receipts of shards whose files are no longer as they were written are thrown away.
+        Receipts that cannot be read, or of shards whose files are no longer as they were written, are thrown away.
         """
         done = set()
-        for index in range(self.shards):
-            if not self.has_receipt(index):
-                continue
-            receipt = self.receipt(index)
-            written = [(self.out / self.layout.shard(index, self.shards), receipt.shard.sha256)]
-            written += [(self.out / other.file, other.sha256) for other in receipt.others]
-            if all(path.exists() and files.sha256_of(path) == sha256 for path, sha256 in written):
+        for index in filter(self.has_receipt, range(self.shards)):
+            if self._is_true(index):
                 done.add(index)
             else:
                 self._receipt_path(index).unlink()
         return done
+
+    def _is_true(self, index: int) -> bool:
+        """Whether what a shard's receipt says is there is there."""
+        try:
+            receipt = self.receipt(index)
+        except ValidationError:
+            return False
+        folder = (self.out / self.layout.shard(index, self.shards)).parent
+        others = [other.problem(self.out, content=True) for other in receipt.others]
+        return not any((receipt.shard.problem(folder, content=True), *others))
 
     def seal(self, texts: Mapping[str, str], manifest: str) -> None:
         """Write the folder's texts, the manifest last, and drop the working folder."""
@@ -258,7 +242,7 @@ def workspace(
 
 def require_same_run(out: Path, layout: Layout, record: dict[str, Any]) -> None:
     """Raises `StateError` unless the finished folder `out` was made by this very run."""
-    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    manifest = _record_in(out / MANIFEST)
     lines = differences({name: manifest.get(name) for name in layout.recorded}, _key(record))
     if lines:
         told = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
@@ -266,6 +250,17 @@ def require_same_run(out: Path, layout: Layout, record: dict[str, Any]) -> None:
             f"{out} already holds a finished {layout.name} of another run "
             f"({told}). Choose another folder, or pass --overwrite."
         )
+
+
+def _record_in(path: Path) -> dict[str, Any]:
+    """What an earlier run noted of itself."""
+    try:
+        record = from_json(path.read_bytes())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise StateError(f"{path} is damaged. Choose another folder, or pass --overwrite to begin anew.")
+    return record
 
 
 def _key(record: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +275,7 @@ def claim(work: Path, record: dict[str, Any]) -> None:
     if not path.exists():
         files.write_text(path, json.dumps(_key(record), indent=1, ensure_ascii=False))
         return
-    lines = differences(json.loads(path.read_text(encoding="utf-8")), _key(record))
+    lines = differences(_record_in(path), _key(record))
     if lines:
         raise StateError(
             f"{work.parent} holds an unfinished run that differs: {'; '.join(lines[:3])}. "

@@ -1,5 +1,6 @@
 """Reading a cache: the same numbers as the signals of each row alone, from any process, or a sentence that helps."""
 
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -13,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from pipeline.cache.shard import ShardRows, ShardTensors, layer_rows, pack, specs
+from pipeline.cache.shard import Counts, LayerCounts, ShardRows, ShardTensors, layer_rows, pack, specs
+from schemas import files
 from schemas import signals as names
 from schemas.config import CacheConfig
 from schemas.errors import StateError, UsageError
@@ -92,17 +94,24 @@ def write_index(folder, columns):
         writer.write_table(table, max_chunksize=4)
 
 
+def file_entry(path):
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": files.sha256_of(path)}
+
+
 def write_cache(folder, config, logits=None, head=None):
     """A cache of the six rows, in three shards."""
     (folder / names.SHARDS).mkdir(parents=True)
     layers = [each.layer for each in config.layers]
     entries, places = [], []
+    totals = Counts(0, 0, {layer: LayerCounts(0, 0, 0) for layer in layers})
     for number, rows in enumerate(SHARDS):
         token_rows = pointers([LENGTHS[row] for row in rows])
         state_tokens = config.state_tokens if "states" in config.signals else None
         parts = {layer: layer_rows(*flat_spans(layer, rows), token_rows, state_tokens) for layer in layers}
         shard_rows = ShardRows([f"id-{row}" for row in rows], token_rows, parts)
-        expected = specs(shard_rows.counts(), config.signals, config.storage, config.state_tokens, HIDDEN, K)
+        counts = shard_rows.counts()
+        totals = totals + counts
+        expected = specs(counts, config.signals, config.storage, config.state_tokens, lambda _: HIDDEN, K)
         shard = ShardTensors(shard_rows, expected)
         for place, row in enumerate(rows):
             batch = pack(
@@ -116,21 +125,34 @@ def write_cache(folder, config, logits=None, head=None):
             places.append((f"id-{row}", number, place, LENGTHS[row]))
         file = folder / names.SHARDS / f"{number:05d}.safetensors"
         save_file(shard.tensors(), file)
-        entries.append(ShardFile(file=file.name, rows=len(rows), bytes=file.stat().st_size, sha256=SHA))
+        entries.append(ShardFile(rows=len(rows), **file_entry(file)))
     write_index(folder, dict(zip(names.index_schema().names, zip(*places, strict=True), strict=True)))
     head_file = None
     if "final" in config.signals:
         save_file(head or head_tensors(), folder / names.HEAD)
-        head_file = OtherFile(file=names.HEAD, bytes=(folder / names.HEAD).stat().st_size, sha256=SHA)
+        head_file = OtherFile(**file_entry(folder / names.HEAD))
     manifest = CacheManifest(
         teacher_fingerprint=SHA,
-        versions={},
+        versions={"mta-prep": "0"},
         config=config.model_dump(mode="json"),
-        teacher={"name": "teacher"},
+        teacher={
+            "name": "teacher",
+            "revision": None,
+            "sha256": SHA,
+            "architecture": "Tiny",
+            "depth": 9,
+            "hidden_size": HIDDEN,
+            "vocabulary": VOCABULARY,
+        },
         logits=(logits or {"soft_cap": None, "scale": None}) if head_file else None,
         rows=len(places),
         tokens=sum(LENGTHS),
-        index=OtherFile(file=names.INDEX, bytes=(folder / names.INDEX).stat().st_size, sha256=SHA),
+        counts={
+            "layers": {
+                str(layer): dataclasses.asdict(of) | {"units_without_span": 0} for layer, of in totals.layers.items()
+            }
+        },
+        index=OtherFile(**file_entry(folder / names.INDEX)),
         head=head_file,
         shards=tuple(entries),
     )
@@ -285,8 +307,7 @@ def test_an_unknown_layer_is_told_with_the_command_that_caches_it(cache):
     with pytest.raises(UsageError, match=r"has 7 \(chunks\), 2 \(words\), not layer 6") as caught:
         cache.relations(0, 6)
     assert commands(str(caught.value)) == [
-        "mta-prep cache-teacher 'data/my set' --teacher org/teacher --layers 7:chunks,2:words,6:chunks "
-        f"--signals {','.join(EVERY)} -o OTHER"
+        f"mta-prep cache-teacher --config {cache.folder}/config.yaml --layers 7:chunks,2:words,6:chunks -o OTHER"
     ]
 
 
@@ -319,25 +340,30 @@ def test_unknown_rows(cache, row):
 def test_unknown_id(cache):
     with pytest.raises(UsageError, match="no row with id 'id-6'") as caught:
         cache.row_of("id-6")
-    assert commands(str(caught.value))[0].startswith("mta-prep cache-teacher DATASET --teacher org/teacher")
+    assert commands(str(caught.value)) == [
+        f"mta-prep cache-teacher DATASET --config {cache.folder}/config.yaml -o OTHER"
+    ]
 
 
-def test_a_limited_cache_names_the_command_without_the_limit(tmp_path):
+def test_a_limited_cache_names_the_command_with_a_higher_limit(tmp_path):
     cache = TeacherCache(write_cache(tmp_path / "cache", config_of(limit=6)))
     with pytest.raises(UsageError, match="with a limit of 6") as caught:
         cache.final(6)
-    assert "--limit" not in commands(str(caught.value))[0]
+    assert commands(str(caught.value))[0].endswith("config.yaml --limit 7 -o OTHER")
     with pytest.raises(UsageError) as caught:
-        cache.units(0, 3)
-    assert "--limit 6" in commands(str(caught.value))[0]
+        cache.row_of("nobody")
+    assert commands(str(caught.value))[0].endswith("config.yaml --limit 12 -o OTHER")
 
 
 def test_a_cache_without_layers(tmp_path):
     cache = TeacherCache(write_cache(tmp_path / "cache", config_of(layers=[], signals=["final"])))
     assert cache.layers == {}
     assert cache.final(0).shape == (4, HIDDEN)
-    with pytest.raises(UsageError, match="has no layer, not layer 3"):
-        cache.unit_weights(0, 3)
+    for read, signal in ((cache.unit_weights, "relations"), (cache.states, "states")):
+        with pytest.raises(UsageError, match="has no layer, not layer 3") as caught:
+            read(0, 3)
+        # layers with the signal `final` alone would be refused
+        assert f"--layers 3:chunks --signals final,{signal} -o" in commands(str(caught.value))[0]
 
 
 # folders that are no cache, or no longer
@@ -396,8 +422,10 @@ def test_missing_and_truncated_files(folder, name, how):
         file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(StateError, match=rf"is damaged: {re.escape(name)} (is missing|has \d+ bytes)") as caught:
         TeacherCache(folder)
-    assert "mta-prep verify" in str(caught.value)
-    assert commands(str(caught.value))[1].startswith("mta-prep cache-teacher 'data/my set'")
+    assert commands(str(caught.value)) == [
+        f"mta-prep verify {folder}",
+        f"mta-prep cache-teacher --config {folder}/config.yaml -o OTHER",
+    ]
 
 
 def test_a_shard_that_is_no_safetensors(folder, cache):
@@ -410,7 +438,11 @@ def test_a_shard_that_is_no_safetensors(folder, cache):
 
 
 def test_a_shard_that_lacks_a_tensor(folder):
-    change_manifest(folder, lambda values: values["config"]["layers"].append({"layer": 9, "granularity": "words"}))
+    def change(values):
+        values["config"]["layers"].append({"layer": 9, "granularity": "words"})
+        values["counts"]["layers"]["9"] = values["counts"]["layers"]["2"]
+
+    change_manifest(folder, change)
     with pytest.raises(StateError, match=r"shards/00000\.safetensors has no layer9\.unit_rows"):
         TeacherCache(folder).relations(0, 9)
 
@@ -420,6 +452,7 @@ def test_an_index_that_points_nowhere(folder, column, value):
     columns = TeacherCache(folder).index.to_pydict()
     columns[column][0] = value
     write_index(folder, columns)
+    change_manifest(folder, lambda values: values["index"].update(file_entry(folder / names.INDEX)))
     with pytest.raises(StateError, match="puts row 0 where its shards have none"):
         TeacherCache(folder).final(0)
 
@@ -427,7 +460,7 @@ def test_an_index_that_points_nowhere(folder, column, value):
 @pytest.mark.parametrize("content", [b"nothing", b""])
 def test_an_index_that_is_no_arrow_file(folder, content):
     (folder / names.INDEX).write_bytes(content)
-    change_manifest(folder, lambda values: values["index"].update(bytes=len(content)))
+    change_manifest(folder, lambda values: values["index"].update(file_entry(folder / names.INDEX)))
     with pytest.raises(StateError, match="its index cannot be read"):
         TeacherCache(folder).final(0)
 

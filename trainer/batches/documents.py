@@ -7,7 +7,7 @@ worker.
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
-from schemas.columns import MISSING, Granularity, Side, side_column
-from schemas.errors import StateError
+from schemas.columns import GRANULARITIES, MISSING, SIDES, Granularity, Side, side_column
+from schemas.dataset import damaged, open_shard
 from schemas.manifest import read_manifest, same_tokens
 from trainer.batches.batch import Batch
 from trainer.batches.units import SharedUnits, before_response, positions_of, shared_units
@@ -25,6 +25,13 @@ from trainer.maths.geometry import Units, units_with_span
 from trainer.maths.ragged import pointers
 
 Rows = Int64[np.ndarray, " documents"]
+
+#: What is mapped of a dataset for batches.
+_COLUMNS: Final = [
+    "id",
+    side_column("student", "response_start"),
+    *(side_column(side, name) for side in SIDES for name in ("input_ids", *GRANULARITIES)),
+]
 
 
 @dataclass(frozen=True)
@@ -40,19 +47,21 @@ class LeftOut:
 class Documents:
     """The rows of a finished dataset, from 0, or its first `limit`. May be forked, and pickled: it opens its files anew.
 
-    Raises `StateError` for a folder that is unfinished, or damaged as far as can be seen without reading it through.
+    Raises `StateError` for a folder that is unfinished, or damaged as far as can be seen without reading it through: the
+    structure of what is mapped is validated, values within it are taken at their word. With `verify`, every file is read
+    through first, and its checksum compared.
     """
 
-    def __init__(self, folder: str | Path, limit: int | None = None) -> None:
+    def __init__(self, folder: str | Path, limit: int | None = None, verify: bool = False) -> None:
         self.folder = Path(folder)
         self.limit = limit
         self.manifest = read_manifest(self.folder)
         for shard in self.manifest.shards:
-            path = self.folder / shard.file
-            if not path.is_file():
-                raise self._damaged(f"{shard.file} is missing")
-            if path.stat().st_size != shard.bytes:
-                raise self._damaged(f"{shard.file} has {path.stat().st_size} bytes, its manifest says {shard.bytes}")
+            problem = shard.problem(self.folder, content=verify)
+            if problem is not None:
+                raise damaged(self.folder, f"{shard.file} {problem}")
+        if sum(shard.rows for shard in self.manifest.shards) != self.manifest.rows_out:
+            raise damaged(self.folder, "its shards do not add up to the rows of its manifest")
         self.rows = min(self.manifest.rows_out, limit or self.manifest.rows_out)
 
     def __reduce__(self) -> tuple[type["Documents"], tuple[Path, int | None]]:
@@ -74,8 +83,12 @@ class Documents:
     @cached_property
     def largest_student_id(self) -> int:
         """The largest of the student's token ids; -1 where there is no token."""
-        column = self._table.column(side_column("student", "input_ids")).slice(0, self.rows)
-        return max((pc.max(chunk.flatten()).as_py() for chunk in column.chunks if len(chunk.flatten())), default=-1)
+        name = side_column("student", "input_ids")
+        column = self._table.column(name).slice(0, self.rows)
+        bounds = [pc.min_max(ids).as_py() for chunk in column.chunks if len(ids := chunk.flatten())]
+        if any(each["min"] < 0 for each in bounds):
+            raise damaged(self.folder, f"its column `{name}` has ids below 0")
+        return max((each["max"] for each in bounds), default=-1)
 
     def lengths(self, side: Side) -> Int64[np.ndarray, " rows"]:
         """Tokens of every row."""
@@ -83,8 +96,8 @@ class Documents:
 
     def left_out(self, granularity: Granularity) -> LeftOut:
         """How many units of all rows have no span, by side."""
-        sides: tuple[Side, Side] = ("teacher", "student")
-        columns = [self._table.column(side_column(side, granularity)).slice(0, self.rows) for side in sides]
+        self._unit_lists(granularity)
+        columns = [self._table.column(side_column(side, granularity)).slice(0, self.rows) for side in SIDES]
         units = teacher = student = either = 0
         for chunks in zip(*(column.chunks for column in columns), strict=True):
             no_teacher, no_student = (_spans(chunk.flatten())[:, 0] == MISSING for chunk in chunks)
@@ -109,8 +122,11 @@ class Documents:
 
     def texts(self, rows: Rows) -> list[tuple[str, int]]:
         """Some rows' texts, and the character at which the response of each begins: 0 where there is no prompt."""
-        texts, starts = self._table.column("text"), self._table.column("response_start")
-        return [(texts[row].as_py(), starts[row].as_py()) for row in rows.tolist()]
+        texts, starts = self._texts.column("text"), self._texts.column("response_start")
+        try:
+            return [(texts[row].as_py(), starts[row].as_py()) for row in rows.tolist()]
+        except UnicodeDecodeError:
+            raise damaged(self.folder, "its column `text` is not UTF-8") from None
 
     def response_start(self, rows: Rows) -> Int64[Tensor, " documents"]:
         """Of some rows, the student's first response token."""
@@ -118,25 +134,58 @@ class Documents:
 
     def units(self, granularity: Granularity, batch: Batch) -> SharedUnits:
         """The units of a batch's rows that both sides have a span of."""
-        sides: tuple[Side, Side] = ("teacher", "student")
-        rows = batch.documents.numpy()
-        found = [self._lists(side_column(side, granularity)).take(rows) for side in sides]
-        teacher, student = (torch.from_numpy(spans) for spans, _ in found)
-        return shared_units(found[0][1], teacher, student, batch.rows)
+        teacher, _ = self._unit_lists(granularity)["teacher"].take(batch.documents.numpy())
+        student, unit_rows = self._unit_spans("student", granularity, batch, batch.rows)
+        return shared_units(unit_rows, torch.from_numpy(teacher), student, batch.rows)
 
     def teacher_units(self, granularity: Granularity, batch: Batch, token_rows: Int64[Tensor, " pointers"]) -> Units:
         """All units of a batch's rows that the teacher has a span of; `token_rows`: its tokens of each."""
-        spans, unit_rows = self._lists(side_column("teacher", granularity)).take(batch.documents.numpy())
-        return units_with_span(torch.from_numpy(spans), unit_rows, token_rows)
+        spans, unit_rows = self._unit_spans("teacher", granularity, batch, token_rows)
+        return units_with_span(spans, unit_rows, token_rows)
+
+    def _unit_spans(
+        self, side: Side, granularity: Granularity, batch: Batch, token_rows: Int64[Tensor, " pointers"]
+    ) -> tuple[Int32[Tensor, "all_units 2"], Int64[Tensor, " _"]]:
+        """Spans of all units of a batch's rows, and how many each row has: every one missing, or within its row's tokens."""
+        spans, unit_rows = self._unit_lists(granularity)[side].take(batch.documents.numpy())
+        start, end = spans.T
+        tokens = np.repeat(token_rows.diff().numpy(), unit_rows.diff().numpy())
+        missing = (start == MISSING) & (end == MISSING)
+        if (~missing & ((start < 0) | (start >= end) | (end > tokens))).any():
+            column = side_column(side, granularity)
+            raise damaged(self.folder, f"its column `{column}` has spans outside of their rows")
+        return torch.from_numpy(spans), unit_rows
+
+    def _unit_lists(self, granularity: Granularity) -> dict[Side, "_Lists"]:
+        """Both sides' spans, as many of a row on the one as on the other."""
+        if granularity not in self._units:
+            lists = {side: self._lists(side_column(side, granularity)) for side in SIDES}
+            if not np.array_equal(lists["teacher"].lengths, lists["student"].lengths):
+                raise damaged(self.folder, f"its sides have rows of different numbers of {granularity}")
+            self._units[granularity] = lists
+        return self._units[granularity]
 
     @cached_property
     def _table(self) -> pa.Table:
-        return pa.concat_tables([self._open(shard.file) for shard in self.manifest.shards])
+        return pa.concat_tables([open_shard(self.folder, shard, _COLUMNS) for shard in self.manifest.shards])
+
+    @cached_property
+    def _texts(self) -> pa.Table:
+        columns = ["text", "response_start"]
+        shards = [open_shard(self.folder, shard, columns, strings=False) for shard in self.manifest.shards]
+        return pa.concat_tables(shards)
 
     @cached_property
     def _response_starts(self) -> Int64[np.ndarray, " all_rows"]:
-        column: np.ndarray = self._table.column(side_column("student", "response_start")).to_numpy()
-        return column.astype(np.int64)
+        name = side_column("student", "response_start")
+        starts: np.ndarray = self._table.column(name).to_numpy().astype(np.int64)
+        if ((starts < 0) | (starts > self._lists(side_column("student", "input_ids")).lengths)).any():
+            raise damaged(self.folder, f"its column `{name}` points outside of its rows")
+        return starts
+
+    @cached_property
+    def _units(self) -> dict[Granularity, dict[Side, "_Lists"]]:
+        return {}
 
     @cached_property
     def _opened(self) -> dict[str, "_Lists"]:
@@ -146,20 +195,6 @@ class Documents:
         if name not in self._opened:
             self._opened[name] = _Lists(self._table.column(name))
         return self._opened[name]
-
-    def _open(self, name: str) -> pa.Table:
-        try:
-            with pa.memory_map(str(self.folder / name)) as source, pa.ipc.open_stream(source) as reader:
-                table: pa.Table = reader.read_all()
-        except pa.ArrowInvalid as error:
-            raise self._damaged(f"{name} cannot be read ({error})") from None
-        return table
-
-    def _damaged(self, what: str) -> StateError:
-        return StateError(
-            f"{self.folder} is damaged: {what}. `mta-prep verify {self.folder}` says what else is wrong; "
-            "`mta-prep parse` writes it anew."
-        )
 
 
 class _Lists:

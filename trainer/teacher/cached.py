@@ -9,19 +9,20 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from schemas import commands
 from schemas.config import CacheConfig, LayerConfig, ModelConfig
 from schemas.errors import UsageError
 from schemas.signals import Signal
 from trainer.batches.batch import Batch, LayerTargets
 from trainer.batches.units import SharedUnits, before_response
-from trainer.cache import TeacherCache, command
+from trainer.cache import TeacherCache
 from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import pointers, spread
 from trainer.models.head import Head
 from trainer.objectives.base import LayerNeed
 from trainer.teacher.caches import Caches
 from trainer.teacher.needs import TeacherNeeds
-from trainer.teacher.targets import join_layer
+from trainer.teacher.targets import MissingState, join_layer
 
 #: What a layer's need is in a cache.
 _SIGNALS: Final[Mapping[str, Signal]] = {
@@ -85,25 +86,35 @@ class CachedTeacher:
         if self._demand.final:
             cache = self._serving[None, "final"]
             final = torch.cat([cache.vectors(row, "final", part=part) for row, part in zip(rows, parts, strict=True)])
+            _require_as_many(cache, len(final), len(batch.positions), "last states")
         if self._demand.topk:
             cache = self._serving[None, "topk"]
             found = [cache.topk(row, part) for row, part in zip(rows, parts, strict=True)]
             indices, logprobs = (torch.cat(each) for each in zip(*found, strict=True))
+            _require_as_many(cache, len(indices), len(batch.positions), "distributions")
         return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs)
 
     def _layer(self, layer: int, needs: frozenset[LayerNeed], batch: Batch, units: SharedUnits) -> LayerTargets:
         rows: list[int] = batch.documents.tolist()
-
-        weights = self._serving[layer, _WEIGHTS]
-        signals = LayerSignals(torch.cat([weights.unit_weights(row, layer) for row in rows]))
+        serving = {need: self._serving[layer, need] for need in (_WEIGHTS, *needs)}
+        for cache in dict.fromkeys(serving.values()):
+            for row, count in zip(rows, units.teacher_rows.diff().tolist(), strict=True):
+                _require_as_many(
+                    cache, len(cache.unit_index(row, layer)), count, f"units of layer {layer} in row {row}"
+                )
+        signals = LayerSignals(torch.cat([serving[_WEIGHTS].unit_weights(row, layer) for row in rows]))
         if "relations" in needs:
-            signals = replace(signals, relations=self._serving[layer, "relations"].triangles(rows, layer))
+            signals = replace(signals, relations=serving["relations"].triangles(rows, layer))
         if "units" in needs:
-            cache = self._serving[layer, "units"]
-            signals = replace(signals, units=torch.cat([cache.vectors(row, "units", layer) for row in rows]))
+            vectors = [serving["units"].vectors(row, "units", layer) for row in rows]
+            signals = replace(signals, units=torch.cat(vectors))
         if needs & {"states", "position_states"}:
             signals = self._with_states(signals, layer, needs, batch)
-        return join_layer(signals, units, needs, len(batch.ids), batch.positions)
+        try:
+            return join_layer(signals, units, needs, len(batch.ids), batch.positions)
+        except MissingState as error:
+            cache = serving["position_states" if "position_states" in needs else "states"]
+            raise cache.damaged(f"of layer {layer}, {error}") from None
 
     def _with_states(
         self, signals: LayerSignals, layer: int, needs: frozenset[LayerNeed], batch: Batch
@@ -122,9 +133,13 @@ class CachedTeacher:
             parts = _slices(first, last)
             lengths, index = last - first, batch.positions
         each = list(zip(rows, parts, strict=True))
+        states = torch.cat([cache.vectors(row, "states", layer, part) for row, part in each])
+        _require_as_many(
+            cache, len(states), len(batch.ids) if index is None else len(index), f"states of layer {layer}"
+        )
         return replace(
             signals,
-            states=torch.cat([cache.vectors(row, "states", layer, part) for row, part in each]),
+            states=states,
             token_weights=torch.cat([cache.token_weights(row, layer)[part] for row, part in each]),
             state_rows=pointers(lengths),
             state_index=index,
@@ -176,18 +191,27 @@ class CachedTeacher:
         """The command for a cache that holds what is missing, and no more."""
         layers = sorted({layer for layer, _ in missing if layer is not None})
         needs = {need for _, need in missing}
-        wanted = {_SIGNALS.get(need, need) for need in needs} - {_WEIGHTS}
-        return command(
-            CacheConfig(
-                dataset=str(self.documents.folder),
-                teacher=self._caches.caches[0].config.teacher if self._caches.caches else ModelConfig(model="MODEL"),
-                layers=tuple(LayerConfig(layer=each, granularity=self._demand.granularities[each]) for each in layers),
-                signals=tuple(signal for signal in get_args(Signal) if signal in wanted),
-                state_tokens="all" if "position_states" in needs else "covered",
-                weights=self._demand.weights,
-                limit=self.documents.limit,
-            )
+        signals = {_SIGNALS.get(need, need) for need in needs} - {_WEIGHTS}
+        wanted = CacheConfig(
+            dataset=str(self.documents.folder),
+            teacher=ModelConfig(model="MODEL"),
+            layers=tuple(LayerConfig(layer=each, granularity=self._demand.granularities[each]) for each in layers),
+            signals=tuple(signal for signal in get_args(Signal) if signal in signals),
+            state_tokens="all" if "position_states" in needs else "covered",
+            weights=self._demand.weights,
+            limit=self.documents.limit,
         )
+        if not self._caches.caches:
+            return commands.cache_teacher(wanted)
+        first = self._caches.caches[0]  # what this does not say of it is as there
+        changed = wanted.model_dump(include={"signals", "state_tokens", "weights"})
+        rows = self.documents.rows if first.config.limit is not None else wanted.limit
+        return first.command(**changed, dataset=wanted.dataset, layers=wanted.layers, limit=rows)
+
+
+def _require_as_many(cache: TeacherCache, there: int, expected: int, what: str) -> None:
+    if there != expected:
+        raise cache.damaged(f"it has {there} {what}, and the dataset {expected}")
 
 
 def _slices(first: Int64[Tensor, " documents"], last: Int64[Tensor, " documents"]) -> list[slice]:

@@ -16,10 +16,10 @@ from trainer.cache import TeacherCache
 class Caches:
     """Caches of one teacher, made of the texts, units and teacher tokens that the dataset has."""
 
-    def __init__(self, folders: Sequence[str | Path], documents: Documents) -> None:
+    def __init__(self, folders: Sequence[str | Path], documents: Documents, verify: bool = False) -> None:
         """Raises `UsageError` for caches of another dataset or of different teachers; `StateError` as `TeacherCache`."""
         self.documents = documents
-        self.caches = tuple(TeacherCache(folder) for folder in folders)
+        self.caches = tuple(TeacherCache(folder, verify) for folder in folders)
         for cache in self.caches:
             self._require_match(cache)
         for cache in self.caches[1:]:
@@ -72,14 +72,16 @@ class Caches:
         if documents.limit is not None and documents.rows > len(cache):
             raise UsageError(
                 f"`data.limit` asks for {documents.rows} rows, and {cache.folder} holds only the first {len(cache)}; set "
-                f"`data.limit: {len(cache)}`, or make a cache of all rows: `{cache.command(limit=None)}`."
+                f"`data.limit: {len(cache)}`, or make a cache of as many: `{cache.command(limit=documents.rows)}`."
             )
 
     def _require_same_teacher(self, cache: TeacherCache) -> None:
         first = self.caches[0]
         names = [each.manifest.config["teacher"]["model"] for each in (first, cache)]
         if first.manifest.teacher["sha256"] != cache.manifest.teacher["sha256"]:
-            command = cache.command(teacher=first.config.teacher)
+            changed = cache.config.model_dump(exclude={"teacher", "layers", "storage", "limit"})
+            rows = len(cache) if first.config.limit is not None else cache.config.limit
+            command = first.command(**changed, layers=cache.config.layers, storage=cache.config.storage, limit=rows)
             raise UsageError(
                 f"{first.folder} and {cache.folder} are of different teachers ({names[0]} and {names[1]}: their weights "
                 f"differ), and a run has one; for what the second holds, of the first's teacher: `{command}`."

@@ -42,7 +42,7 @@ class TeacherShape:
             hidden_size=int(teacher["hidden_size"]),
             vocabulary=int(teacher["vocabulary"]),
             architecture=str(teacher["architecture"]),
-            dtype=str(manifest.config["teacher"]["dtype"]),
+            dtype=ModelConfig.parse(manifest.config["teacher"], "the manifest").dtype,
             final_size=teacher.get("final_size"),
         )
 

@@ -17,6 +17,10 @@ from trainer.maths.ragged import normalize_rows
 from trainer.objectives.base import LayerNeed
 
 
+class MissingState(ValueError):  # noqa: N818  # says what, as the others do
+    """A token's state is needed and not there."""
+
+
 def join_layer(
     signals: LayerSignals,
     shared: SharedUnits,
@@ -72,7 +76,7 @@ def _places(wanted: Tensor, there: Tensor | None, tokens: int) -> Tensor:
     place[there] = torch.arange(len(there))
     found = place[wanted]
     if bool((found < 0).any()):
-        raise ValueError(f"the state of token {int(wanted[found < 0][0])} of the batch is needed and not there")
+        raise MissingState(f"the state of token {int(wanted[found < 0][0])} of the batch is needed and not there")
     return found
 
 

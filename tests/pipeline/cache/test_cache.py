@@ -20,9 +20,9 @@ from pipeline.cache.stage import CacheStage
 from pipeline.cache.verify import verify
 from pipeline.dataset.realign import realign
 from pipeline.shards import pool as processes
-from pipeline.shards.workspace import CONFIG
 from schemas.config import CacheConfig
 from schemas.errors import ResourceError, UserError
+from schemas.manifest import CONFIG
 from trainer.cache import TeacherCache
 from trainer.maths.geometry import centrality_weights, covered, pool, units_with_span
 from trainer.maths.ragged import normalize_rows, pointers
@@ -343,7 +343,7 @@ def test_weights_of_a_shard_cost_what_the_plan_says(cache_plan):
     plan = cache_plan(signals=EVERY, layers=LAYERS)
     rows = plan.documents.read(sizes.granularities(plan.config), 0, plan.documents.rows)
     shard = rows.shard(plan.config.layers, "covered")
-    each = sizes._Price.of(plan.config, plan.shape).of_rows(shard)
+    each = sizes.row_bytes(shard, sizes.tensors(plan.config, plan.shape, sizes.nothing(plan.config)).values())
     tensors = sizes.tensors(plan.config, plan.shape, shard.counts()).values()
-    pointer = sizes._total(plan.config, plan.shape, sizes.nothing(plan.config))
-    assert int(each.sum()) + pointer == sum(spec.bytes for spec in tensors)
+    pointers = sum(spec.bytes for spec in sizes.tensors(plan.config, plan.shape, sizes.nothing(plan.config)).values())
+    assert int(each.sum()) + pointers == sum(spec.bytes for spec in tensors)

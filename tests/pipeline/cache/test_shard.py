@@ -25,6 +25,11 @@ SPANS = {
 HIDDEN, K = 8, 3
 
 
+def width(layer):
+    """Features of hidden states."""
+    return HIDDEN
+
+
 def flat_spans(layer, members):
     spans = [span for row in members for span in SPANS[layer][row]]
     return torch.tensor(spans, dtype=torch.int32).reshape(-1, 2), pointers([len(SPANS[layer][row]) for row in members])
@@ -67,7 +72,7 @@ def packed(members, signals, storage, state_tokens, poison=None):
 def filled(batches, signals=EVERY, storage="fp32", state_tokens="covered"):
     types = StorageConfig(units=storage, states=storage, final=storage)
     rows = shard_rows(state_tokens if "states" in signals else None)
-    shard = ShardTensors(rows, specs(rows.counts(), signals, types, state_tokens, HIDDEN, K))
+    shard = ShardTensors(rows, specs(rows.counts(), signals, types, state_tokens, width, K))
     for members in batches:
         shard.place(members, packed(members, signals, types, state_tokens))
     return shard.tensors()
@@ -130,14 +135,14 @@ def test_the_size_is_known_beforehand(storage, state_tokens):
         tensors = filled([[0, 1, 2, 3, 4]], signals, storage, state_tokens)
         types = StorageConfig(units=storage, states=storage, final=storage)
         counts = shard_rows(state_tokens if "states" in signals else None).counts()
-        expected = specs(counts, signals, types, state_tokens, HIDDEN, K)
+        expected = specs(counts, signals, types, state_tokens, width, K)
         assert {name: (spec.dtype, spec.shape) for name, spec in expected.items()} == {
             name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
         }
         content = save(tensors)
         header = int.from_bytes(content[:8], "little")
         assert sum(spec.bytes for spec in expected.values()) == len(content) - 8 - header
-        assert {spec.signal for spec in expected.values()} == {None, *signals}
+        assert {spec.part.signal for spec in expected.values()} == {None, *signals}
 
 
 def test_counts_of_parts_add_up():
@@ -151,7 +156,7 @@ def test_counts_of_parts_add_up():
 def test_nan_is_named_by_row_and_layer(signals, row):
     storage = StorageConfig()
     rows = shard_rows("all")
-    shard = ShardTensors(rows, specs(rows.counts(), signals, storage, "all", HIDDEN, K))
+    shard = ShardTensors(rows, specs(rows.counts(), signals, storage, "all", width, K))
     units = [unit for unit in SPANS[5][row] if unit != [-1, -1]]
     batch = packed([3, 0, 4, 2, 1], signals, storage, "all", poison=(row, 5, float("nan")))
     if "states" not in signals and not units:
@@ -164,7 +169,7 @@ def test_nan_is_named_by_row_and_layer(signals, row):
 def test_overflow_is_named_by_row_and_layer_and_type():
     storage = StorageConfig(states="fp16")
     rows = shard_rows("covered")
-    shard = ShardTensors(rows, specs(rows.counts(), ("states",), storage, "covered", HIDDEN, K))
+    shard = ShardTensors(rows, specs(rows.counts(), ("states",), storage, "covered", width, K))
     batch = packed([0, 2], ("states",), storage, "covered", poison=(2, 2, 1e5))
     with pytest.raises(
         UserError, match=r"^Row 'id-2', states of layer 2: values up to 1e\+05, more than fp16 can hold"
@@ -174,7 +179,7 @@ def test_overflow_is_named_by_row_and_layer_and_type():
 
 def test_infinite_log_probabilities_are_refused():
     rows = shard_rows(None)
-    shard = ShardTensors(rows, specs(rows.counts(), ("topk",), StorageConfig(), "all", HIDDEN, K))
+    shard = ShardTensors(rows, specs(rows.counts(), ("topk",), StorageConfig(), "all", width, K))
     batch = packed([0, 3], ("topk",), StorageConfig(), "all")
     batch.tensors["topk.logprobs"][-1, -1] = -torch.inf
     with pytest.raises(UserError, match=r"^Row 'id-3', topk: "):
@@ -184,7 +189,7 @@ def test_infinite_log_probabilities_are_refused():
 def test_batches_that_do_not_fit_are_a_bug():
     types = StorageConfig()
     rows = shard_rows("covered")
-    shard = ShardTensors(rows, specs(rows.counts(), ("states",), types, "covered", HIDDEN, K))
+    shard = ShardTensors(rows, specs(rows.counts(), ("states",), types, "covered", width, K))
     with pytest.raises(ValueError, match="a batch of"):
         shard.place([0], packed([0], ("units",), types, "covered"))
     with pytest.raises(ValueError, match="elements"):
@@ -195,7 +200,7 @@ def test_batches_that_do_not_fit_are_a_bug():
     with pytest.raises(ValueError, match="3 rows of the shard were never placed"):
         shard.tensors()
     with pytest.raises(ValueError, match="are expected"):
-        ShardTensors(rows, specs(rows.counts(), ("relations",), types, "covered", HIDDEN, K))
+        ShardTensors(rows, specs(rows.counts(), ("relations",), types, "covered", width, K))
 
 
 def test_map_goes_over_every_tensor():

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from cached_batches import CHUNKS, ROWS, TOP, WORDS, assert_same_batch, command_in, needing, source_of
+from schemas import files
 from schemas.errors import UsageError
 from schemas.manifest import read_manifest, same_tokens
 from schemas.training import PairConfig
@@ -53,9 +54,10 @@ def test_a_cache_of_another_dataset(make_cache, settings_for, tmp_path):
 
     out = tmp_path / "other"
     prepare(settings_for(limit=5), out, workers=1, quiet=True)
+    cache = make_cache()
     with pytest.raises(UsageError, match=r"is a cache of another dataset than .*teacher fingerprint") as error:
-        Caches([make_cache()], Documents(out))
-    assert command_in(error).startswith(f"mta-prep cache-teacher {out} --teacher ")
+        Caches([cache], Documents(out))
+    assert command_in(error) == f"mta-prep cache-teacher {out} --config {cache}/config.yaml -o OTHER"
 
 
 def test_ids_are_compared(make_cache, prepared, tmp_path):
@@ -69,7 +71,8 @@ def test_ids_are_compared(make_cache, prepared, tmp_path):
     with pa.ipc.new_file(str(folder / "index.arrow"), table.schema) as writer:
         writer.write_table(table.set_column(0, table.schema.field(0), pa.array(ids)))
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    manifest["index"]["bytes"] = (folder / "index.arrow").stat().st_size
+    index = folder / "index.arrow"
+    manifest["index"] |= {"bytes": index.stat().st_size, "sha256": files.sha256_of(index)}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(UsageError, match=r"Row 9 of .*#'"):
         Caches([folder], Documents(prepared))
@@ -83,29 +86,32 @@ def test_caches_of_different_teachers(make_cache, prepared, tmp_path):
     manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["teacher"]["sha256"] = "0" * 64
     path.write_text(json.dumps(manifest), encoding="utf-8")
+    first = make_cache(**TOP)
     with pytest.raises(UsageError, match="are of different teachers") as error:
-        Caches([make_cache(), folder], Documents(prepared))
-    assert "--layers 2:words,4:chunks --signals relations -o OTHER" in command_in(error)
+        Caches([first, folder], Documents(prepared))
+    assert command_in(error) == (
+        f"mta-prep cache-teacher --config {first}/config.yaml --layers 2:words,4:chunks -o OTHER"
+    )
 
 
 def test_a_missing_layer(make_cache, prepared):
+    cache = make_cache(**TOP)
     with pytest.raises(UsageError, match="has teacher layer 2; make one, and name it there as well") as error:
-        source_of(prepared, [make_cache(**TOP)], WORDS, CHUNKS)
-    assert f"{prepared} --teacher " in command_in(error)
-    assert command_in(error).endswith("--layers 2:words --signals relations -o OTHER")
+        source_of(prepared, [cache], WORDS, CHUNKS)
+    assert command_in(error) == f"mta-prep cache-teacher --config {cache}/config.yaml --layers 2:words -o OTHER"
 
 
 def test_a_missing_signal(make_cache, prepared):
     with pytest.raises(UsageError, match="the signal `units` of teacher layer 4") as error:
         source_of(prepared, [make_cache(**TOP)], CHUNKS, needs=("relations", "units"))
-    assert command_in(error).endswith("--layers 4:chunks --signals units -o OTHER")
+    assert command_in(error).endswith("config.yaml --signals units -o OTHER")
 
 
 def test_another_granularity(make_cache, prepared):
     pair = PairConfig(student=1, teacher=4, granularity="words")
     with pytest.raises(UsageError, match="has chunks at teacher layer 4, which the config pairs for words") as error:
         source_of(prepared, [make_cache()], pair)
-    assert command_in(error).endswith("--layers 4:words --signals relations -o OTHER")
+    assert command_in(error).endswith("config.yaml --layers 4:words -o OTHER")
 
 
 def test_other_weights(make_cache, prepared):
@@ -125,7 +131,7 @@ def test_final_and_states_of_all_tokens_that_no_cache_has(make_cache, same):
     cache = make_cache(signals=["states"])
     with pytest.raises(UsageError, match=r"states of all tokens \(recipe fdd\) of teacher layer 4") as error:
         source_of(same, [cache], CHUNKS, needs=("position_states",))
-    assert command_in(error).endswith("--layers 4:chunks --signals states --state-tokens all -o OTHER")
+    assert command_in(error).endswith("--layers 4:chunks --state-tokens all -o OTHER")
     with pytest.raises(UsageError, match="the teacher's output matrix") as error:
         source_of(same, [cache], CHUNKS, needs=("states",)).head  # noqa: B018  # it is looked for when asked for
     assert command_in(error).endswith("--signals final -o OTHER")
@@ -133,12 +139,15 @@ def test_final_and_states_of_all_tokens_that_no_cache_has(make_cache, same):
 
 def test_the_commands_are_understood(make_cache, same, command, tmp_path):
     """What a message says to run, run as it stands, makes what was missing."""
-    first = make_cache(**TOP)
+    first = make_cache(**TOP, storage={"states": "int8"})
     wanted = {"needs": ("relations", "states"), "final": True}
     with pytest.raises(UsageError) as error:
         source_of(same, [first], WORDS, CHUNKS, **wanted)
     words = command_in(error).replace("OTHER", str(tmp_path / "other")).split()
     assert command(*words[1:], "--json")[0] == 0
+    other = TeacherCache(tmp_path / "other").config
+    assert other.storage == TeacherCache(first).config.storage, "what nothing is said of is as in the cache named"
+    assert other.signals == ("relations", "states", "final")
     batch = source_of(same, [first, tmp_path / "other"], WORDS, CHUNKS, **wanted).fetch(ROWS)
     assert batch.final is not None
     assert len(batch.layers[2].states)
@@ -188,4 +197,4 @@ def test_a_limited_cache(make_cache, prepared):
     assert source_of(prepared, [make_cache()], CHUNKS, limit=1000).rows == 24
     with pytest.raises(UsageError, match=r"asks for 7 rows, .* the first 6; set `data.limit: 6`") as error:
         source_of(prepared, [cache], CHUNKS, limit=7)
-    assert "--limit" not in command_in(error)
+    assert command_in(error).endswith(f"{cache}/config.yaml --limit 7 -o OTHER")

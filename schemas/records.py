@@ -1,0 +1,173 @@
+"""What is read of a manifest beyond its first level: types and bounds of the mappings that stages fill in.
+
+A manifest keeps those mappings as they were given, and they may hold more than this. Where a finished folder is read,
+its manifest must also be one of these, so that whoever uses a value finds it there and in a range that can be.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from schemas.config import CacheConfig, ParseConfig
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+#: Of anything; sums of them stay exact.
+Count = Annotated[int, Field(ge=0, le=2**53)]
+#: Far above what any model has, so that more of them is a mistake.
+Depth = Annotated[int, Field(ge=1, le=10_000)]
+Width = Annotated[int, Field(ge=1, le=2**20)]
+Vocabulary = Annotated[int, Field(ge=1, le=2**24)]
+
+
+def _not_extreme(value: float) -> float:
+    if not 2**-16 <= abs(value) <= 2**16:
+        raise ValueError("its magnitude should be between 2^-16 and 2^16")
+    return value
+
+
+#: On logits.
+Factor = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_not_extreme)]
+SoftCap = Annotated[float, Field(gt=0, le=2**16, allow_inf_nan=False)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Versions(_Record):
+    """Of the packages that a folder was made with."""
+
+    mta_prep: str = Field(alias="mta-prep")
+
+
+class TokenizerRecord(_Record):
+    """One side's tokenizer."""
+
+    name: str
+    revision: str | None
+    sha256: Sha256
+    vocabulary: Vocabulary
+    prefix: tuple[str, ...]
+    suffix: tuple[str, ...]
+
+
+class ParserRecord(_Record):
+    """What found the constituents."""
+
+    kind: str
+    name: str
+    sha256: str
+
+
+class Tokenizers(_Record):
+    """Both sides'."""
+
+    teacher: TokenizerRecord
+    student: TokenizerRecord
+
+
+class UnitCounts(_Record):
+    """Units of one granularity on one side, by what became of them."""
+
+    kept: Count
+    inside: Count
+    cut: Count
+
+
+class SideCounts(_Record):
+    """Units of one side."""
+
+    words: UnitCounts
+    chunks: UnitCounts
+    phrases: UnitCounts
+
+
+class Alignment(_Record):
+    """Units of each side, and those that are on both."""
+
+    teacher: SideCounts
+    student: SideCounts
+    both: SideCounts
+
+
+class OffsetCounts(_Record):
+    """Tokens of each side, by how they were found in the text."""
+
+    teacher: dict[str, Count]
+    student: dict[str, Count]
+
+
+class DatasetCounts(_Record):
+    """Of sentences, units and tokens."""
+
+    sentences: dict[str, Count]
+    offsets: OffsetCounts
+    alignment: Alignment
+
+
+class DatasetRecord(_Record):
+    """A dataset's manifest, as deep as it is read."""
+
+    versions: Versions
+    config: ParseConfig
+    tokenizers: Tokenizers
+    parser: ParserRecord
+    counts: DatasetCounts
+
+
+class TeacherRecord(_Record):
+    """Who the teacher of a cache is, and its sizes."""
+
+    name: str
+    revision: str | None
+    sha256: Sha256
+    architecture: str
+    depth: Depth
+    hidden_size: Width
+    vocabulary: Vocabulary
+    final_size: Width | None = None  # where the last hidden state has other features
+
+
+class LogitsRecord(_Record):
+    """What a teacher does to its logits behind its output matrix."""
+
+    soft_cap: SoftCap | None
+    scale: Factor | None
+
+
+class LayerRecord(_Record):
+    """How much a cache holds of one layer."""
+
+    units: Count
+    pairs: Count
+    state_tokens: Count
+    units_without_span: Count
+
+
+class CacheCounts(_Record):
+    """Layers by their number."""
+
+    layers: dict[int, LayerRecord]
+
+
+class CacheRecord(_Record):
+    """A teacher cache's manifest, as deep as it is read."""
+
+    versions: Versions
+    config: CacheConfig
+    teacher: TeacherRecord
+    logits: LogitsRecord | None
+    head: dict[str, Any] | None
+    counts: CacheCounts
+
+    @model_validator(mode="after")
+    def _fits_its_config(self) -> "CacheRecord":
+        layers = [each.layer for each in self.config.layers]
+        if sorted(layers) != sorted(self.counts.layers):
+            raise ValueError(f"counts of layers {sorted(self.counts.layers)}, but its config has {layers}")
+        if max(layers, default=0) > self.teacher.depth:
+            raise ValueError(f"layer {max(layers)} of a teacher of {self.teacher.depth}")
+        for name, part in (("head", self.head), ("logits", self.logits)):
+            if (part is None) == ("final" in self.config.signals):
+                raise ValueError(f"`{name}` and the signal `final` go together")
+        return self
