@@ -185,16 +185,16 @@ def positive(value: float) -> float:
     return value
 
 
-def run(app: typer.Typer, name: str, interrupted: str) -> NoReturn:
+def run(app: typer.Typer, name: str, interrupted: str | None) -> NoReturn:
     """Run a command line, and turn every error into a sentence and an exit code (`schemas.errors.Exit`).
 
-    `interrupted`: what is said after Ctrl-C. `--debug` anywhere shows tracebacks.
+    `interrupted`: what is said after Ctrl-C, if anything. `--debug` anywhere shows tracebacks.
     """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = app(args=arguments, prog_name=name, standalone_mode=False)
-        if code == Exit.INTERRUPTED:  # typer's own word for Ctrl-C
+        if code == Exit.INTERRUPTED and interrupted is not None:  # typer's own word for Ctrl-C
             stderr.print(interrupted)
         sys.exit(code if isinstance(code, int) else Exit.OK)
     except BrokenPipeError:

@@ -24,21 +24,24 @@ from schemas.training import PairConfig, TrainConfig
 from trainer.batches.documents import Documents
 from trainer.batches.loader import StepLoader
 from trainer.engine.checkpoint import Checkpoints, State
-from trainer.engine.monitor import CURVES, Monitor, memory_gb
+from trainer.engine.monitor import CURVES, Monitor, memory_gb, require_trackers
 from trainer.engine.optimizer import optimizer
+from trainer.engine.ranks import in_step, together
 from trainer.engine.zero import deepspeed_config, offloads, stage, start, whole_state
-from trainer.folder import STUDENT, claim
+from trainer.folder import STUDENT, claim, held, require_ours
+from trainer.models.hub import identity
 from trainer.models.loading import placed
-from trainer.objectives import build
+from trainer.objectives import build, on_run_layers
 from trainer.objectives.base import Objective, Setting
 from trainer.step import Stepper, StepResult
 from trainer.student.distiller import Distiller
 from trainer.student.export import export_run, require_tokenizer
+from trainer.student.limits import require_lengths, require_vocabulary
 from trainer.student.model import Student, load_student
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
 from trainer.teacher.live import LiveTeacher
-from trainer.teacher.needs import teacher_needs
+from trainer.teacher.needs import TeacherNeeds, teacher_needs
 from trainer.teacher.pairing import automatic_pairs
 from trainer.teacher.shape import TeacherShape, shape_of
 
@@ -53,9 +56,14 @@ def train(config: TrainConfig, overwrite: bool) -> Path:
     `overwrite`: forget what is in the output folder. Raises `UserError` and its kin for configs, data and models that do
     not fit; `Interrupted` after SIGTERM or SIGINT, when the state is saved.
     """
-    run = Run(config, overwrite)
-    run.train()
-    return run.finish()
+    out = Path(config.out)
+    with held(out):
+        with together():
+            require_ours(out, config, overwrite)
+        run = Run(config, fresh=overwrite)
+        claim(out, config, overwrite)
+        run.train()
+        return run.finish()
 
 
 class Run:
@@ -65,38 +73,36 @@ class Run:
     engine: Any  # deepspeed.DeepSpeedEngine
     zero_stage: int
 
-    def __init__(self, config: TrainConfig, overwrite: bool) -> None:
+    def __init__(self, config: TrainConfig, fresh: bool) -> None:
+        """Nothing is written yet. `fresh`: whatever is in the output folder is not gone on from."""
         self.config = config
         self.out = Path(config.out)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        claim(self.out, config, overwrite)
         self.checkpoints = Checkpoints(self.out, config.checkpoint.keep, config.checkpoint.best)
-        self.documents = Documents(config.data.dataset, config.data.limit, config.data.verify)
-        self.caches = Caches(config.data.caches, self.documents, config.data.verify)
-        student = load_student(config.student, config.seed)
-        self._require_vocabulary(student)
-        torch.manual_seed(config.seed)  # of projectors
-        self.terms = self._terms(student)
-        pairs = [pair for term in self.terms.values() for pair in term.pairs]
-        wanted = teacher_needs(
-            {name: term.needs() for name, term in self.terms.items()}, pairs, config.weights, self.documents
-        )
-        self.source: CachedTeacher | LiveTeacher
-        if config.teacher == "live":
-            assert config.teacher_model is not None
-            self.source = LiveTeacher(
-                placed(config.teacher_model, int(os.environ["LOCAL_RANK"])), self.documents, wanted
+        self._stop = False
+        with together():
+            engine_config = deepspeed_config(config)
+            self.zero_stage = stage(engine_config)
+            require_trackers(config.log)
+            newest = None if fresh else self._newest()
+            self.documents = Documents(config.data.dataset, config.data.limit, config.data.verify)
+            self.caches = Caches(config.data.caches, self.documents, config.data.verify)
+            student = load_student(config.student, config.seed)
+            require_vocabulary(student, self.documents)
+            require_tokenizer(self.documents, config.student, student.model.config)  # else found out when all is done
+            torch.manual_seed(config.seed)  # of projectors
+            self.terms = self._terms(student)
+            needs = self._needs()
+            rows = self.documents.rows if config.teacher == "live" else self.caches.rows
+            same_tokens = any(term.needs().same_tokens for term in self.terms.values())
+            require_lengths(student, self.documents, rows, same_tokens)
+            self.source = self._source(needs)
+            self.loader = StepLoader(
+                self.source, config.data, rank=self.rank, ranks=self.ranks, pinned=torch.cuda.is_available()
             )
-        else:
-            self.source = CachedTeacher(self.caches, wanted)
-        require_tokenizer(self.documents, config.student, student.model.config)  # else found out when all is done
-        self.loader = StepLoader(
-            self.source, config.data, rank=self.rank, ranks=self.ranks, pinned=torch.cuda.is_available()
-        )
         self.steps_per_epoch = self.loader.rows / config.data.batch_size
         self.steps = config.steps or math.ceil(config.epochs * self.steps_per_epoch)
-        self._stop = False
-        self._start_engine(student, wanted.final)
+        self._start_engine(student, needs.final, engine_config, newest)
 
     @property
     def first(self) -> bool:
@@ -131,17 +137,16 @@ class Run:
             self.checkpoints.load(self.engine, chosen[0], universal=False)
         state = whole_state(self.distiller.student.model, self.zero_stage)
         folder = self.out / STUDENT
-        if self.first:
-            assert state is not None
-            export_run(state, self.distiller.student, self.config, self.documents, self._teacher_record(), self.out)
-            self.say(f"The student is in {folder}, the curves are in {self.out / CURVES}.")
-        dist.barrier()
+        with together():
+            if state is not None:
+                export_run(state, self.distiller.student, self.config, self.documents, self._teacher(), self.out)
+        self.say(f"The student is in {folder}, the curves are in {self.out / CURVES}.")
         return folder
 
     def _steps(self, monitor: Monitor | None) -> None:
         config = self.config
         began, tokens = time.monotonic(), 0
-        for step, batches in enumerate(self.loader.training(self.done, self.steps), self.done):
+        for step, batches in enumerate(in_step(self.loader.training(self.done, self.steps)), self.done):
             result = self.stepper.step(step, batches, self._stop)
             self.done = step + 1
             tokens += result.tokens
@@ -157,7 +162,9 @@ class Run:
             validate = last or (self.done % config.validate_every == 0 if config.validate_every else due)
             held_out = None
             if validate and config.data.held_out and not result.stop:
-                losses = self.stepper.validate([batch for portion in self.loader.validation() for batch in portion])
+                losses = self.stepper.validate(
+                    [batch for portion in in_step(self.loader.validation()) for batch in portion]
+                )
                 held_out = losses.total
                 if monitor is not None:
                     monitor.log({"step": self.done, **losses.record("held_out_")})
@@ -179,7 +186,8 @@ class Run:
     def _terms(self, student: Student) -> dict[str, Objective]:
         shape = self._teacher_shape()
         pairs: tuple[PairConfig, ...] = self.config.layers or ()
-        if self.config.layers is None and shape is not None and self.caches.layers:
+        automatic = self.config.layers is None and on_run_layers(self.config.objectives)
+        if automatic and shape is not None and self.caches.layers:
             pairs = automatic_pairs(self.caches.layers, student.depth, shape.depth)
         for pair in pairs:
             if pair.student > student.depth:
@@ -207,38 +215,50 @@ class Run:
             return shape_of(self.config.teacher_model)
         return TeacherShape.recorded(self.caches.caches[0].manifest) if self.caches.caches else None
 
-    def _teacher_record(self) -> dict[str, Any] | None:
-        """Who the teacher is, for the student's card."""
-        if self.caches.caches:
+    def _needs(self) -> TeacherNeeds:
+        pairs = [pair for term in self.terms.values() for pair in term.pairs]
+        terms = {name: term.needs() for name, term in self.terms.items()}
+        return teacher_needs(terms, pairs, self.config.weights, self.documents)
+
+    def _source(self, needs: TeacherNeeds) -> CachedTeacher | LiveTeacher:
+        if self.config.teacher == "cached":
+            return CachedTeacher(self.caches, needs)
+        assert self.config.teacher_model is not None
+        return LiveTeacher(placed(self.config.teacher_model, int(os.environ["LOCAL_RANK"])), self.documents, needs)
+
+    def _teacher(self) -> dict[str, Any] | None:
+        """Who taught, for the student's card; None if no term looks at a teacher."""
+        if self._needs().nothing:
+            return None
+        if self.config.teacher == "cached":
             return dict(self.caches.teacher)
-        return None if self.config.teacher_model is None else {"name": self.config.teacher_model.model}
+        assert self.config.teacher_model is not None
+        return identity(self.config.teacher_model)
 
-    def _require_vocabulary(self, student: Student) -> None:
-        if self.documents.largest_student_id >= student.vocab_size:
-            raise UsageError(
-                f"{self.documents.folder} has the student token {self.documents.largest_student_id}, and the student knows "
-                f"{student.vocab_size} tokens: it was prepared for another tokenizer. "
-                f"`mta-prep align {self.documents.folder} --student TOKENIZER -o NEW` prepares it for this one."
-            )
-
-    def _start_engine(self, student: Student, logits: bool) -> None:
-        config = self.config
+    def _newest(self) -> tuple[Path, State] | None:
+        """The checkpoint to go on from. Raises `StateError` for one that this run cannot load."""
         newest = self.checkpoints.newest()
-        self.done = 0 if newest is None else newest[1].step
-        values = deepspeed_config(config)
-        self.zero_stage = stage(values)
-        # without ZeRO every rank has everything, whatever their number
-        universal = newest is not None and newest[1].ranks != self.ranks and self.zero_stage > 0
-        if universal:
-            values["checkpoint"] = {"load_universal": True}
         if newest is not None and newest[1].zero_stage != self.zero_stage:
             raise StateError(
                 f"{newest[0]} was saved under ZeRO stage {newest[1].zero_stage}, not {self.zero_stage}; go on with that, or "
                 "pass --overwrite."
             )
+        return newest
+
+    def _start_engine(
+        self, student: Student, logits: bool, engine_config: dict[str, Any], newest: tuple[Path, State] | None
+    ) -> None:
+        config = self.config
+        self.done = 0 if newest is None else newest[1].step
+        # without ZeRO every rank has everything, whatever their number
+        universal = newest is not None and newest[1].ranks != self.ranks and self.zero_stage > 0
+        if universal:
+            engine_config["checkpoint"] = {"load_universal": True}
         self.distiller = Distiller(student, self.terms, None)
-        parameters, roles = optimizer(student, nn.ModuleDict(self.terms).parameters(), config.optim, offloads(values))
-        self.engine = start(self.distiller, parameters, values)
+        parameters, roles = optimizer(
+            student, nn.ModuleDict(self.terms).parameters(), config.optim, offloads(engine_config)
+        )
+        self.engine = start(self.distiller, parameters, engine_config)
         self.stepper = Stepper(self.engine, roles, config, self.steps)
         if logits:
             self.distiller.teacher_head = self.source.head.to(self.engine.device)

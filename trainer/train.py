@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 if __name__ == "__main__":
     # as a script, this folder would come first, and its file names before those of other packages
@@ -19,9 +19,11 @@ if __name__ == "__main__":
 import typer
 
 from schemas import console
-from schemas.errors import Exit, UserError
+from schemas.errors import Exit, ResourceError, UserError
 
 app = typer.Typer(add_completion=False)
+
+GOES_ON: Final = "The same command goes on."
 
 
 @app.command()
@@ -39,21 +41,32 @@ def train(
     """Train a student from a prepared dataset and a teacher cache, or with the teacher live."""
     from trainer.config import load_config
 
-    settings = load_config(config, [*(set_ or []), *(["data.verify=true"] if verify else [])])
+    assignments = [*(set_ or []), *(["data.verify=true"] if verify else [])]
+    if first_rank():
+        load_config(config, assignments)  # a wrong one is told at once, while the others start
     start_ranks(local_rank)
-    from trainer.run import Interrupted  # slow to import: configs are checked before
+    import torch.distributed as dist  # slow to import, and the rest as well
+
+    from trainer.engine.ranks import AgreedError, together
+    from trainer.run import Interrupted
     from trainer.run import train as run
 
     try:
+        with together():
+            settings = load_config(config, assignments)
         run(settings, overwrite)
-    except Interrupted as stopped:
-        if os.environ["RANK"] == "0":
-            console.stderr.print(str(stopped))
-        raise typer.Exit(Exit.INTERRUPTED) from None
-    except UserError as error:
-        if os.environ["RANK"] != "0":  # every rank finds the same; one says it
-            raise typer.Exit(error.exit_code) from None
-        raise
+    except (AgreedError, Interrupted) as ended:
+        if first_rank():
+            _tell(ended)
+        dist.barrier()  # a launcher ends all ranks when one has ended: not before it is told why
+        sys.exit(Exit.INTERRUPTED if isinstance(ended, Interrupted) else ended.exit_code)
+
+
+def _tell(ended: Exception) -> None:
+    if isinstance(ended, UserError):
+        console.explain(ended.__cause__ or ended, debug="--debug" in sys.argv)
+    else:
+        console.stderr.print(f"{ended} {GOES_ON}")
 
 
 def start_ranks(local_rank: int) -> None:
@@ -72,12 +85,23 @@ def start_ranks(local_rank: int) -> None:
     if not torch.cuda.is_available():
         # its shared-memory kernel for CPUs compiles for a minute, and needs a compiler; gloo does the same
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # ranks speak with each other before the engine has one
+    try:
+        deepspeed.init_distributed()
+    except torch.distributed.DistNetworkError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ResourceError(f"Ranks cannot meet at {where}: {error}. Choose another port (--master_port).") from error
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that talks, known before the group is there."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def main() -> None:
     """Entry point."""
-    console.run(app, "train.py", "The same command goes on.")
+    console.run(app, "train.py", GOES_ON if first_rank() else None)
 
 
 if __name__ == "__main__":

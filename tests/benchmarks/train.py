@@ -86,7 +86,7 @@ def ours(values: dict[str, Any], steps: int) -> Iterator[int]:
     from trainer.train import start_ranks
 
     start_ranks(0)
-    run = Run(TrainConfig.parse(values, "benchmark"), overwrite=True)
+    run = Run(TrainConfig.parse(values, "benchmark"), fresh=True)
     for step, batches in enumerate(run.loader.training(0, steps)):
         yield run.stepper.step(step, batches, stop=False).tokens
 

@@ -4,113 +4,38 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from launching import SEVERAL, STEPS, TRAIN, assert_same, command, compared, environment, launch, metrics, told
 
 # one process has the runs that all of these look at
 pytestmark = pytest.mark.xdist_group("trainer")
 
-ROOT = Path(__file__).resolve().parents[2]
-TRAIN = ROOT / "trainer" / "train.py"
-SEVERAL = Path(__file__).with_name("runs.py")
-STEPS = 20
-PAIRS = [
-    {"student": 1, "teacher": 2, "granularity": "words"},
-    {"student": 2, "teacher": 4, "granularity": "chunks"},
-]
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, **HEADS}
 #: Where the documents are dealt to other micro-batches or ranks, sums are in another order; twenty steps amplify that.
 ANOTHER_ORDER = 1e-4
 #: Relative, of invariant 1: relations are cached as int16.
 CACHED = 1e-4
+SHORT = {
+    "init": "config",
+    "config": {
+        "model_type": "gpt2",
+        "vocab_size": 4096,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 40,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    },
+}
 FDD = {"srkl": {}, "fdd": {}}
 UNITS = {"ce": {}, "hidden": {"level": "unit"}, "dsa": {"metric": "distance"}}
-NOT_COMPARED = {"tokens_per_second", "memory_gb", "lr", "grad_norm"}
-
-
-@pytest.fixture(scope="session")
-def folders(prepared, same, tiny_teacher, make_cache):
-    """A dataset with the same tokens on both sides, one with different ones; one cache that serves both, and a second of
-    the same teacher, made later for what the first lacks."""
-    first = make_cache(
-        signals=["relations", "states", "final"], storage={"states": "fp32", "final": "fp32", "units": "fp32"}
-    )
-    later = make_cache(signals=["units", "states"], storage={"states": "fp32", "units": "fp32"}, state_tokens="all")
-    return {"caches": [first, later], "same": same, "other": prepared, "teacher": tiny_teacher}
-
-
-@pytest.fixture(scope="session")
-def config(folders):
-    """Makes a training config; keyword arguments override."""
-
-    def make(out, *, dataset="same", **values):
-        same = {"srkl": {}, "dsa": {"weight": 2.0}, "hidden": {"weight": 0.2}, "ce": {"weight": 0.5}}
-        base = {
-            "student": {"model": str(folders["teacher"]), "init": {"layers": [0, 3]}},
-            "data": {
-                "dataset": str(folders[dataset]),
-                "caches": list(map(str, folders["caches"])),
-                "batch_size": 4,
-                "workers": 0,
-                "held_out": 4,
-            },
-            "layers": PAIRS,
-            "objectives": same if dataset == "same" else {"ce": {}, "dsa": {"weight": 2.0}},
-            "optim": {"lr": 1e-3, "warmup": 2},
-            "steps": STEPS,
-            "log": {"every": 1, "tensorboard": False},
-            "out": str(out),
-        }
-        data = base["data"] | values.pop("data", {})
-        file = out.with_suffix(".yaml")
-        file.write_text(yaml.safe_dump(base | values | {"data": data}), encoding="utf-8")
-        return file
-
-    return make
-
-
-def environment():
-    return os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-
-
-def command(ranks, script, *arguments):
-    if ranks == 1:
-        return [sys.executable, str(script), *map(str, arguments)]
-    launcher = Path(sys.executable).with_name("deepspeed")
-    port = 20000 + os.getpid() % 20000
-    return [str(launcher), "--num_gpus", str(ranks), "--master_port", str(port), str(script), *map(str, arguments)]
-
-
-def launch(ranks, script, *arguments):
-    done = subprocess.run(command(ranks, script, *arguments), env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
-
-
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def compared(record):
-    return {name: value for name, value in record.items() if name not in NOT_COMPARED}
-
-
-def assert_same(found, expected, tolerance):
-    assert [record["step"] for record in found] == [record["step"] for record in expected]
-    for mine, theirs in zip(map(compared, found), map(compared, expected), strict=True):
-        assert mine == pytest.approx(theirs, rel=tolerance)
 
 
 @pytest.fixture(scope="session")
@@ -141,6 +66,7 @@ def runs(config, folders, tmp_path_factory):
             "two-lora-zero3": {"deepspeed": "zero3", "student": {"lora": {"r": 4}}},
             "two-cross-zero2": {"deepspeed": "zero2", "dataset": "other"},
             "two-cross-zero2-live": {"deepspeed": "zero2", "dataset": "other", **live},
+            "fails": {},
             "two-bf16": {"deepspeed": "zero2", "precision": "bf16"},
         },
     }
@@ -175,6 +101,12 @@ def runs(config, folders, tmp_path_factory):
 )
 def test_every_logged_loss_is_the_same_whatever_the_road(runs, name, other, tolerance):
     assert_same(metrics(runs[name]), metrics(runs[other]), tolerance)
+
+
+def test_what_one_rank_cannot_read_ends_all_of_them(runs):
+    for rank in range(2):
+        assert runs["fails"].with_suffix(f".{rank}.err").read_text() == "rank 1 cannot read its third batch"
+    assert [record["step"] for record in metrics(runs["fails"])] == [1, 2]
 
 
 def test_half_precision_learns_the_same(runs):
@@ -278,23 +210,36 @@ def test_told_to_stop_it_saves_and_goes_on_with_other_ranks(config, runs, tmp_pa
     while group_is_alive(running.pid):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert out.with_suffix(".log").read_text().count("The same command goes on.") == 1
     (saved,) = (out / "checkpoints").iterdir()
     assert json.loads((saved / "state.json").read_text())["ranks"] == 2
     launch(1, TRAIN, "--config", file)
     assert_same(metrics(out), metrics(runs["cached"]), ANOTHER_ORDER)
 
 
+#: What a config says, the exit code, and some of what is then said.
 REFUSED = {
-    "term": ({"objectives": {"dsaa": {}}}, "did you mean `dsa`"),
-    "layer": ({"layers": [{"student": 1, "teacher": 3, "granularity": "words"}]}, "mta-prep cache-teacher"),
-    "depth": ({"layers": [{"student": 9, "teacher": 4, "granularity": "words"}]}, "layers 0 (embeddings) to 2, not 9"),
-    "tokens": ({"dataset": "other", "objectives": {"srkl": {}}}, "token by token"),
-    "portions": ({"data": {"batch_size": 1, "micro_batches": 2}}, "data.batch_size"),
-    "zero": ({"deepspeed": "zero7"}, "zero0"),
-    "key": ({"optim": {"lr": 1e-3, "warmpu": 2}}, "did you mean `warmup`"),
-    "precision": ({"precision": "fp16"}, "bf16"),
+    "term": ({"objectives": {"dsaa": {}}}, 2, "did you mean `dsa`"),
+    "layer": ({"layers": [{"student": 1, "teacher": 3, "granularity": "words"}]}, 2, "mta-prep cache-teacher"),
+    "depth": (
+        {"layers": [{"student": 9, "teacher": 4, "granularity": "words"}]},
+        2,
+        "layers 0 (embeddings) to 2, not 9",
+    ),
+    "tokens": ({"dataset": "other", "objectives": {"srkl": {}}}, 2, "token by token"),
+    "portions": ({"data": {"batch_size": 1, "micro_batches": 2}}, 2, "data.batch_size"),
+    "held-out": ({"data": {"held_out": 100}}, 2, "hold out fewer"),
+    "zero": ({"deepspeed": "zero7"}, 2, "zero0"),
+    "key": ({"optim": {"lr": 1e-3, "warmpu": 2}}, 2, "did you mean `warmup`"),
+    "precision": ({"precision": "fp16"}, 2, "bf16"),
+    "tracker": ({"log": {"wandb": True}}, 2, "`log.wandb` needs the package"),
+    "dataset": ({"data": {"dataset": "no-such-dataset"}}, 4, "no-such-dataset"),
+    "student": ({"student": {"model": "./no-such-student"}}, 3, "no-such-student"),
+    "teacher": ({"teacher": "live", "teacher_model": {"model": "./no-such-teacher"}}, 3, "no-such-teacher"),
+    "long": ({"student": SHORT, "objectives": {"ce": {}}}, 2, "takes, which is 40 tokens"),
     "tokenizer": (
         {"student": {"init": "config", "config": {"model_type": "qwen2", "vocab_size": 4096, **SIZES}}},
+        2,
         "as its own Qwen2Tokenizer",
     ),
 }
@@ -302,29 +247,26 @@ REFUSED = {
 
 @pytest.fixture(scope="session")
 def refusals(config, tmp_path_factory):
-    """Exit code and what was said, by name."""
+    """Output folder, exit code and what was said, by name."""
     base = tmp_path_factory.mktemp("refused")
-    files = {name: config(base / name, **values) for name, (values, _) in REFUSED.items()}
-    launch(1, SEVERAL, "--refused", *files.values())
-    return {
-        name: (json.loads(file.with_suffix(".code").read_text()), file.with_suffix(".err").read_text())
-        for name, file in files.items()
-    }
+    files = [config(base / name, **values) for name, (values, _, _) in REFUSED.items()]
+    return {file.stem: (file.with_suffix(""), *outcome) for file, outcome in zip(files, told(*files), strict=True)}
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_fit_is_one_sentence(refusals, name):
+def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(refusals, name):
     if name == "precision" and torch.ops.mkldnn._is_mkldnn_fp16_supported():
         pytest.skip("this processor computes in float16")
-    code, said = refusals[name]
-    assert code == 2
-    assert REFUSED[name][1] in said
+    out, code, said = refusals[name]
+    assert code == REFUSED[name][1]
+    assert REFUSED[name][2] in said
     assert "Traceback" not in said
+    assert not out.exists()
 
 
 def test_the_command_ends_as_it_says(config, tmp_path):
     file = config(tmp_path / "out", **REFUSED["term"][0])
     done = subprocess.run(command(1, TRAIN, "--config", file), env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
-    assert REFUSED["term"][1] in done.stderr
+    assert REFUSED["term"][2] in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,6 +4,8 @@ The files are opened with pyarrow alone: `datasets` would serve as well, but tak
 worker.
 """
 
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +95,20 @@ class Documents:
     def lengths(self, side: Side) -> Int64[np.ndarray, " rows"]:
         """Tokens of every row."""
         return self._lists(side_column(side, "input_ids")).lengths[: self.rows]
+
+    def align_command(self, sides: Mapping[Side, Mapping[str, Any]]) -> str:
+        """The command for the same texts in a folder NEW with other tokenizers or limits: a side's config for each side.
+
+        The command has one limit for all sides, so theirs must be the same; the last side's are taken.
+        """
+        words = ["mta-prep", "align", str(self.folder)]
+        limits: dict[str, Any] = {}
+        for side, config in sides.items():
+            words += [f"--{side}", config["tokenizer"]]
+            words += [] if config["revision"] is None else [f"--{side}-revision", config["revision"]]
+            limits = {f"--{name.replace('_', '-')}": config[name] for name in ("max_length", "max_prompt_length")}
+        words += [word for flag, value in limits.items() if value is not None for word in (flag, str(value))]
+        return shlex.join([*words, "-o", "NEW"])
 
     def left_out(self, granularity: Granularity) -> LeftOut:
         """How many units of all rows have no span, by side."""

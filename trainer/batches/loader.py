@@ -46,7 +46,7 @@ class StepLoader:
     def __init__(self, source: BatchSource, config: DataConfig, *, rank: int, ranks: int, pinned: bool) -> None:
         """`pinned`: into page-locked memory, from where a GPU copies while it computes.
 
-        Raises `UsageError` if a step's documents, or those held out, do not go round the ranks.
+        Raises `UsageError` if there are no rows, or if a step's documents, or those held out, do not go round the ranks.
         """
         self._source = source
         self._config = config
@@ -54,6 +54,9 @@ class StepLoader:
         self._ranks = ranks
         self._pinned = pinned
         self._lengths = source.documents.lengths("student")
+        if source.rows == 0:
+            folder = source.documents.folder
+            raise UsageError(f"{folder} has no rows to train on; `mta-prep info {folder}` tells what became of them.")
         self._training, self._held_out = held_out(source.rows, config.held_out, config.seed)
         deal([0] * config.batch_size, ranks, config.micro_batches)
         if 0 < config.held_out < ranks:

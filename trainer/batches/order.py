@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
+from schemas.console import counted
 from schemas.errors import UsageError
 
 #: Keeps the rows held out from depending on the same random numbers as an epoch's order.
@@ -32,7 +33,9 @@ def held_out(rows: int, count: int, seed: int) -> tuple[Rows, Rows]:
     Raises `UsageError` if nothing would be left to train on.
     """
     if count >= rows:
-        raise UsageError(f"`data.held_out` is {count}, and there are only {rows} rows; hold out fewer.")
+        raise UsageError(
+            f"`data.held_out` is {count} of {counted(rows, 'row')}, which leaves none to train on; hold out fewer."
+        )
     chosen = np.zeros(rows, dtype=bool)
     chosen[np.random.default_rng([seed, _HELD_OUT]).permutation(rows)[:count]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)

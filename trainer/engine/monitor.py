@@ -57,8 +57,6 @@ class _Service:
     """wandb, and trackio, which has its face. A run that goes on is the same run there."""
 
     def __init__(self, name: str, project: str, out: Path, config: dict[str, Any], resumed: bool) -> None:
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"`log.{name}` needs the package `{name}`; install it, or leave the flag out.")
         self._module = importlib.import_module(name)
         options = {"resume": "allow" if resumed else "never"}
         if name == "wandb":  # trackio knows a run by its name
@@ -70,6 +68,18 @@ class _Service:
 
     def close(self) -> None:
         self._module.finish()
+
+
+def require_trackers(config: LogConfig) -> None:
+    """Raises `UsageError` for a tracker that is not installed."""
+    for name in _services(config):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"`log.{name}` needs the package `{name}`; install it, or leave the flag out.")
+
+
+def _services(config: LogConfig) -> list[str]:
+    """Names of the packages, as the config's keys are."""
+    return [name for name in ("wandb", "trackio") if getattr(config, name)]
 
 
 class Monitor:
@@ -84,9 +94,8 @@ class Monitor:
         self._trackers: list[Tracker] = []
         if config.tensorboard:
             self._trackers.append(_TensorBoard(out / TENSORBOARD, start + 1))
-        for name in ("wandb", "trackio"):
-            if getattr(config, name):
-                self._trackers.append(_Service(name, config.project, out, resolved, resumed=start > 0))
+        for name in _services(config):
+            self._trackers.append(_Service(name, config.project, out, resolved, resumed=start > 0))
         path = out / METRICS
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
         path.write_text("".join(kept), encoding="utf-8")

@@ -32,6 +32,12 @@ REGISTRY: Final[dict[str, type[Objective]]] = {
 }
 
 
+def on_run_layers(objectives: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a term of a config compares the layers that are the run's, since it names none of its own."""
+    kinds = ((REGISTRY.get(name), values) for name, values in objectives.items())
+    return any(kind is not None and issubclass(kind, LayerTerm) and not values.get("layers") for kind, values in kinds)
+
+
 def build(objectives: Mapping[str, Mapping[str, Any]], setting: Setting, where: str) -> dict[str, Objective]:
     """The terms of a config, in its order; `where` names the config's key in messages.
 

@@ -57,7 +57,7 @@ class LiveTeacher:
         chosen = np.asarray(rows, dtype=np.int64)
         batch = self.documents.batch(chosen)
         ids, token_rows = self.documents.tokens("teacher", chosen)
-        if not (self._demand.layers or self._demand.final or self._demand.topk):
+        if self._demand.nothing:
             return batch
         captured = self._forward(np.split(ids, token_rows[1:-1].numpy()))
         layers = {layer: self._layer(captured, layer, needs, batch) for layer, needs in self._demand.layers.items()}

@@ -1,6 +1,5 @@
 """What the terms of a loss need of the teacher, together."""
 
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +20,11 @@ class TeacherNeeds:
     final: bool = False
     topk: bool = False
     weights: Weights = "centrality"  # of the teacher's tokens
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no term looks at the teacher."""
+        return not (self.layers or self.final or self.topk)
 
     @property
     def units(self) -> frozenset[Granularity]:
@@ -54,14 +58,6 @@ def teacher_needs(
 
 def _different_tokens(terms: Mapping[str, str | None], documents: Documents) -> str:
     """The sentence for terms, by name, each with what to set instead, if anything."""
-    teacher = documents.manifest.config["teacher"]
-    command = ["mta-prep", "align", str(documents.folder), "--student", teacher["tokenizer"]]
-    for flag, value in (
-        ("--student-revision", teacher["revision"]),
-        ("--max-length", teacher["max_length"]),
-        ("--max-prompt-length", teacher["max_prompt_length"]),
-    ):
-        command += [] if value is None else [flag, str(value)]
     names = " and ".join(f"`{name}`" for name in terms)
     verb = "compares" if len(terms) == 1 else "compare"
     instead = " and ".join(f"set {option} in `{name}`" for name, option in terms.items() if option)
@@ -70,5 +66,5 @@ def _different_tokens(terms: Mapping[str, str | None], documents: Documents) -> 
     return (
         f"{names} {verb} student and teacher token by token, and in {documents.folder} the two have different tokens "
         f"or limits; {' and '.join(filter(None, (instead, leave)))}, or train a student with the teacher's tokenizer: "
-        f"`{shlex.join([*command, '-o', 'NEW'])}`."
+        f"`{documents.align_command({'student': documents.manifest.config['teacher']})}`."
     )

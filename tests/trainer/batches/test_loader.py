@@ -174,3 +174,9 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_no_rows_at_all_are_told(source, monkeypatch):
+    monkeypatch.setattr(source, "rows", 0)
+    with pytest.raises(UsageError, match=f"{source.documents.folder} has no rows to train on"):
+        loader_of(source)

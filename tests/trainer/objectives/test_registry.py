@@ -6,7 +6,7 @@ from torch import nn
 
 from schemas.errors import UsageError
 from schemas.training import PairConfig, TrainConfig
-from trainer.objectives import REGISTRY, build
+from trainer.objectives import REGISTRY, build, on_run_layers
 from trainer.objectives.base import LogitObjective, Objective, Setting, StateObjective
 from trainer.objectives.layers import LayerTerm
 
@@ -84,3 +84,12 @@ def test_layers_of_a_term_are_enough(teacher):
     nowhere = Setting((), student_size=4, teacher_size=6)
     built = build(terms, nowhere, "objectives")
     assert built["dsa"].student_layers() == (2,)
+
+
+def test_a_run_needs_pairs_for_terms_on_layers_that_name_none():
+    pair = {"student": 1, "teacher": 2, "granularity": "words"}
+    assert not on_run_layers({"ce": {}, "srkl": {}})
+    assert not on_run_layers({"ce": {}, "dsa": {"layers": [pair]}})
+    assert not on_run_layers({"no-such-term": {}})
+    for name in ("dsa", "hidden", "fdd"):
+        assert on_run_layers({"ce": {}, name: {}})
