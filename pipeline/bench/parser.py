@@ -30,6 +30,8 @@ from pipeline.parse.scoring import joined_chains
 from pipeline.text import Constituents, Words
 from schemas.config import ParseConfig, SideConfig
 
+network.supply_what_transformers_dropped()
+
 #: Sentence lengths of the table, in words.
 LENGTHS = (10, 20, 40, 80, 160)
 #: Words measured per length.

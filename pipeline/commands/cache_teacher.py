@@ -139,9 +139,9 @@ def cache_teacher(
     for need, flag in (("dataset", "a dataset"), ("teacher", "--teacher")):
         if need not in values:
             raise UsageError(f"Nothing given for {flag} (see mta-prep cache-teacher --help).")
-    shape = shape_of(ModelConfig.parse(values["teacher"], f"{where}, teacher"))
     choice = Choice(recipe, signals, layers, student_layers, student_depth)
-    same = same_tokens(read_manifest(Path(values["dataset"])))
+    same = same_tokens(read_manifest(Path(values["dataset"])))  # first, since a model takes longer to describe
+    shape = shape_of(ModelConfig.parse(values["teacher"], f"{where}, teacher"))
     settled, notes = resolved(values, where, choice, shape, same)
     planned = plan.plan_cache(settled, notes, shape)
     if dry_run:

@@ -22,7 +22,6 @@ from pipeline.dataset.seal import DATASET, Outcome
 from pipeline.read.fields import names_of, resolve_fields
 from pipeline.read.inputs import open_inputs
 from pipeline.read.records import RAW_LIMIT, Reason, Record, Rejected, RowError
-from pipeline.read.segment import Segmenter
 from pipeline.read.sources import Source, read_rows
 from pipeline.read.template import Rendered, Renderer, resolve_template
 from pipeline.read.tokenizers import OffsetTokenizer
@@ -68,6 +67,10 @@ class PrepareStage:
         self.config = config
         self.renderer = Renderer(config.fields, config.template)
         self.tokenizers = load_tokenizers(config, SIDES)
+        # what takes seconds to import comes after all that a wrong name would be refused for
+        pool.settle_torch()
+        from pipeline.read.segment import Segmenter
+
         self.segmenter = Segmenter(config.segment)
         self.parser = load_parser(config.parser)
 
@@ -146,7 +149,7 @@ class PreparePlan:
     files: tuple[InputFile, ...]
     rows: int
     shard_rows: int
-    identities: dict[str, Any]
+    stage: PrepareStage  # as this process has made it
     notes: tuple[str, ...]  # what a person should know before the run
 
     @property
@@ -160,7 +163,7 @@ class PreparePlan:
             "versions": package_versions(),
             "config": self.config.model_dump(mode="json"),
             "inputs": [file.model_dump() for file in self.files],
-            **self.identities,
+            **self.stage.identities(),
         }
 
     def rows_in(self, index: int) -> int:
@@ -211,7 +214,6 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
         raise UserError(f"No usable row in {', '.join(config.inputs)}.{where}")
     fields = resolve_fields(config.fields, records)
     config = config.model_copy(update={"fields": fields, "template": resolve_template(config.template, fields)})
-    pool.settle_torch()
     stage = PrepareStage(config)
     rendered, rejected = stage.render(sample)
     if not rendered:
@@ -227,7 +229,7 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
         files,
         rows,
         config.shard_rows or shards.automatic_shard_rows(rows),
-        stage.identities(),
+        stage,
         opened.notes(),
     )
 
@@ -250,7 +252,7 @@ def prepare(config: ParseConfig, out: Path, *, workers: int, overwrite: bool = F
     holds something else.
     """
     with planned(config, out) as ready:
-        stage = partial(PrepareStage, ready.config)
+        stage = pool.Made(ready.stage, partial(PrepareStage, ready.config))
         for note in ready.notes:
             console.stderr.print(note)
         return publish(DATASET, ready, stage, out, workers=workers, overwrite=overwrite, quiet=quiet)
@@ -259,7 +261,7 @@ def prepare(config: ParseConfig, out: Path, *, workers: int, overwrite: bool = F
 def estimate(config: ParseConfig, out: Path, *, workers: int) -> dict[str, Any]:
     """What `prepare` would do: inputs, rows, shards, and bytes and seconds from a sample that is really prepared."""
     with planned(config, out) as ready:
-        stage = PrepareStage(ready.config)
+        stage = ready.stage
         probe = list(islice(ready.read(0, ready.rows), PROBE_ROWS))
         stage.run(probe[:2])  # compiles the decoder
         began = time.perf_counter()

@@ -138,5 +138,5 @@ def realign(
         tokenizer.audit(sample.column("text").to_pylist(), sample.column("response_start").to_pylist())
     identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}
     plan = RealignPlan(dataset, before, config, identities, changed)
-    make = partial(RealignStage, config, changed)
+    make = pool.Made(stage, partial(RealignStage, config, changed))
     return publish(DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet)

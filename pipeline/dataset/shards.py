@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
 import pyarrow as pa
-from datasets import DatasetInfo, Features
 
 from pipeline.shards.workspace import Layout, Receipt, Workspace
 from schemas import files
@@ -106,6 +105,8 @@ class Fingerprint:
 
 def write_dataset_files(space: Workspace, schema: pa.Schema, name: str) -> None:
     """`dataset_info.json` and `state.json`, as `datasets.load_from_disk` reads them."""
+    from datasets import DatasetInfo, Features  # half a second and 144 MB, which processes that make shards go without
+
     info = DatasetInfo(features=Features.from_arrow_schema(schema), dataset_name="mta-prep")
     with files.written(space.out / INFO) as stream:
         info._dump_info(stream, pretty_print=True)

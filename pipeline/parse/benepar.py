@@ -81,7 +81,7 @@ class BeneparParser:
 
     def __init__(self, config: ParserConfig) -> None:
         self.config = config
-        self.loaded = model.load(config.model)
+        self.loaded = model.load_for_inference(config.model)
         self.engine = Engine(self.loaded.network, config.token_budget, config.device, config.precision)
         self.longest = min(config.max_words, self.engine.max_words)
 

@@ -74,7 +74,7 @@ class ConstituencyComponent(Pipe):
         from benepar.integrations import spacy_extensions  # noqa: F401 (installs the extension attributes)
 
         from pipeline.parse.engine import Engine
-        from pipeline.parse.model import load
+        from pipeline.parse.model import load_for_inference
 
         self.name = name
         self.model = model
@@ -86,7 +86,7 @@ class ConstituencyComponent(Pipe):
             "threads": threads,
             "disable_tagger": disable_tagger,
         }
-        self.loaded = load(model)
+        self.loaded = load_for_inference(model)
         self.engine = Engine(self.loaded.network, token_budget, device, precision, threads)
 
     def __call__(self, doc: Doc) -> Doc:

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from benepar.parse_chart import ChartParser
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
@@ -35,7 +34,7 @@ Result = TypeVar("Result")
 
 
 class Engine:
-    """Labelled spans of sentences from a benepar `ChartParser`.
+    """Labelled spans of sentences from a benepar `ChartParser`, or a `StoredParser`.
 
     `token_budget`: subwords of a batch, padding counted, sentences longer than that alone in theirs. `precision`: see
     `PackedParser`. `threads`: batches in work at a time; each uses one core where the device is a CPU.
@@ -43,7 +42,7 @@ class Engine:
 
     def __init__(
         self,
-        parser: ChartParser,
+        parser: network.Network,
         token_budget: int = 2048,
         device: str = "cpu",
         precision: str = "float32",

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benepar.integrations import downloader
-from benepar.nkutil import HParams
-from benepar.parse_chart import ChartParser
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
 
 from pipeline.parse import network
+from pipeline.parse.stored import StoredParser, is_bert, open_tokenizer
 from schemas import embedded
 from schemas.errors import ResourceError, UserError
 
@@ -35,7 +33,7 @@ UNREAD = re.compile(r"^pretrained_model\.pooler\.")
 class LoadedParser:
     """A parser ready to run, and what names it in a manifest."""
 
-    network: ChartParser
+    network: network.Network
     name: str
     sha256: str
 
@@ -96,7 +94,7 @@ def unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def save(parser: ChartParser, encoder: Path, folder: Path) -> None:
+def save(parser: network.Network, encoder: Path, folder: Path) -> None:
     """Write `parser` in our format; `encoder` is the folder its tokenizer and encoder config came from."""
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
@@ -118,7 +116,11 @@ def export_for_benepar(folder: Path, target: Path) -> None:
     torch.save(_from_folder(folder).state_dict(), target / "benepar_model.bin")
 
 
-def _build(settings: dict[str, Any], folder: Path | None, state: dict[str, Tensor]) -> ChartParser:
+def _build(settings: dict[str, Any], folder: Path | None, state: dict[str, Tensor]) -> network.Network:
+    network.supply_what_transformers_dropped()
+    from benepar.nkutil import HParams
+    from benepar.parse_chart import ChartParser
+
     hparams = {"force_root_constituent": True, **settings["hparams"]}
     vocabularies = {key: settings[key] for key in ("label_vocab", "tag_vocab", "char_vocab")}
     where = str(folder) if folder is not None else None
@@ -131,7 +133,7 @@ def _build(settings: dict[str, Any], folder: Path | None, state: dict[str, Tenso
     return parser
 
 
-def _from_folder(folder: Path) -> ChartParser:
+def _from_folder(folder: Path) -> network.Network:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no parser model: there is no config.json in it.")
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("benepar")
@@ -145,7 +147,7 @@ def _from_folder(folder: Path) -> ChartParser:
     return _build(settings, folder, torch.load(released, map_location="cpu", weights_only=True))
 
 
-def _from_file(path: Path) -> ChartParser:
+def _from_file(path: Path) -> network.Network:
     data = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(data, dict) or not {"config", "state_dict"} <= data.keys():
         raise UserError(f"{path}: not a benepar checkpoint (no `config` and `state_dict` in it).")
@@ -161,6 +163,8 @@ def locate(model: str) -> Path:
         return path
     if not re.fullmatch(r"benepar_[a-z0-9_]+", model):
         raise UserError(f"Parser model {model!r}: no such path, and not a published benepar name such as benepar_en3.")
+    from benepar.integrations import downloader
+
     try:
         return Path(downloader.locate_model(model))
     except LookupError:
@@ -184,14 +188,32 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
+def _name(model: str, path: Path) -> str:
+    return model if model == "embedded" or not Path(model).exists() else path.name
+
+
+def _stored(folder: Path) -> StoredParser | None:
+    """The parser of a folder in our format with a BERT encoder; None for all else, and for what is damaged."""
+    if not (folder / WEIGHTS).is_file() or not (folder / "config.json").is_file():
+        return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tokenizer = open_tokenizer(folder) if is_bert(config) else None
+    return None if tokenizer is None else StoredParser(config, tokenizer, unpack(load_file(folder / WEIGHTS)))
+
+
 def load(model: str) -> LoadedParser:
     """Load `model` (see `locate`) in float32 on the CPU; raises `UserError` where it is missing or not a parser."""
     path = locate(model)
     parser = _from_folder(path) if path.is_dir() else _from_file(path)
     if parser.pretrained_model is None:
         raise UserError(f"Parser model {model!r} has no pretrained encoder; character-LSTM models are not supported.")
-    name = model if model == "embedded" or not Path(model).exists() else path.name
-    return LoadedParser(parser, name, digest(path))
+    return LoadedParser(parser, _name(model, path), digest(path))
 
 
-network.supply_what_transformers_dropped()
+def load_for_inference(model: str) -> LoadedParser:
+    """`load`, for an `Engine` alone: a stored parser on BERT needs no import of benepar or transformers."""
+    path = locate(model)
+    stored = _stored(path)
+    if stored is None:
+        return load(model)
+    return LoadedParser(stored, _name(model, path), digest(path))

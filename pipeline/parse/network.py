@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benepar.parse_chart import ChartParser
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from pipeline.parse.chart import triangle
 from pipeline.text import Words
-from trainer.models.tokenizer import surrounding_tokens
 
+#: A parser's modules: benepar's `ChartParser`, or `pipeline.parse.stored.StoredParser`, where no `forward` is called.
+Network = Any
 #: Forms benepar's spaCy component feeds in place of typographic ones: its models were trained on the plain forms.
 PLAIN_FORMS = {
     "`": "'",
@@ -38,19 +37,20 @@ PLAIN_FORMS = {
 }
 
 
-def with_special_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+def with_special_tokens(tokenizer: Any, ids: list[int]) -> list[int]:
     """`ids` between the special tokens that this tokenizer puts around one sequence."""
+    from trainer.models.tokenizer import surrounding_tokens
+
     before, after = surrounding_tokens(tokenizer)
     return before + ids + after
 
 
 def supply_what_transformers_dropped() -> None:
     """Give fast tokenizers back the one method of transformers 4 that benepar 0.2 calls when it loads a model."""
+    from transformers import PreTrainedTokenizerBase
+
     if not hasattr(PreTrainedTokenizerBase, "build_inputs_with_special_tokens"):
         PreTrainedTokenizerBase.build_inputs_with_special_tokens = with_special_tokens
-
-
-supply_what_transformers_dropped()
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Encoded:
         return len(self.words_from_tokens) - 2
 
 
-def encode(parser: ChartParser, sentences: Sequence[Words]) -> list[Encoded]:
+def encode(parser: Network, sentences: Sequence[Words]) -> list[Encoded]:
     """Subwords of each sentence, and for each word the last subword that overlaps it (as benepar's Retokenizer).
 
     Where that fails for a word without subwords (a control character, say) the neighbouring subword stands in, where
@@ -84,7 +84,7 @@ def encode(parser: ChartParser, sentences: Sequence[Words]) -> list[Encoded]:
         ends.append(end)
     encoded = []
     shift = 1 if retokenizer.is_t5 else 0  # T5's decoder input is shifted right by one
-    for item, start, end in zip(tokenizer._tokenizer.encode_batch(texts), starts, ends, strict=True):
+    for item, start, end in zip(tokenizer.backend_tokenizer.encode_batch(texts), starts, ends, strict=True):
         offsets = np.asarray(item.offsets, dtype=np.int64).reshape(-1, 2)
         real = np.flatnonzero(offsets[:, 0] != offsets[:, 1])
         ids = np.asarray(item.ids, dtype=np.int64)
@@ -104,13 +104,13 @@ def encode(parser: ChartParser, sentences: Sequence[Words]) -> list[Encoded]:
     return encoded
 
 
-def positions(parser: ChartParser, item: Encoded) -> int:
+def positions(parser: Network, item: Encoded) -> int:
     """How many hidden states the encoder gives for this sentence: T5's decoder has one more than there are subwords."""
     return len(item.input_ids) + bool(parser.retokenizer.is_t5)
 
 
 def hidden_states(
-    parser: ChartParser, batch: Sequence[Encoded]
+    parser: Network, batch: Sequence[Encoded]
 ) -> tuple[Float[Tensor, "sentences longest d"], Bool[Tensor, "sentences longest"]]:
     """The encoder's last hidden states, padded, and which of them are real."""
     device = parser.output_device
@@ -131,7 +131,7 @@ def hidden_states(
     return out.last_hidden_state, real.bool()
 
 
-def fenceposts(parser: ChartParser, batch: Sequence[Encoded]) -> tuple[Float[Tensor, "posts d_model"], Tensor | None]:
+def fenceposts(parser: Network, batch: Sequence[Encoded]) -> tuple[Float[Tensor, "posts d_model"], Tensor | None]:
     """Fencepost vectors of all sentences, n+1 for n words, and tag scores [words, tags] if the model tags.
 
     Through benepar's own modules, so that gradients and dropout are theirs; `pipeline.parse.packed` is the same without.
@@ -170,13 +170,13 @@ def span_ends(lengths: Sequence[int]) -> tuple[Int64[Tensor, " spans"], Int64[Te
     return torch.from_numpy(np.concatenate(left)), torch.from_numpy(np.concatenate(right))
 
 
-def first_layer(parser: ChartParser, posts: Float[Tensor, "posts d_model"]) -> Float[Tensor, "posts d_label"]:
+def first_layer(parser: Network, posts: Float[Tensor, "posts d_model"]) -> Float[Tensor, "posts d_label"]:
     """The label head's linear first layer, without bias, once a fencepost."""
     return F.linear(posts, parser.f_label[0].weight)
 
 
 def label_scores(
-    parser: ChartParser,
+    parser: Network,
     projected: Float[Tensor, "posts d_label"],
     left: Int64[Tensor, " spans"],
     right: Int64[Tensor, " spans"],

@@ -9,18 +9,18 @@ and are packed behind it.
 import copy
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benepar.parse_chart import ChartParser
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers import BertModel
-from transformers.activations import ACT2FN
 
 from pipeline.parse import network
 from pipeline.parse.int8 import Int8Linear
+from pipeline.parse.network import Network
+from pipeline.parse.stored import StoredBert
 from schemas.errors import UsageError
 
 Linear = Callable[[Tensor], Tensor]
@@ -54,16 +54,29 @@ def attention(
 
 def packable(encoder: nn.Module) -> bool:
     """Whether `PackedBert` computes what this encoder does."""
+    if isinstance(encoder, StoredBert):
+        return True
+    from transformers import BertModel
+
     return type(encoder) is BertModel and encoder.config.is_decoder is not True  # type: ignore[union-attr]
+
+
+def activation_named(name: str) -> Linear:
+    """An activation by the name that a model's config gives it."""
+    if name == "gelu":  # so that a parser of ours needs nothing of transformers
+        return F.gelu
+    from transformers.activations import ACT2FN
+
+    return cast(Linear, ACT2FN[name])
 
 
 class PackedBert:
     """BERT (Devlin et al. 2019) on packed tokens."""
 
-    def __init__(self, encoder: BertModel, linear: Callable[[Tensor, Tensor | None], Linear]) -> None:
+    def __init__(self, encoder: Any, linear: Callable[[Tensor, Tensor | None], Linear]) -> None:
         self.embeddings = encoder.embeddings
         self.heads = encoder.config.num_attention_heads
-        self.activation = ACT2FN[encoder.config.hidden_act]
+        self.activation = activation_named(encoder.config.hidden_act)
         self.layers = []
         for layer in encoder.encoder.layer:
             own, out = layer.attention.self, layer.attention.output
@@ -95,7 +108,7 @@ class PackedBert:
 class PackedCharts:
     """benepar's partitioned transformer (Kitaev & Klein 2018, section 3) on packed words: content and position apart."""
 
-    def __init__(self, parser: ChartParser, linear: Callable[[Tensor, Tensor | None], Linear]) -> None:
+    def __init__(self, parser: Network, linear: Callable[[Tensor, Tensor | None], Linear]) -> None:
         self.timing = parser.add_timing
         self.layers = []
         for layer in parser.encoder.layers:
@@ -134,7 +147,7 @@ class PackedParser:
     `int8`, weights by output row and activations by token, on the CPU.
     """
 
-    def __init__(self, parser: ChartParser, precision: str, device: str) -> None:
+    def __init__(self, parser: Network, precision: str, device: str) -> None:
         if precision == "int8" and device != "cpu":
             raise UsageError(f"Parser precision int8 is for the CPU, not {device}; use bf16 or float32 there.")
         try:

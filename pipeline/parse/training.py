@@ -29,6 +29,8 @@ from pipeline.parse.chart import best_trees, span_count, span_index
 from pipeline.parse.engine import Engine
 from pipeline.parse.treebank import GoldTree, read_trees, words_of
 
+network.supply_what_transformers_dropped()
+
 Weights = tuple[Tensor, ...] | list[Tensor]
 #: Labels and tags of a run, beside its weights.
 VOCABULARY = "vocabulary.json"

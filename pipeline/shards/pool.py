@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from pipeline.shards.workspace import Output, Workspace
@@ -99,6 +100,21 @@ def _work(index: int, item: Any) -> tuple[int, int]:
 
     _workspace.publish(index, _stage.run(item, tick))
     return rows, tokens
+
+
+class Made:
+    """A stage that this process has made already, as something that makes stages: other processes make their own."""
+
+    def __init__(self, stage: Stage, make: Callable[[], Stage]) -> None:
+        """`make` must pickle; `stage` need not."""
+        self._stage = stage
+        self._make = make
+
+    def __call__(self) -> Stage:
+        return self._stage
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return partial, (self._make,)
 
 
 def run_shards(

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from huggingface_hub import HfApi, cached_assets_path, errors
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
 
 from schemas import embedded
 from schemas.config import ModelConfig
@@ -106,6 +104,8 @@ def identity(config: ModelConfig, role: str = "teacher", weights: bool = True) -
     wherever they lie. Each file's is computed once, and remembered in the hub's folder for assets as long as nothing
     says that the file was touched. Loads no weights. Raises as `locate`, and if there are no weights.
     """
+    from transformers.utils.hub import extract_commit_hash  # here, since it takes longer than to refuse a wrong name
+
     source = locate(config, role)
     files = _files(config, source, role, weights)
     digest = hashlib.sha256()
@@ -146,6 +146,8 @@ def _files(config: ModelConfig, source: ModelFiles, role: str, weights: bool) ->
 
 
 def _find(source: ModelFiles, name: str) -> Path | None:
+    from transformers.utils import cached_file
+
     path = cached_file(
         source.name,
         name,

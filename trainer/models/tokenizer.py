@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Final
 
-import transformers
+from huggingface_hub import try_to_load_from_cache
 
 from schemas import embedded
 from schemas.errors import UserError
@@ -29,8 +29,10 @@ def load_tokenizer(name: str, revision: str | None, subject: str, remedy: str | 
     """
     path = Path(embedded.resolve(name)).expanduser()
     if path.is_file() and not path.with_name("tokenizer_config.json").is_file():
+        from transformers import PreTrainedTokenizerFast  # here, since it takes longer than to refuse a wrong name
+
         try:
-            return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+            return PreTrainedTokenizerFast(tokenizer_file=str(path))
         except Exception as error:  # bad files make the library raise anything from KeyError to Exception
             raise _unusable(subject, error, remedy) from error
     if path.is_file() or path.is_dir():
@@ -40,6 +42,8 @@ def load_tokenizer(name: str, revision: str | None, subject: str, remedy: str | 
             f"{subject}: no such folder or file. {remedy or 'Give a folder with a tokenizer.json, or a hub id.'}"
         )
     commit = hub_commit(subject, name, revision)
+    if commit is None and not _is_cached(name, revision or "main"):
+        raise unreachable(subject)
     files = ModelFiles(name, commit or revision or "main", local_only=commit is None)
     return tokenizer_beside(files, subject, remedy)
 
@@ -57,9 +61,11 @@ def tokenizer_beside(
         raise UserError(
             f"{subject}: the folder holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)}). {remedy or save}"
         )
+    from transformers import AutoTokenizer
+
     options = files.options(bool(trust_remote_code))
     try:
-        return transformers.AutoTokenizer.from_pretrained(files.name, **options)
+        return AutoTokenizer.from_pretrained(files.name, **options)
     except Exception as error:  # likewise
         if files.local_only:
             raise unreachable(subject) from error
@@ -69,6 +75,12 @@ def tokenizer_beside(
             never = f"which is not run here. {remedy or 'Choose one that needs none.'}"
             raise UserError(f"{subject} comes with code of its own, {never}") from error
         raise untrusted(subject) from error
+
+
+def _is_cached(name: str, revision: str) -> bool:
+    """Whether the hub's local cache holds anything that a tokenizer can begin with."""
+    files = (*TOKENIZER_FILES, "config.json")
+    return any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
 
 
 def surrounding_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -11,6 +11,7 @@ import torch
 import transformers
 from huggingface_hub import cached_assets_path
 from safetensors.torch import load_file, save_file
+from transformers.utils import cached_file
 
 from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UsageError, UserError
@@ -398,7 +399,7 @@ def test_the_revision_of_a_file_in_a_subfolder_is_the_commit_also_offline(tmp_pa
     file.write_bytes(b"weights")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(hub, "cached_file", partial(hub.cached_file, cache_dir=str(cache)))
+    monkeypatch.setattr(transformers.utils, "cached_file", partial(cached_file, cache_dir=str(cache)))
     who = identity(ModelConfig(model="someone/model", gguf_file=name))
     assert (who["name"], who["revision"]) == ("someone/model", commit)
 
