@@ -244,7 +244,8 @@ def _joined(whole: Sentence, pieces: Sequence[tuple[Sentence, Constituents]]) ->
 def bracketed(words: Sequence[str], tree: Constituents) -> str:
     """The tree in the notation of the Penn Treebank under a root `TOP`, on one line.
 
-    Brackets inside words are spelled `-LRB-` and so on; a word's tag is `XX` where the tree has none.
+    Brackets inside words are spelled `-LRB-` and so on; a word's tag is `XX` where the tree has none. After a word that
+    ends in a backslash stands a space, since nltk reads `\\)` as one character.
     """
     tags = tree.tags or (NO_TAG,) * len(words)
     nodes = list(zip(tree.spans.tolist(), tree.labels, strict=True))
@@ -254,7 +255,8 @@ def bracketed(words: Sequence[str], tree: Constituents) -> str:
             parts.append(f" ({nodes[node][1]}")
             open_until.append(nodes[node][0][1])
             node += 1
-        parts.append(f" ({tag.translate(BRACKETS)} {word.translate(BRACKETS)})")
+        gap = " " if word.endswith("\\") else ""
+        parts.append(f" ({tag.translate(BRACKETS)} {word.translate(BRACKETS)}{gap})")
         while open_until and open_until[-1] == at + 1:
             open_until.pop()
             parts.append(")")
