@@ -33,6 +33,8 @@ from pipeline.text import Constituents, Document, Sentence, Units
 
 #: Punctuation to Unicode that stands for a word: `50 %`, `§ 4`, `# 1`, `R & D`.
 SPOKEN: Final = frozenset("%‰‱&@#§¶％＆＠＃")
+#: Categories of punctuation, combining marks, format and control characters.
+UNSAID: Final = frozenset({"Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Mn", "Mc", "Me", "Cf", "Cc"})
 #: Symbols to Unicode that serve as quotation marks and table rules.
 MARKS: Final = frozenset("`´|")
 CONJUNCTIONS: Final = frozenset({"and", "or", "but", "nor", "&", "and/or", "either", "neither", "both"})
@@ -51,8 +53,8 @@ Labelled = tuple[int, int, str]  # [start, end) and label
 
 
 def is_punctuation(word: str) -> bool:
-    """Whether a token is nothing but punctuation, and so may not begin or end a unit."""
-    return all((unicodedata.category(char)[0] == "P" and char not in SPOKEN) or char in MARKS for char in word)
+    """Whether a token is nothing but punctuation, marks and what is not seen, and so may not begin or end a unit."""
+    return all((unicodedata.category(char) in UNSAID and char not in SPOKEN) or char in MARKS for char in word)
 
 
 @dataclass(frozen=True)

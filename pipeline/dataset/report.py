@@ -88,6 +88,8 @@ def show_findings(findings: Findings, folder: Path) -> None:
     checked = ", ".join(counted(count, what.removesuffix("s")) for what, count in findings.checked.items() if count)
     for side, how in findings.retokenized.items():
         console.stdout.print(f"{side} tokenized again: {how}.")
+    for side, how in findings.decoded.items():
+        console.stdout.print(f"{side} tokens decoded: {how}.")
     if not findings.found:
         console.stdout.print(Text(f"{folder} is whole: {checked} checked, nothing wrong.", "green"))
         return

@@ -72,9 +72,10 @@ class OffsetTokenizer:
         #: Running counts over everything encoded; see `audit` for the keys.
         self.offset_counts: Counter[str] = Counter()
         loaded = load_fast_tokenizer(side, config)
-        self._opening: Tokenizer = loaded.backend_tokenizer
+        #: The library's tokenizer, for a text's beginning.
+        self.backend: Tokenizer = loaded.backend_tokenizer
         try:
-            definition = settle(self._opening)
+            definition = settle(self.backend)
         except Exception as error:  # what the library raises for parts written in Python
             raise UserError(
                 f"The {side} tokenizer {config.tokenizer!r} has parts that cannot be written down ({error}). Choose "
@@ -82,19 +83,21 @@ class OffsetTokenizer:
             ) from error
         self._digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode("utf-8")).hexdigest()
         continued = continuation(definition)
-        self._continuing = self._opening if continued == definition else Tokenizer.from_str(json.dumps(continued))
-        for backend in (self._opening, self._continuing):
+        self._continuing = self.backend if continued == definition else Tokenizer.from_str(json.dumps(continued))
+        for backend in (self.backend, self._continuing):
             if hasattr(backend.model, "_resize_cache"):
                 # 10,000 words by default, which are whole texts where nothing splits them (Llama-2): 100 MB and more
                 backend.model._resize_cache(CACHED_WORDS)
-        spelling = read_spelling(definition, self._opening)
+        spelling = read_spelling(definition, self.backend)
         self._vocabulary = len(spelling.spelled)
-        self._locator = Locator(spelling, NormalizationMap(text_normalizer(definition), spelling.marker))
+        self.unknown = spelling.unknown
+        self.normalization = NormalizationMap(text_normalizer(definition), spelling.marker)
+        self._locator = Locator(spelling, self.normalization)
         self._prefix, self._suffix, self._suffix_source = self._special_tokens(loaded.eos_token_id)
 
     def _special_tokens(self, eos: int | None) -> tuple[list[int], list[int], str | None]:
         """What the post-processor puts around a text, and where the suffix comes from."""
-        probe = self._opening.encode("a")
+        probe = self.backend.encode("a")
         added = np.array(probe.special_tokens_mask, dtype=bool)
         own = np.flatnonzero(~added)
         first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (len(added), len(added))
@@ -113,11 +116,11 @@ class OffsetTokenizer:
             "revision": self.config.revision,
             "sha256": self._digest,
             "vocabulary": self._vocabulary,
-            "prefix": [self._opening.id_to_token(index) for index in self._prefix],
-            "suffix": [self._opening.id_to_token(index) for index in self._suffix],
+            "prefix": [self.backend.id_to_token(index) for index in self._prefix],
+            "suffix": [self.backend.id_to_token(index) for index in self._suffix],
             "suffix_source": self._suffix_source,
             "suffix_rule": "after a whole response that does not end in it",
-            "response_without_dummy_prefix": self._continuing is not self._opening,
+            "response_without_dummy_prefix": self._continuing is not self.backend,
             "max_length": self.config.max_length,
             "max_prompt_length": self.config.max_prompt_length,
             "overflow": self.overflow,
@@ -156,7 +159,7 @@ class OffsetTokenizer:
         whole = [_encodable(text) for text in texts]
         safe = [text if good else "" for text, good in zip(texts, whole, strict=True)]
         cut = list(zip(safe, response_starts, strict=True))
-        opening = self._pieces(self._opening, [text[:start] if start else text for text, start in cut], counts)
+        opening = self._pieces(self.backend, [text[:start] if start else text for text, start in cut], counts)
         continuing = self._pieces(self._continuing, [text[start:] if start else "" for text, start in cut], counts)
         rows: list[tuple[_Piece, _Piece] | str] = []
         for good, start, first, second in zip(whole, response_starts, opening, continuing, strict=True):

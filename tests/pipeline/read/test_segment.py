@@ -197,6 +197,21 @@ def test_pieces_of_a_run_of_letters_are_one_word_and_two_tokens(segmenter: Segme
     assert tokens.space_after[:4] == (True, False, False, True)
 
 
+def test_marks_stay_with_their_character_and_alone_are_no_word(segmenter: Segmenter) -> None:
+    found = document(segmenter, "I ❤\ufe0f it! cafe\u0301, \u0301 👍🏽")
+    assert words(found) == ["I", "❤\ufe0f", "it", "cafe\u0301", "👍🏽"]
+    assert found.sentences[0].words.words[:4] == ("I", "❤\ufe0f", "it", "!")
+
+
+def test_invisible_characters_at_the_edges_of_words_are_white_space(segmenter: Segmenter) -> None:
+    found = document(
+        segmenter,
+        "\ufeffThe cat \u200b sat\u200b, \x07 co\u00adoperating. \u200bIt\u200b\u2060 see https://a.b/c\u200b",
+    )
+    assert words(found) == ["The", "cat", "sat\u200b", "co\u00adoperating", "It", "see", "https://a.b/c"]
+    assert found.sentences[0].words.space_after[:3] == (True, True, False)
+
+
 def test_words_of_markers_are_their_letters_and_digits(segmenter: Segmenter) -> None:
     assert words(document(segmenter, "1. one\n(b) two\n> three\n## four")) == ["1", "one", "b", "two", "three", "four"]
 

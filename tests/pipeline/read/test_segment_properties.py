@@ -1,6 +1,7 @@
 """What holds for the segmentation of any text: spans tell the truth, nothing is lost, nothing is counted twice."""
 
 import itertools
+import unicodedata
 
 import numpy as np
 import pytest
@@ -14,11 +15,29 @@ from pipeline.text import Document
 from schemas.config import SegmentConfig
 
 SEGMENTER = Segmenter(SegmentConfig())
+#: Format characters that belong to the character before them: joiners and emoji tags.
+JOINERS = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
 
 #: Stretches that exercise markup, abbreviations, clitics, scripts and invisible characters.
 STRETCHES = st.sampled_from(
     [
-        *("\n", "\r\n", "\r", "\u2028", "\f", "\n\n", " ", "  ", "\t", "\u00a0", "\u200b", "\u200d", "\x00"),
+        *(
+            "\n",
+            "\r\n",
+            "\r",
+            "\u2028",
+            "\f",
+            "\n\n",
+            " ",
+            "  ",
+            "\t",
+            "\u00a0",
+            "\u200b",
+            "\u200d",
+            "\x00",
+            "\ufeff",
+            "\u0301",
+        ),
         *(
             "|",
             "| a ",
@@ -60,6 +79,7 @@ STRETCHES = st.sampled_from(
             "العربية؟ ",
             "עברית",
             "e\u0301",
+            "❤\ufe0f",
             "👨‍👩‍👧",
             "👍🏽",
             "🇩🇪",
@@ -90,6 +110,19 @@ def cover(spans: np.ndarray, length: int) -> np.ndarray:
     return np.cumsum(count)[:length]
 
 
+def blank(text: str, response_start: int) -> list[bool]:
+    """White space, and invisible characters with nothing but those between them and white space or an end."""
+    found = [c.isspace() for c in text]
+    invisible = [unicodedata.category(c) in ("Cc", "Cf") and c not in JOINERS and not c.isspace() for c in text]
+    for order in (range(len(text)), reversed(range(len(text)))):
+        before = True
+        for i in order:
+            edge = i == response_start if order.__class__ is range else i == response_start - 1
+            found[i] |= invisible[i] and (before or edge)
+            before = found[i]
+    return found
+
+
 @given(texts_with_start())
 def test_sentences_hold_every_visible_character_once(case: tuple[str, int]) -> None:
     text, response_start = case
@@ -109,21 +142,24 @@ def test_sentences_hold_every_visible_character_once(case: tuple[str, int]) -> N
 @given(texts_with_start())
 def test_tokens_are_the_text_at_their_spans(case: tuple[str, int]) -> None:
     text, response_start = case
-    found = segment(text, response_start)
+    found, blanks = segment(text, response_start), blank(text, response_start)
     for sentence, (start, end) in zip(found.sentences, found.sentence_spans, strict=True):
         tokens, spans = sentence.words, sentence.spans
         assert len(tokens.words) == len(tokens.space_after) == len(spans)
         assert tokens.words == tuple(text[a:b] for a, b in spans)
         assert all(word and not word.isspace() for word in tokens.words)
-        assert tokens.space_after == tuple(b < len(text) and text[b].isspace() for b in spans[:, 1].tolist())
+        assert tokens.space_after == tuple(b < len(text) and blanks[b] for b in spans[:, 1].tolist())
         assert sentence.parse <= bool(tokens.words)
         if len(spans):
             assert start <= spans[0, 0]
             assert spans[-1, 1] <= end
             # Between the first and the last token nothing visible is left out.
             inner = cover(spans, len(text))[spans[0, 0] : spans[-1, 1]]
-            covered = text[spans[0, 0] : spans[-1, 1]]
-            assert all(count == 1 or (count == 0 and c.isspace()) for count, c in zip(inner, covered, strict=True))
+            covered = blanks[spans[0, 0] : spans[-1, 1]]
+            assert all(count == 1 - empty for count, empty in zip(inner, covered, strict=True))
+            # And no character is parted from its marks.
+            for b, after in itertools.pairwise(spans[:, 0].tolist()):
+                assert not (text[after - 1].isalnum() and unicodedata.combining(text[after])), (b, after)
 
 
 @given(texts_with_start())
