@@ -104,10 +104,21 @@ def show_info(manifest: Manifest, folder: Path) -> None:
     console.stdout.print(f"{folder}: prepared dataset, mta-prep {manifest.versions['mta-prep']}.")
     show_rows(manifest)
     rows = [
-        [side, tokenizer["name"], str(tokenizer["vocabulary"]), tokenizer["sha256"][:16]]
+        [
+            side,
+            tokenizer["name"],
+            str(tokenizer["vocabulary"]),
+            " ".join(tokenizer["prefix"]) or "nothing",
+            " ".join(tokenizer["suffix"]) or "nothing",
+            tokenizer["sha256"][:16],
+        ]
         for side, tokenizer in manifest.tokenizers.items()
     ]
-    console.table("Tokenizers", ["side", "name", "vocabulary", "sha256"], rows)
+    console.table("Tokenizers", ["side", "name", "vocabulary", "before a text", "behind it", "sha256"], rows)
+    for side in (side for side, tokenizer in manifest.tokenizers.items() if not tokenizer["suffix"]):
+        console.stdout.print(
+            Text(f"No end-of-sequence token is known on the {side}'s side: responses end in none.", "yellow")
+        )
     parser = manifest.parser
     console.stdout.print(
         f"Parser {parser['kind']} {parser['name']} ({parser['sha256'][:16]}), template {manifest.config['template']}."

@@ -68,10 +68,12 @@ class Segmenter:
         method, _, name = config.sentences.partition(":")
         self._identity: dict[str, Any] = {
             "sentences": config.sentences,
+            "line_breaks": config.line_breaks,
             "version": SEGMENTATION_VERSION,
             "tokenizer": "spacy blank en",
             "spacy": spacy_version,
         }
+        self._line_breaks = config.line_breaks
         self._senter = method == "senter"
         if config.sentences == "rules":
             self._pipeline: Language = spacy.blank("en")
@@ -98,11 +100,11 @@ class Segmenter:
         Texts must be free of unpaired surrogates (spaCy stores UTF-8).
         """
         cut = [
-            [sentence for block in blocks(text, start) for sentence in self._sentences(text, block)]
+            [sentence for block in blocks(text, start, self._line_breaks) for sentence in self._sentences(text, block)]
             for text, start in zip(texts, response_starts, strict=True)
         ]
         chunked = [_chunks(text, sentences) for text, sentences in zip(texts, cut, strict=True)]
-        seen = map(_without_invisible, texts, response_starts)
+        seen = map(_as_spacy_sees, texts, response_starts)
         spaced = (_BETWEEN.join([text[a:b] for a, b in c.spans]) for text, c in zip(seen, chunked, strict=True))
         with bounded_memory(self._pipeline):
             # Through the tokenizer itself: `Language.pipe` refuses texts of a million characters.
@@ -136,10 +138,10 @@ class Segmenter:
         return [_cut_at(*parts) for parts in zip(cut, tokens, starts, strict=True)]
 
 
-def _without_invisible(text: str, response_start: int) -> str:
-    """Spaces for invisible characters at the edges of words."""
+def _as_spacy_sees(text: str, response_start: int) -> str:
+    """The text with spaces for line feeds (see `_BETWEEN`), and for invisible characters at the edges of words."""
     parts = (text[:response_start], text[response_start:])
-    return "".join(_LOOSE.sub(lambda run: " " * len(run[0]), part) for part in parts)
+    return "".join(_LOOSE.sub(lambda run: " " * len(run[0]), part.replace("\n", " ")) for part in parts)
 
 
 def _cut_block(block: Block, starts: list[int], ends: list[int]) -> list[Block]:

@@ -32,6 +32,8 @@ from schemas.errors import UserError
 CACHED_WORDS: Final = 1_000
 #: A tokenizer that defeats verification on more than this share of an audit's rows is refused.
 MAX_REFUSED: Final = 0.01
+#: Special tokens named where the one that was asked for is missing.
+LISTED: Final = 20
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,37 @@ class _Piece:
     ids: Int32[np.ndarray, " tokens"]
     ranges: TokenRanges
     separable: Bool[np.ndarray, " gaps"]  # where it may be cut
+    text: str
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def is_blank(self, token: int) -> bool:
+        """Whether a token stands for white space, or for nothing."""
+        return not self.text[self.ranges.starts[token] : self.ranges.ends[token]].strip()
+
+    def begins_with(self, ids: list[int], first: int) -> bool:
+        """Whether these are its tokens from `first` on, white space before them aside."""
+        while first < len(self) and self.is_blank(first):
+            first += 1
+        return list(self.ids[first : first + len(ids)]) == ids
+
+    def ends_with(self, ids: list[int]) -> bool:
+        """Whether these are its last tokens, white space behind them aside."""
+        last = len(self)
+        while last and self.is_blank(last - 1):
+            last -= 1
+        return list(self.ids[max(0, last - len(ids)) : last]) == ids
 
 
 class OffsetTokenizer:
     """One side's tokenizer, special-token policy and limits.
 
     Rows are `prefix + prompt + response + suffix`, where prefix and suffix are what the tokenizer's post-processor adds
-    ([CLS], BOS, [SEP]), and the suffix is eos if it adds none. A response that was cut, or that ends in the suffix
-    already, gets none. What is encoded for a row depends on that row alone.
+    ([CLS], BOS, [SEP]). The suffix is the config's eos if it names one; else, if the post-processor adds none, the
+    tokenizer's own. A row that begins with the prefix already gets none, and neither does a response that was cut, or
+    that ends in the suffix; white space around the row does not matter. What is encoded for a row depends on that row
+    alone.
     """
 
     def __init__(self, side: Side, config: SideConfig, overflow: Literal["truncate", "drop"]) -> None:
@@ -101,11 +123,30 @@ class OffsetTokenizer:
         added = np.array(probe.special_tokens_mask, dtype=bool)
         own = np.flatnonzero(~added)
         first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (len(added), len(added))
+        if self.config.eos is not None:
+            return probe.ids[:first], [self._named_eos(self.config.eos)], "config"
         if last < len(added):
             return probe.ids[:first], probe.ids[last:], "post-processor"
         if eos is not None:
             return probe.ids[:first], [eos], "eos"
         return probe.ids[:first], [], None
+
+    def _named_eos(self, token: str) -> int:
+        index: int | None = self.backend.token_to_id(token)
+        if index is None:
+            special = [entry.content for entry in self.backend.get_added_tokens_decoder().values() if entry.special]
+            known = f"Its special tokens: {', '.join(special[:LISTED])}." if special else "It has no special tokens."
+            raise UserError(f"The {self.side} tokenizer {self.config.tokenizer!r} has no token {token!r}. {known}")
+        return index
+
+    def note(self) -> str | None:
+        """What a person should know before rows are encoded."""
+        if self._suffix:
+            return None
+        return (
+            f"The {self.side} tokenizer {self.config.tokenizer!r} names no end-of-sequence token, so responses end in none "
+            f"and a model never learns to stop. --{self.side}-eos TOKEN names one."
+        )
 
     def identity(self) -> dict[str, Any]:
         """All that decides the encodings, as JSON values; no absolute path."""
@@ -119,7 +160,8 @@ class OffsetTokenizer:
             "prefix": [self.backend.id_to_token(index) for index in self._prefix],
             "suffix": [self.backend.id_to_token(index) for index in self._suffix],
             "suffix_source": self._suffix_source,
-            "suffix_rule": "after a whole response that does not end in it",
+            "prefix_rule": "before a text that does not begin with it, white space aside",
+            "suffix_rule": "after a whole response that does not end in it, white space aside",
             "response_without_dummy_prefix": self._continuing is not self.backend,
             "max_length": self.config.max_length,
             "max_prompt_length": self.config.max_prompt_length,
@@ -178,8 +220,8 @@ class OffsetTokenizer:
         encodings: list[BackendEncoding] = backend.encode_batch(texts, add_special_tokens=False)
         ranges = self._locator.locate(texts, encodings)
         pieces = [
-            None if found is None else _Piece(np.array(encoding.ids, dtype=np.int32), found, found.separable())
-            for encoding, found in zip(encodings, ranges, strict=True)
+            None if found is None else _Piece(np.array(encoding.ids, dtype=np.int32), found, found.separable(), text)
+            for encoding, found, text in zip(encodings, ranges, texts, strict=True)
         ]
         self._count(texts, encodings, pieces, counts)
         return pieces
@@ -226,9 +268,9 @@ class OffsetTokenizer:
                 return f"{self.side}: prompt longer than max_prompt_length"
             first = len(prompt) - prompt_limit
             first += int(np.argmax(prompt.separable[first:]))
-        ends_in_suffix = response.ids[-len(self._suffix) :].tolist() == self._suffix
-        suffix = [] if ends_in_suffix else self._suffix
-        before = len(self._prefix) + len(prompt) - first
+        opens = self._begins_with_prefix(prompt, first, response)
+        prefix, suffix = [] if opens else self._prefix, [] if response.ends_with(self._suffix) else self._suffix
+        before = len(prefix) + len(prompt) - first
         truncated = first > 0
         if limit is not None and before + last + len(suffix) > limit:
             if self.overflow == "drop":
@@ -238,13 +280,18 @@ class OffsetTokenizer:
             if last == 0:
                 return f"{self.side}: prompt leaves no room for the response in max_length"
             suffix, truncated = [], True
-        ids = [self._prefix, prompt.ids[first:], response.ids[:last], suffix]
+        ids = [prefix, prompt.ids[first:], response.ids[:last], suffix]
         offsets = np.full((before + last + len(suffix), 2), MISSING, dtype=np.int32)
-        prompt_rows, response_rows = slice(len(self._prefix), before), slice(before, before + last)
+        prompt_rows, response_rows = slice(len(prefix), before), slice(before, before + last)
         offsets[prompt_rows, 0], offsets[prompt_rows, 1] = prompt.ranges.starts[first:], prompt.ranges.ends[first:]
         offsets[response_rows, 0] = response.ranges.starts[:last] + response_start
         offsets[response_rows, 1] = response.ranges.ends[:last] + response_start
         return Encoding(np.concatenate([np.asarray(part, dtype=np.int32) for part in ids]), offsets, before, truncated)
+
+    def _begins_with_prefix(self, prompt: _Piece, first: int, response: _Piece) -> bool:
+        """Whether a row, its prompt's first tokens cut away, brings the prefix along."""
+        blank = all(prompt.is_blank(token) for token in range(first, len(prompt)))
+        return response.begins_with(self._prefix, 0) if blank else prompt.begins_with(self._prefix, first)
 
 
 def _encodable(text: str) -> bool:

@@ -1,11 +1,12 @@
 """What holds for the segmentation of any text: spans tell the truth, nothing is lost, nothing is counted twice."""
 
 import itertools
+import textwrap
 import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.read.markup import blocks
@@ -15,6 +16,7 @@ from pipeline.text import Document
 from schemas.config import SegmentConfig
 
 SEGMENTER = Segmenter(SegmentConfig())
+HARD, SOFT = (Segmenter(SegmentConfig(line_breaks=kind)) for kind in ("hard", "soft"))
 #: Format characters that belong to the character before them: joiners and emoji tags.
 JOINERS = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
 
@@ -136,7 +138,6 @@ def test_sentences_hold_every_visible_character_once(case: tuple[str, int]) -> N
     for start, end in spans:
         assert text[start:end] == text[start:end].strip()
         assert not start < response_start < end
-        assert len(text[start:end].splitlines()) == 1
 
 
 @given(texts_with_start())
@@ -178,6 +179,35 @@ def test_words_hold_every_letter_and_digit_once(case: tuple[str, int]) -> None:
         assert not all(c in "!\"#%&'()*,-./:;?@[\\]_{}" for c in text[start:end])
 
 
+@given(texts_with_start())
+def test_line_breaks_move_borders_of_sentences_and_nothing_else(case: tuple[str, int]) -> None:
+    text, response_start = case
+    hard, auto, soft = (each.segment([text], [response_start])[0] for each in (HARD, SEGMENTER, SOFT))
+    assert all(len(text[a:b].splitlines()) == 1 for a, b in hard.sentence_spans)
+    for found in (auto, soft):
+        np.testing.assert_array_equal(found.word_spans, hard.word_spans)
+
+
+WORDS = ("the", "of", "and", "house", "river", "old", "went", "slowly", "many", "because", "into", "small", "again")
+PROSE = st.lists(
+    st.lists(st.sampled_from(WORDS), min_size=4, max_size=30).map(lambda words: " ".join(words).capitalize() + "."),
+    min_size=3,
+    max_size=8,
+).map(" ".join)
+
+
+@given(PROSE, st.integers(55, 100))
+def test_prose_wrapped_at_any_width_is_cut_as_if_it_were_not(text: str, width: int) -> None:
+    wrapped = textwrap.fill(text, width)
+    assume(wrapped.count("\n") > 1)
+    lower, upper = (
+        sum(map(test, (line[0] for line in wrapped.splitlines()[1:]))) for test in (str.islower, str.isupper)
+    )
+    assume(lower >= upper)
+    found = [" ".join(wrapped[a:b].split()) for a, b in segment(wrapped, 0).sentence_spans]
+    assert found == [text[a:b] for a, b in segment(text, 0).sentence_spans]
+
+
 @given(st.lists(texts_with_start(), max_size=4))
 def test_documents_do_not_touch_each_other(cases: list[tuple[str, int]]) -> None:
     together = SEGMENTER.segment([text for text, _ in cases], [start for _, start in cases])
@@ -204,7 +234,11 @@ def test_a_response_is_segmented_as_if_alone(case: tuple[str, int]) -> None:
 @given(texts_with_start())
 def test_blocks_are_ordered_and_trimmed(case: tuple[str, int]) -> None:
     text, response_start = case
-    found = blocks(text, response_start)
+    found = blocks(text, response_start, "hard")
+    for line_breaks in ("auto", "soft"):
+        joined = blocks(text, response_start, line_breaks)
+        assert {block.span_start for block in joined} <= {block.span_start for block in found}
+        assert {block.span_end for block in joined} <= {block.span_end for block in found}
     for block in found:
         assert block.span_start <= block.start <= block.end <= block.span_end
         assert text[block.start : block.end] == text[block.start : block.end].strip()

@@ -462,16 +462,36 @@ def test_special_tokens_are_those_of_the_policy(make, tokenizer, row):
     encoding = encode(make, tokenizer, row)
     if encoding is None:
         return
+    text, _ = row
     policy = tokenizer.identity()
-    names = [make.backend.id_to_token(index) for index in encoding.input_ids.tolist()]
-    added = np.flatnonzero(encoding.offsets[:, 0] < 0).tolist()
     prefix, suffix = policy["prefix"], policy["suffix"]
-    assert names[: len(prefix)] == prefix
-    assert names[-1:] == suffix
-    closing = [len(names) - 1] if len(added) > len(prefix) else []
-    assert added == [*range(len(prefix)), *closing]
-    if closing:  # never a second eos after one that the response ends in
-        assert names[-2] != suffix[0]
+    names = [make.backend.id_to_token(index) for index in encoding.input_ids.tolist()]
+    special = encoding.offsets[:, 0] < 0
+    visible_names = [
+        name
+        for name, added, (a, b) in zip(names, special, encoding.offsets.tolist(), strict=True)
+        if not added and text[a:b].strip()
+    ]
+    opening = [] if visible_names[: len(prefix)] == prefix else prefix
+    response_names = visible_names[-len(suffix) :]
+    closing = (
+        [] if response_names == suffix and text[encoding.offsets[encoding.response_start, 0] :].strip() else suffix
+    )
+    added = np.flatnonzero(special).tolist()
+    assert names[: len(opening)] == opening
+    assert added[: len(opening)] == list(range(len(opening)))
+    assert [names[i] for i in added[len(opening) :]] == closing
+    assert added[len(opening) :] == list(range(len(names) - len(closing), len(names)))
+
+
+@SETTINGS
+@given(row=rows(), before=st.sampled_from(["", " ", "\n"]), behind=st.sampled_from(["", " ", "\n", "\r\n\n"]))
+def test_text_that_was_rendered_before_gets_no_second_bos_and_no_second_eos(make, tokenizer, row, before, behind):
+    policy, (text, start) = tokenizer.identity(), row
+    opening = before + "".join(policy["prefix"])
+    rendered = opening + text + "".join(policy["suffix"]) + behind
+    encoding = encode(make, tokenizer, (rendered, start and start + len(opening)))
+    assert encoding is None or (encoding.offsets[:, 0] >= 0).all()
 
 
 @SETTINGS
@@ -483,7 +503,7 @@ def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, 
     text, start = row
     cut_tokenizer = shortened(tokenizer, limit, prompt_limit, "truncate")
     [cut] = cut_tokenizer.encode([text], [start])
-    prefix = len(tokenizer.identity()["prefix"])
+    prefix = opening(whole)
     real = whole.offsets[:, 0] >= 0
     full_prompt = [*zip(whole.input_ids[prefix : whole.response_start], own_part(whole, prefix), strict=True)]
     full_response_ids = whole.input_ids[whole.response_start :][real[whole.response_start :]].tolist()
@@ -495,9 +515,10 @@ def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, 
         uncut = 1
         while uncut < len(full_offsets) and full_offsets[uncut, 0] < full_offsets[uncut - 1, 1]:
             uncut += 1
-        assert prefix + kept_prompt_most + uncut > limit
+        assert len(tokenizer.identity()["prefix"]) + kept_prompt_most + uncut > limit
         return
     assert len(cut.input_ids) <= limit
+    prefix = opening(cut)  # another one if the row's own was cut away
     prompt_tokens = cut.response_start - prefix
     assert prompt_tokens <= kept_prompt_most
     assert [pair[0] for pair in full_prompt[len(full_prompt) - prompt_tokens :]] == cut.input_ids[
@@ -516,6 +537,11 @@ def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, 
     assert cut.truncated == (cut.input_ids.tolist() != whole.input_ids.tolist())
     [dropped] = shortened(tokenizer, limit, prompt_limit, "drop").encode([text], [start])
     assert isinstance(dropped, str) == cut.truncated
+
+
+def opening(encoding: Encoding) -> int:
+    """How many tokens stand before a row's own."""
+    return int(np.argmax(encoding.offsets[:, 0] >= 0))
 
 
 def shortened(tokenizer: OffsetTokenizer, limit: int, prompt_limit: int | None, overflow: str) -> OffsetTokenizer:
