@@ -140,10 +140,11 @@ _CHARACTERS: Final = {"tab": "\t", r"\t": "\t", "none": ""}
 
 
 class SideConfig(Strict):
-    """One tokenizer and its limits."""
+    """One tokenizer, how it ends a response, and its limits."""
 
     tokenizer: str
     revision: str | None = None
+    eos: str | None = None  # ends a response; None: what the tokenizer puts there, or its own eos
     max_length: int | None = Field(default=None, ge=2)
     max_prompt_length: int | None = Field(default=None, ge=1)
 
@@ -162,11 +163,16 @@ class ParserConfig(Strict):
     keep_trees: bool = False
 
 
+LineBreaks = Literal["auto", "hard", "soft"]
+
+
 class SegmentConfig(Strict):
     """How text becomes sentences and words."""
 
     #: `rules`, or `senter:NAME` for the `senter` of an installed spaCy pipeline
     sentences: str = "rules"
+    #: inside a paragraph: `hard`, every one ends a sentence; `soft`, none does; `auto`, all but those that wrapping made
+    line_breaks: LineBreaks = "auto"
 
 
 class ParseConfig(Strict):

@@ -7,6 +7,9 @@ the last with start < e. How many tokens have ended, or started, by each charact
 two look-ups, and all of it O(characters + tokens + units). The unit's span is faithful if these tokens together spell
 it: nothing missing, nothing foreign.
 
+Truncation takes away the beginning and the end of a document. A character between two tokens that is in neither is one
+that the tokenizer drops (a zero-width space, say), and is taken for white space on its side.
+
 A shard is one long text: documents lie one after the other, so no interval of one reaches into another.
 """
 
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Int8, Int32, Int64
+from jaxtyping import Bool, Int8, Int32, Int64
 
 from pipeline.read.offsets import code_points, is_space
 from schemas.columns import GRANULARITIES, MISSING, SIDES, Granularity, Side
@@ -26,7 +29,7 @@ class Reason(IntEnum):
 
     OK = 0
     CUT = 1  # truncation took some of its characters
-    INSIDE = 2  # whole, but a token that spells it reaches over its edge
+    INSIDE = 2  # whole, but a token that spells it reaches over its edge; or made of what the tokenizer drops
 
 
 @dataclass(frozen=True)
@@ -55,32 +58,45 @@ class Ragged:
 class Texts:
     """Where the characters of several documents are, white space not counted."""
 
-    nonspace_before: Int32[np.ndarray, " positions"]  # non-space characters before each position of the whole
+    solid: Bool[np.ndarray, " characters"]  # of the whole, which are no white space
+    solid_before: Int32[np.ndarray, " positions"]  # solid characters before each position of the whole
     rows: Int64[np.ndarray, " pointers"]  # one more than documents: d has characters rows[d] to rows[d + 1]
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Texts":
         """Texts without unpaired surrogates; white space is what `str.isspace` says it is."""
         solid = ~is_space(code_points("".join(texts)))
-        before = np.zeros(len(solid) + 1, dtype=np.int32)
-        np.cumsum(solid, out=before[1:])
-        return cls(before, np.cumsum([0, *map(len, texts)], dtype=np.int64))
+        return cls(solid, _counted(solid), np.cumsum([0, *map(len, texts)], dtype=np.int64))
+
+    def without(self, firsts: Int64[np.ndarray, " gaps"], lasts: Int64[np.ndarray, " gaps"]) -> "Texts":
+        """The same with the characters of these ranges taken for white space."""
+        if not len(firsts):
+            return self
+        solid = self.solid.copy()
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            solid[first:last] = False
+        return Texts(solid, _counted(solid), self.rows)
+
+
+def _counted(solid: Bool[np.ndarray, " characters"]) -> Int32[np.ndarray, " positions"]:
+    before = np.zeros(len(solid) + 1, dtype=np.int32)
+    np.cumsum(solid, out=before[1:])
+    return before
 
 
 @dataclass(frozen=True)
 class Tokens:
     """Tokens of several documents, special ones left out, ready for any number of `spans_of` calls.
 
-    The first four arrays end in an entry that touches no unit: what an index one too far, or -1, finds.
+    The first three arrays end in an entry that touches no unit: what an index one too far, or -1, finds.
     """
 
     index: Int32[np.ndarray, " tokens"]  # place in its document, special tokens counted
-    starts: Int32[np.ndarray, " tokens"]  # in non-space characters of all texts
+    starts: Int32[np.ndarray, " tokens"]  # in solid characters of all texts
     ends: Int32[np.ndarray, " tokens"]
-    gaps: Int32[np.ndarray, " tokens"]  # number of gaps between kept characters up to the token's start
-    ended: Int32[np.ndarray, " characters"]  # number of tokens with end <= c, for non-space character c of all texts
-    started: Int32[np.ndarray, " characters"]  # number of tokens with start <= c
-    texts: Texts
+    ended: Int32[np.ndarray, " positions"]  # number of tokens with end <= c, for c solid characters of all texts
+    started: Int32[np.ndarray, " positions"]  # number of tokens with start <= c
+    texts: Texts  # what these tokens leave out taken for white space
 
     @classmethod
     def of(cls, offsets: Ragged, texts: Texts) -> "Tokens":
@@ -88,35 +104,36 @@ class Tokens:
         document = offsets.documents()
         real = np.flatnonzero(offsets.spans[:, 0] != MISSING)
         base = texts.rows[document[real]]
-        starts = texts.nonspace_before[offsets.spans[real, 0] + base]
-        ends = texts.nonspace_before[offsets.spans[real, 1] + base]
-        gaps = np.zeros(len(real), dtype=np.int32)
-        np.cumsum(starts[1:] > ends[:-1], out=gaps[1:])
-        characters = int(texts.nonspace_before[-1])
+        first, last = offsets.spans[real, 0] + base, offsets.spans[real, 1] + base
+        beside = np.diff(document[real]) == 0
+        dropped = beside & (texts.solid_before[first[1:]] > texts.solid_before[last[:-1]])
+        texts = texts.without(last[:-1][dropped], first[1:][dropped])
+        starts, ends = texts.solid_before[first], texts.solid_before[last]
+        characters = int(texts.solid_before[-1])
         return cls(
             index=np.append((real - offsets.rows[document[real]]).astype(np.int32), np.int32(MISSING)),
             starts=np.append(starts, np.int32(characters + 1)),
             ends=np.append(ends, np.int32(-1)),
-            gaps=np.append(gaps, np.int32(-1)),
-            ended=np.cumsum(np.bincount(ends, minlength=characters + 1)[:characters], dtype=np.int32),
-            started=np.cumsum(np.bincount(starts, minlength=characters + 1)[:characters], dtype=np.int32),
+            ended=np.cumsum(np.bincount(ends, minlength=characters + 1), dtype=np.int32),
+            started=np.cumsum(np.bincount(starts, minlength=characters + 1), dtype=np.int32),
             texts=texts,
         )
 
     def spans_of(self, units: Ragged) -> tuple[Ragged, Int8[np.ndarray, " units"]]:
         """Token span of each unit, counted from its document's first token, and a `Reason` each.
 
-        Units hold at least one non-space character. Without a faithful span, [-1, -1). Special tokens, white space
-        and zero-width tokens belong to a span only where they stand between two of its tokens.
+        Without a faithful span, [-1, -1). Special tokens, white space and zero-width tokens belong to a span only where
+        they stand between two of its tokens.
         """
         base = self.texts.rows[units.documents()]
-        start = self.texts.nonspace_before[units.spans[:, 0] + base]
-        end = self.texts.nonspace_before[units.spans[:, 1] + base]
+        start = self.texts.solid_before[units.spans[:, 0] + base]
+        end = self.texts.solid_before[units.spans[:, 1] + base]
+        hollow = start == end
         first = self.ended[start]
         last = self.started[end - 1] - 1
         left, right = self.starts[first], self.ends[last]
-        whole = (left <= start) & (right >= end) & (self.gaps[first] == self.gaps[last])
-        exact = whole & (left == start) & (right == end)
+        whole = hollow | ((left <= start) & (right >= end))
+        exact = ~hollow & (left == start) & (right == end)
         spans = np.full((len(start), 2), MISSING, dtype=np.int32)
         np.copyto(spans[:, 0], self.index[first], where=exact)
         np.copyto(spans[:, 1], self.index[last] + 1, where=exact)

@@ -33,6 +33,8 @@ from pipeline.text import Constituents, Document, Sentence, Units
 
 #: Punctuation to Unicode that stands for a word: `50 %`, `§ 4`, `# 1`, `R & D`.
 SPOKEN: Final = frozenset("%‰‱&@#§¶％＆＠＃")
+#: Categories of punctuation, combining marks, format and control characters.
+UNSAID: Final = frozenset({"Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Mn", "Mc", "Me", "Cf", "Cc"})
 #: Symbols to Unicode that serve as quotation marks and table rules.
 MARKS: Final = frozenset("`´|")
 CONJUNCTIONS: Final = frozenset({"and", "or", "but", "nor", "&", "and/or", "either", "neither", "both"})
@@ -51,8 +53,8 @@ Labelled = tuple[int, int, str]  # [start, end) and label
 
 
 def is_punctuation(word: str) -> bool:
-    """Whether a token is nothing but punctuation, and so may not begin or end a unit."""
-    return all((unicodedata.category(char)[0] == "P" and char not in SPOKEN) or char in MARKS for char in word)
+    """Whether a token is nothing but punctuation, marks and what is not seen, and so may not begin or end a unit."""
+    return all((unicodedata.category(char) in UNSAID and char not in SPOKEN) or char in MARKS for char in word)
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,8 @@ def _joined(whole: Sentence, pieces: Sequence[tuple[Sentence, Constituents]]) ->
 def bracketed(words: Sequence[str], tree: Constituents) -> str:
     """The tree in the notation of the Penn Treebank under a root `TOP`, on one line.
 
-    Brackets inside words are spelled `-LRB-` and so on; a word's tag is `XX` where the tree has none.
+    Brackets inside words are spelled `-LRB-` and so on; a word's tag is `XX` where the tree has none. After a word that
+    ends in a backslash stands a space, since nltk reads `\\)` as one character.
     """
     tags = tree.tags or (NO_TAG,) * len(words)
     nodes = list(zip(tree.spans.tolist(), tree.labels, strict=True))
@@ -254,7 +257,8 @@ def bracketed(words: Sequence[str], tree: Constituents) -> str:
             parts.append(f" ({nodes[node][1]}")
             open_until.append(nodes[node][0][1])
             node += 1
-        parts.append(f" ({tag.translate(BRACKETS)} {word.translate(BRACKETS)})")
+        gap = " " if word.endswith("\\") else ""
+        parts.append(f" ({tag.translate(BRACKETS)} {word.translate(BRACKETS)}{gap})")
         while open_until and open_until[-1] == at + 1:
             open_until.pop()
             parts.append(")")

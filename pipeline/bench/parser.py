@@ -7,8 +7,7 @@ turn; the ratios are taken within a round, where the machine is the same for all
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +24,7 @@ from spacy.tokens import Doc
 
 from pipeline.dataset import prepare
 from pipeline.parse import model, network
-from pipeline.parse.engine import Engine
+from pipeline.parse.engine import Engine, torch_threads
 from pipeline.parse.scoring import joined_chains
 from pipeline.text import Constituents, Words
 from schemas.config import ParseConfig, SideConfig
@@ -56,17 +55,6 @@ class StockExample(BaseInputExample):  # type: ignore[misc]
     def pos(self) -> list[tuple[str, str]]:
         """The words without tags."""
         return [(word, "UNK") for word in self.words]
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Within, torch uses `count` threads in an operation."""
-    own = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(own)
 
 
 def stock_examples(sentences: Sequence[Words]) -> list[StockExample]:

@@ -37,6 +37,12 @@ def align(
     max_prompt_length: Annotated[
         int | None, typer.Option(min=1, help="Most prompt tokens on the sides that change.")
     ] = None,
+    eos: Annotated[
+        str | None,
+        typer.Option(help="Token that ends a response, on the sides that change. Default: the tokenizer's own."),
+    ] = None,
+    student_eos: Annotated[str | None, typer.Option(help="The same for the student alone.")] = None,
+    teacher_eos: Annotated[str | None, typer.Option(help="The same for the teacher alone.")] = None,
     overflow: Annotated[Literal["truncate", "drop"] | None, typer.Option(help="Rows over a limit.")] = None,
     workers: WorkersFlag = None,
     overwrite: OverwriteFlag = False,
@@ -54,9 +60,9 @@ def align(
     limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
     sides: dict[Side, dict[str, Any]] = {}
     if student is not None:
-        sides["student"] = {"tokenizer": student, "revision": student_revision, **limits}
+        sides["student"] = {"tokenizer": student, "revision": student_revision, "eos": student_eos or eos, **limits}
     if teacher is not None:
-        sides["teacher"] = {"tokenizer": teacher, "revision": teacher_revision, **limits}
+        sides["teacher"] = {"tokenizer": teacher, "revision": teacher_revision, "eos": teacher_eos or eos, **limits}
     target = out or realign.default_out(dataset, sides)
     outcome = realign.realign(
         dataset, target, sides, overflow, workers=workers or run_workers(), overwrite=overwrite, quiet=as_json

@@ -73,6 +73,14 @@ def parse(
     student_max_prompt_length: Annotated[
         int | None, typer.Option(min=1, help="The same for the student alone.")
     ] = None,
+    eos: Annotated[
+        str | None,
+        typer.Option(
+            help="Token that ends a response, on both sides. Default: what the tokenizer puts there, or its eos."
+        ),
+    ] = None,
+    teacher_eos: Annotated[str | None, typer.Option(help="The same for the teacher alone.")] = None,
+    student_eos: Annotated[str | None, typer.Option(help="The same for the student alone.")] = None,
     overflow: Annotated[
         Literal["truncate", "drop"] | None,
         typer.Option(
@@ -97,6 +105,13 @@ def parse(
     sentences: Annotated[
         str | None,
         typer.Option(help="Sentence splitter: rules (default), or senter:PIPELINE of an installed spaCy pipeline."),
+    ] = None,
+    line_breaks: Annotated[
+        Literal["auto", "hard", "soft"] | None,
+        typer.Option(
+            help="Line breaks inside a paragraph: hard, each ends a sentence; soft, none does; auto (default), all but "
+            "those that wrapping made."
+        ),
     ] = None,
     keep_trees: Annotated[
         bool | None, typer.Option("--keep-trees", help="Add a column with the bracketed parses.")
@@ -141,10 +156,12 @@ def parse(
         "inputs": inputs or None,
         "teacher.tokenizer": teacher,
         "teacher.revision": teacher_revision,
+        "teacher.eos": teacher_eos or eos,
         "teacher.max_length": teacher_max_length or max_length,
         "teacher.max_prompt_length": teacher_max_prompt_length or max_prompt_length,
         "student.tokenizer": student,
         "student.revision": student_revision,
+        "student.eos": student_eos or eos,
         "student.max_length": student_max_length or max_length,
         "student.max_prompt_length": student_max_prompt_length or max_prompt_length,
         "template": template,
@@ -163,6 +180,7 @@ def parse(
         "parser.device": device,
         "parser.keep_trees": keep_trees,
         "segment.sentences": sentences,
+        "segment.line_breaks": line_breaks,
         "split": split,
         "input_revision": input_revision,
         "csv.delimiter": csv_delimiter,

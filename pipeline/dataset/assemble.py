@@ -90,6 +90,11 @@ class DocumentColumns:
         )
 
 
+def notes_on(tokenizers: Mapping[Side, OffsetTokenizer]) -> tuple[str, ...]:
+    """What a person should know of the tokenizers before a run."""
+    return tuple(note for tokenizer in tokenizers.values() if (note := tokenizer.note()) is not None)
+
+
 def encode_sides(
     tokenizers: Mapping[Side, OffsetTokenizer], texts: Sequence[str], starts: Sequence[int]
 ) -> tuple[list[int], dict[Side, list[Encoding]], dict[int, Reason]]:

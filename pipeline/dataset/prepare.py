@@ -230,7 +230,7 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
         rows,
         config.shard_rows or shards.automatic_shard_rows(rows),
         stage,
-        opened.notes(),
+        (*opened.notes(), *assemble.notes_on(stage.tokenizers)),
     )
 
 
@@ -254,7 +254,7 @@ def prepare(config: ParseConfig, out: Path, *, workers: int, overwrite: bool = F
     with planned(config, out) as ready:
         stage = pool.Made(ready.stage, partial(PrepareStage, ready.config))
         for note in ready.notes:
-            console.stderr.print(note)
+            console.stderr.print(console.Text(note, "yellow"))
         return publish(DATASET, ready, stage, out, workers=workers, overwrite=overwrite, quiet=quiet)
 
 

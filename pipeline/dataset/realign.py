@@ -12,12 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.prepare import load_tokenizers
 from pipeline.dataset.seal import DATASET, Outcome
 from pipeline.read.records import RAW_LIMIT, Rejected
 from pipeline.shards import pool
 from pipeline.shards.publish import publish
+from schemas import console
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig
 from schemas.dataset import open_shard
@@ -136,6 +139,8 @@ def realign(
     sample = open_shard(dataset, before.shards[0], ["text", "response_start"], content=True).slice(0, AUDIT_ROWS)
     for tokenizer in stage.tokenizers.values():
         tokenizer.audit(sample.column("text").to_pylist(), sample.column("response_start").to_pylist())
+    for note in assemble.notes_on(stage.tokenizers):
+        console.stderr.print(Text(note, "yellow"))
     identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}
     plan = RealignPlan(dataset, before, config, identities, changed)
     make = pool.Made(stage, partial(RealignStage, config, changed))

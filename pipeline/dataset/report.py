@@ -110,6 +110,8 @@ def show_findings(findings: Findings, folder: Path) -> None:
     checked = ", ".join(counted(count, what.removesuffix("s")) for what, count in findings.checked.items() if count)
     for side, how in findings.retokenized.items():
         console.stdout.print(f"{side} tokenized again: {how}.")
+    for side, how in findings.decoded.items():
+        console.stdout.print(f"{side} tokens decoded: {how}.")
     if not findings.found:
         console.stdout.print(Text(f"{folder} is whole: {checked} checked, nothing wrong.", "green"))
         return
@@ -125,10 +127,21 @@ def show_info(manifest: Manifest, folder: Path) -> None:
     console.stdout.print(f"{folder}: prepared dataset, mta-prep {manifest.versions['mta-prep']}.")
     show_rows(manifest)
     rows = [
-        [side, tokenizer["name"], str(tokenizer["vocabulary"]), tokenizer["sha256"][:16]]
+        [
+            side,
+            tokenizer["name"],
+            str(tokenizer["vocabulary"]),
+            " ".join(tokenizer["prefix"]) or "nothing",
+            " ".join(tokenizer["suffix"]) or "nothing",
+            tokenizer["sha256"][:16],
+        ]
         for side, tokenizer in manifest.tokenizers.items()
     ]
-    console.table("Tokenizers", ["side", "name", "vocabulary", "sha256"], rows)
+    console.table("Tokenizers", ["side", "name", "vocabulary", "before a text", "behind it", "sha256"], rows)
+    for side in (side for side, tokenizer in manifest.tokenizers.items() if not tokenizer["suffix"]):
+        console.stdout.print(
+            Text(f"No end-of-sequence token is known on the {side}'s side: responses end in none.", "yellow")
+        )
     parser, template = manifest.parser, ParseConfig.parse(manifest.config, str(folder)).template
     console.stdout.print(f"Parser {parser['kind']} {parser['name']} ({parser['sha256'][:16]}), template {template}.")
     sentences = ", ".join(f"{count} {what}" for what, count in manifest.counts["sentences"].items())

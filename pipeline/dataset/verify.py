@@ -1,9 +1,9 @@
 """`mta-prep verify`: whether a prepared dataset is whole, and says the truth about its texts.
 
 Always: checksums, schema, rows of every shard against the manifest, rows in = rows out + rejected + dropped, fingerprints.
-Unless quick, on every row: spans in bounds and in order, offsets monotone and covering every non-space character between
-the first and the last token of prompt and response, units that are exactly their tokens' characters; and, where a
-tokenizer can be loaded, the row tokenized again and compared to the last id and offset.
+Unless quick, on every row: spans in bounds and in order, offsets monotone and covering every letter and digit between
+the first and the last token, token spans that follow from them; and, where a tokenizer can be loaded, the row tokenized
+again and compared to the last id and offset, and what its tokens decode to held against offsets and token spans.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset import assemble, shards
+from pipeline.dataset.columns import spans_of
+from pipeline.dataset.decoding import Decoder
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
 from schemas import embedded
-from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, arrow_schema
+from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, arrow_schema, side_column
 from schemas.config import ParseConfig, Strict
 from schemas.console import counted
 from schemas.dataset import open_shard
@@ -35,6 +37,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=lambda: {"shards": 0, "rows": 0, "tokens": 0, "units": 0})
     retokenized: dict[str, str] = field(default_factory=dict)  # side -> "every row", or why not
+    decoded: dict[str, str] = field(default_factory=dict)  # the same
     found: int = 0
 
     def problem(self, text: str) -> None:
@@ -51,6 +54,7 @@ class Findings:
             "problems": self.problems,
             "checked": self.checked,
             "retokenized": self.retokenized,
+            "decoded": self.decoded,
         }
 
 
@@ -64,6 +68,7 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
     config = ParseConfig.parse(manifest.config, str(folder))
     schema = arrow_schema(config.parser.keep_trees)
     tokenizers = {} if quick else _tokenizers(config, manifest, moved, findings)
+    decoders = _decoders(tokenizers, findings)
     whole, teacher = shards.Fingerprint(), shards.Fingerprint()
     # the paper's extractor leaves partial overlaps
     flat: set[Granularity] = {"words", "chunks"} if config.parser.kind == "benepar" else {"words"}
@@ -79,7 +84,7 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
             findings.problem(f"{shard.file} has other columns than the config's `parser.keep_trees` says.")
             continue
         if not quick:
-            digests = _check_rows(table, shard.file, flat, tokenizers, findings)
+            digests = _check_rows(table, shard.file, flat, tokenizers, decoders, findings)
             whole.update(digest.whole for digest in digests)
             teacher.update(digest.teacher for digest in digests)
     _check_counts(manifest, folder, findings)
@@ -122,6 +127,14 @@ def _tokenizers(
     return loaded
 
 
+def _decoders(tokenizers: Mapping[Side, OffsetTokenizer], findings: Findings) -> dict[Side, Decoder]:
+    decoders = {side: Decoder(tokenizer) for side, tokenizer in tokenizers.items()}
+    refused = {side: reason for side, decoder in decoders.items() if (reason := decoder.refusal()) is not None}
+    for side in decoders:
+        findings.decoded[side] = f"no: {refused[side]}" if side in refused else "every row"
+    return {side: decoder for side, decoder in decoders.items() if side not in refused}
+
+
 def _check_counts(manifest: Manifest, folder: Path, findings: Findings) -> None:
     out = sum(shard.rows for shard in manifest.shards)
     lost = sum(manifest.rejected.values()) + sum(manifest.dropped.values())
@@ -136,23 +149,30 @@ def _check_counts(manifest: Manifest, folder: Path, findings: Findings) -> None:
 
 
 def _check_rows(
-    table: pa.Table, file: str, flat: set[Granularity], tokenizers: Mapping[Side, OffsetTokenizer], findings: Findings
+    table: pa.Table,
+    file: str,
+    flat: set[Granularity],
+    tokenizers: Mapping[Side, OffsetTokenizer],
+    decoders: Mapping[Side, Decoder],
+    findings: Findings,
 ) -> tuple[shards.RowDigest, ...]:
     documents = assemble.DocumentColumns.from_table(table)
     stored = {side: assemble.stored_encodings(table, side) for side in SIDES}
-    sound_before = findings.found
+    spans = {side: {name: spans_of(table.column(side_column(side, name))) for name in GRANULARITIES} for side in SIDES}
     findings.checked["rows"] += table.num_rows
-    findings.checked["units"] += sum(len(spans) for name in GRANULARITIES for spans in documents.units[name])
+    findings.checked["units"] += sum(len(of_row) for name in GRANULARITIES for of_row in documents.units[name])
+    before = findings.found
     for row, text in enumerate(documents.texts):
         place = f"{file}, row {row} (id {documents.ids[row]})"
         if not 0 <= documents.response_starts[row] <= len(text):
             findings.problem(f"{place}: response_start {documents.response_starts[row]} is outside of the text.")
+        units = {name: documents.units[name][row] for name in GRANULARITIES}
         for name in GRANULARITIES:
-            wrong = span_problem(documents.units[name][row], len(text), flat=name in flat)
+            wrong = span_problem(units[name], len(text), flat=name in flat)
             if wrong:
                 findings.problem(f"{place}: {name} {wrong}.")
         for name in LABELLED:
-            if len(documents.labels[name][row]) != len(documents.units[name][row]):
+            if len(documents.labels[name][row]) != len(units[name]):
                 findings.problem(f"{place}: {name} and their labels differ in number.")
         for side in SIDES:
             encoding = stored[side][row]
@@ -162,9 +182,12 @@ def _check_rows(
                 findings.problem(f"{place}: {side} tokens {wrong}.")
                 continue
             wrong = offset_problem(text, documents.response_starts[row], encoding)
+            if wrong is None and side in decoders:
+                of_units = {name: (units[name], spans[side][name][row]) for name in GRANULARITIES}
+                wrong = decoders[side].problem(text, encoding, of_units)
             if wrong:
-                findings.problem(f"{place}: {side} offsets {wrong}.")
-    if findings.found > sound_before:
+                findings.problem(f"{place}: {side} {wrong}.")
+    if findings.found > before:
         return ()  # what follows takes spans and offsets at their word
     for side, tokenizer in tokenizers.items():
         again = tokenizer.encode(documents.texts, documents.response_starts)
@@ -174,7 +197,7 @@ def _check_rows(
     output = assemble.shard(documents, stored, {}, stats={}, left_out=[])
     for side in SIDES:
         for name in GRANULARITIES:
-            column = f"{side}_{name}"
+            column = side_column(side, name)
             if not output.table.column(column).combine_chunks().equals(table.column(column).combine_chunks()):
                 findings.problem(f"{file}: {column} does not follow from {name} and {side}_offsets.")
     return output.digests
@@ -213,18 +236,21 @@ def token_problem(encoding: Encoding) -> str | None:
 
 
 def offset_problem(text: str, response_start: int, encoding: Encoding) -> str | None:
-    """What is wrong with a row's offsets, if anything: bounds, order, a character that no token covers."""
+    """What is wrong with a row's offsets, if anything: bounds, order, a letter or digit that no token covers.
+
+    Of other characters only the tokenizer can tell whether it drops them.
+    """
     real = encoding.offsets[encoding.offsets[:, 0] >= 0].astype(np.int64)
     if not len(real):
-        return "are missing: the row has no token"
+        return "offsets are missing: the row has no token"
     starts, ends = real[:, 0], real[:, 1]
     if (ends > len(text)).any() or (starts > ends).any():
-        return "reach outside the text"
+        return "offsets reach outside the text"
     if (np.diff(starts) < 0).any() or (np.diff(ends) < 0).any():
-        return "are not monotone"
+        return "offsets are not monotone"
     first = encoding.offsets[encoding.response_start :]
     if (first[first[:, 0] >= 0][:, 0] < response_start).any():
-        return "reach across the start of the response"
+        return "offsets reach across the start of the response"
     depth = np.zeros(len(text) + 1, dtype=np.int64)
     np.add.at(depth, starts, 1)
     np.add.at(depth, ends, -1)
@@ -232,5 +258,5 @@ def offset_problem(text: str, response_start: int, encoding: Encoding) -> str | 
     # truncation takes away the beginning of a prompt and the end of a response, nothing in between
     inside = slice(int(starts[0]), int(ends[-1]))
     gaps = np.flatnonzero(~covered[inside]) + inside.start
-    bare = [int(at) for at in gaps if not text[at].isspace()]
-    return f"leave out the character at {bare[0]}" if bare else None
+    bare = [int(at) for at in gaps if text[at].isalnum()]
+    return f"offsets leave out the character at {bare[0]}" if bare else None

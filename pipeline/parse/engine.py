@@ -7,8 +7,9 @@ one is decoded while the next is in the network. The output depends on nothing b
 settings given here; threads change nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 from typing import TypeVar
 
@@ -31,6 +32,17 @@ SENTENCES_AT_ONCE = 1024
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within, torch uses `count` threads in an operation."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 class Engine:
@@ -109,14 +121,13 @@ class Engine:
         """Results in order; on a CPU each of the threads computes on one core."""
         if self.threads == 1 or len(items) < 2:
             return map(work, items)
-        own = torch.get_num_threads()
-        setting = int(self.packed.device.type == "cpu") or own
-        with ThreadPoolExecutor(
-            min(self.threads, len(items)), initializer=lambda: torch.set_num_threads(setting)
-        ) as pool:
-            results = list(pool.map(work, items))
-        torch.set_num_threads(own)
-        return results
+        setting = int(self.packed.device.type == "cpu") or torch.get_num_threads()
+        count = min(self.threads, len(items))
+        with (
+            torch_threads(setting),
+            ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(setting)) as pool,
+        ):
+            return list(pool.map(work, items))
 
     def _batch_or_halves(self, batch: Sequence[network.Encoded]) -> list[Constituents]:
         """`_batch`, and where memory runs out the same in parts."""

@@ -5,6 +5,7 @@ Normalisation, in order: traces (`-NONE-`) and what they leave empty are dropped
 spliced out, their children moving up; `X -> X` chains become one node; a root of several children becomes `FRAG`.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ PHRASES = frozenset(
     | {"SBARQ", "SINV", "SQ", "UCP", "VP", "WHADJP", "WHADVP", "WHNP", "WHPP", "X"}
 )
 ROOTS = frozenset({"", "ROOT", "TOP", "S1", "VROOT"})
+#: The end of a word that ends in a backslash. nltk takes it and the bracket for one escaped character.
+_BACKSLASH = re.compile(r"\\(?=[()])")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def _bracketings(path: Path) -> Iterator[tuple[int, str]]:
     """Top-level bracketings with the line on which each begins."""
     depth, start = 0, 0
     parts: list[str] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -85,7 +88,7 @@ def read_trees(path: Path, splice: bool = True) -> Iterator[GoldTree]:
     """
     for number, text in _bracketings(path):
         try:
-            tree = Tree.fromstring(text)
+            tree = Tree.fromstring(_BACKSLASH.sub(r"\\ ", text))
         except ValueError as error:
             raise UserError(f"{path}, line {number}: not a bracketed tree ({str(error).splitlines()[0]}).") from error
         tops = normalise(tree, splice)

@@ -17,7 +17,6 @@ from pipeline.read.offsets import (
     TokenRanges,
     character_ranges,
     code_points,
-    cover,
     is_space,
     locate,
     match_visible,
@@ -63,6 +62,7 @@ class Locator:
         points = code_points("".join(texts))
         space = is_space(points)
         if self._spelling.marker:
+            space |= points == ord(self._spelling.marker)  # which its tokens cannot tell from a space
             points = np.where(points == ord(" "), np.uint32(ord(self._spelling.marker)), points)
         widths = utf8_widths(points)
         tokens = np.array([len(row) for row in ids], dtype=np.int64)
@@ -108,9 +108,8 @@ class Locator:
         sentinel = np.vstack([origins, [[len(text), len(text)]]])
         reach = sentinel[first, 0]
         ends = np.where(last > first, sentinel[np.maximum(last - 1, 0), 1], reach)
-        space = is_space(code_points(text))
+        space = is_space(code_points(text)) | self._unspelled(written, len(text))
         ranges = TokenRanges(reach, without_leading_space(reach, ends, next_visible(space)), ends)
-        ranges = cover(ranges, space)
         whole = np.array([0, len(text)], dtype=np.int64), np.array([0, len(ids)], dtype=np.int64)
         if misplaced(ranges, space, *whole)[0] or not self._spelled_alike(text, ranges, shown, first, last):
             return None
@@ -167,6 +166,13 @@ class Locator:
         blank = is_space(points)
         return blank if self._spelling.marker is None else blank | (points == ord(self._spelling.marker))
 
+    def _unspelled(self, written: Written, length: int) -> Bool[np.ndarray, " characters"]:
+        """Characters of the text of which the tokenizer sees nothing, or white space."""
+        shown = written.origins[~self._blank(written.text)]
+        opened = np.bincount(shown[:, 0], minlength=length + 1) - np.bincount(shown[:, 1], minlength=length + 1)
+        unspelled: Bool[np.ndarray, " characters"] = np.cumsum(opened)[:length] == 0
+        return unspelled
+
     def _spelled_alike(
         self,
         text: str,
@@ -175,21 +181,22 @@ class Locator:
         first: Int64[np.ndarray, " tokens"],
         last: Int64[np.ndarray, " tokens"],
     ) -> bool:
-        """Whether each range, normalised by itself, is what its tokens spell; those sharing a character are one."""
-        if not len(first):
-            return True
+        """Whether each range, normalised by itself, is what its tokens spell, and what lies between ranges is nothing.
+
+        Ranges that share a character are one.
+        """
         heads = np.flatnonzero(ranges.separable()[:-1])
-        tails = np.append(heads[1:], len(first)) - 1
+        tails = np.append(heads[1:], len(first))[: len(heads)] - 1
         visible, visible_alone = self._normalization.visible, self._normalization.visible_alone
         spans = zip(ranges.starts[heads].tolist(), ranges.ends[tails].tolist(), strict=True)
         shows = zip(first[heads].tolist(), last[tails].tolist(), strict=True)
+        reached = 0
         for (start, end), (shown_start, shown_end) in zip(spans, shows, strict=True):
             said, held = visible(shown[shown_start:shown_end]), text[start:end]
-            if said in (held, visible_alone(held)):
-                continue
-            if said not in held or visible_alone(held.replace(said, "", 1)):  # an added token beside dropped characters
+            if said not in (held, visible_alone(held)) or visible_alone(text[reached:start]):
                 return False
-        return True
+            reached = end
+        return not visible_alone(text[reached:])
 
 
 def _decoded(spelled: bytes) -> str | None:

@@ -1,15 +1,20 @@
 """The lines of a text, freed of Markdown marks: what a sentence splitter and a parser should see, and what not.
 
-A text is cut into blocks at every line break (as `str.splitlines` knows them), at the response's start, and between the
-cells of a table row (pipes, or tabs inside a line). A block holds prose, or a line of fenced code. List markers,
+A text is cut into blocks at line breaks (as `str.splitlines` knows them), at the response's start, and between the cells
+of a table row (pipes, or tabs inside a line). A block holds prose, or a line of fenced code. Which line breaks inside a
+paragraph are none for a sentence is for the config to say: `hard`, none of them; `soft`, all; `auto`, those that an
+editor seems to have made (`pipeline.read.wrapping`). A heading, and what has a mark of its own, begins a paragraph. List markers,
 checkboxes, heading and quote marks, pipes and fences stand outside its text but inside its span, so that the spans of
 all blocks together hold every non-space character of the text exactly once.
 """
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from pipeline.read.wrapping import Line, wrapped
+from schemas.config import LineBreaks
 
 #: Quote marks, heading marks, bullets, checkboxes and enumerators at the beginning of a line, white space after.
 _MARKER = re.compile(
@@ -42,32 +47,66 @@ class Block(NamedTuple):
     code: bool
 
 
-class Line(NamedTuple):
-    """A line without its break and without white space at its edges; `start` is a character offset into the text."""
+class Plain(NamedTuple):
+    """A line of prose that may go on with the next one, or go on the one before."""
 
-    start: int
-    body: str
+    line: Line
+    block: Block
+    begins: bool  # it does not go on the one before
+    ends: bool  # it does not go on
 
 
-def blocks(text: str, response_start: int) -> list[Block]:
+#: What a line is: parts of its own, a line of prose, or (None) blank.
+Part = Block | Plain | None
+
+
+def blocks(text: str, response_start: int, line_breaks: LineBreaks) -> list[Block]:
     """Blocks of `text` in order. An open fence or table ends where the response begins."""
-    return [*_region_blocks(text[:response_start], 0), *_region_blocks(text[response_start:], response_start)]
+    regions = (text[:response_start], 0), (text[response_start:], response_start)
+    return [block for region in regions for block in _joined(_parts(*region), line_breaks)]
+
+
+def _joined(parts: Iterator[Part], line_breaks: LineBreaks) -> Iterator[Block]:
+    paragraph: list[Plain] = []
+    for part in parts:
+        if not isinstance(part, Plain) or part.begins or (paragraph and paragraph[-1].ends):
+            yield from _paragraph(paragraph, line_breaks)
+            paragraph = []
+        if isinstance(part, Plain):
+            paragraph.append(part)
+        elif part is not None:
+            yield part
+    yield from _paragraph(paragraph, line_breaks)
+
+
+def _paragraph(lines: Sequence[Plain], line_breaks: LineBreaks) -> Iterator[Block]:
+    """The lines of a paragraph, as many in one block as no sentence ends at."""
+    breaks = len(lines) - 1
+    goes_on = wrapped([plain.line for plain in lines]) if line_breaks == "auto" else [line_breaks == "soft"] * breaks
+    first = 0
+    for last in range(len(lines)):
+        if last == breaks or not goes_on[last]:
+            begin, end = lines[first].block, lines[last].block
+            yield Block(begin.span_start, begin.start, end.end, end.span_end, code=False)
+            first = last + 1
 
 
 def _lines(region: str, offset: int) -> Iterator[Line]:
     for line in region.splitlines(keepends=True):
         bare = line.lstrip()
-        yield Line(offset + len(line) - len(bare), bare.rstrip())
+        indent = len(line) - len(bare)
+        yield Line(offset + indent, indent, bare.rstrip())
         offset += len(line)
 
 
-def _region_blocks(region: str, offset: int) -> Iterator[Block]:
+def _parts(region: str, offset: int) -> Iterator[Part]:
     fence = ""
     in_table = False
     lines = list(_lines(region, offset))
     for line, after in itertools.zip_longest(lines, lines[1:]):
         if not line.body:
             in_table = False
+            yield None
             continue
         mark = _FENCE.match(line.body)
         if fence:
@@ -82,7 +121,7 @@ def _region_blocks(region: str, offset: int) -> Iterator[Block]:
             continue
         separates = _is_separator_row(line.body)
         in_table = "|" in line.body and (in_table or separates or (after is not None and _is_separator_row(after.body)))
-        yield from _prose_blocks(line, in_table, separates)
+        yield from _prose_parts(line, in_table, separates)
 
 
 def _code_block(line: Line, fence: re.Match[str] | None) -> Block:
@@ -94,8 +133,8 @@ def _is_separator_row(body: str) -> bool:
     return "|" in body and _SEPARATOR_ROW.fullmatch(body) is not None
 
 
-def _prose_blocks(line: Line, in_table: bool, separates: bool) -> Iterator[Block]:
-    start, body = line
+def _prose_parts(line: Line, in_table: bool, separates: bool) -> Iterator[Part]:
+    start, _, body = line
     end = start + len(body)
     if separates:
         yield Block(start, end, end, end, code=False)
@@ -107,7 +146,8 @@ def _prose_blocks(line: Line, in_table: bool, separates: bool) -> Iterator[Block
     elif "\t" in body[first:]:
         yield from _cells(start, body, first, _CELL_GAP)
     else:
-        yield Block(start, start + first, end, end, code=False)
+        heading = marker is not None and "#" in marker[0]
+        yield Plain(line, Block(start, start + first, end, end, code=False), begins=first > 0, ends=heading)
 
 
 def _cells(offset: int, body: str, first: int, gap: re.Pattern[str]) -> Iterator[Block]:

@@ -5,7 +5,6 @@ where the parts together give what the whole gives.
 """
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -14,6 +13,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 from tokenizers.normalizers import Normalizer
+
+from pipeline.read.characters import CLUSTER
 
 _WORD: Final = re.compile(r"\S+|\s+")
 #: Normalised characters, and the range of the word behind each; None where each stands for one, in order.
@@ -25,26 +26,6 @@ def _one_to_one(first: int, last: int) -> Int64[np.ndarray, "characters 2"]:
     """[i, i + 1) for each i."""
     each = np.arange(first, last, dtype=np.int64)
     return np.stack([each, each + 1], axis=1)
-
-
-def _clusters() -> re.Pattern[str]:
-    """Matches a character with all that may combine with it, so that cutting between matches is usually safe.
-
-    Marks, and what composes without being one: joiners, emoji modifiers and tags, after Hangul its vowel and final
-    jamo, and after half-width kana their sound marks.
-    """
-    joining = {0x200C, 0x200D, *range(0x1F3FB, 0x1F400), *range(0xE0020, 0xE0080)}
-    assigned = [*range(0x20000), *range(0xE0000, 0xE1000)]  # what lies outside is ideographs and private use
-    joining |= {point for point in assigned if unicodedata.category(chr(point))[0] == "M"}
-    ordered = sorted(joining)
-    first = [point for point in ordered if point - 1 not in joining]
-    last = [point for point in ordered if point + 1 not in joining]
-    ranges = "".join(f"{chr(a)}-{chr(b)}" for a, b in zip(first, last, strict=True))
-    hangul, kana = "[\u1100-\u115f\uac00-\ud7a3][\u1160-\u11ff]+", "[\uff66-\uff9d][\uff9e\uff9f]"
-    return re.compile(f"(?:{hangul}|{kana}|.)[{ranges}]*", re.DOTALL)
-
-
-_CLUSTER: Final = _clusters()
 
 
 @dataclass(frozen=True)
@@ -113,7 +94,7 @@ class NormalizationMap:
         normalized = self.normalize(word)
         if normalized == word:
             return normalized, None
-        bounds = [match.start() for match in _CLUSTER.finditer(word)] + [len(word)]
+        bounds = [match.start() for match in CLUSTER.finditer(word)] + [len(word)]
         units = [self._unit(word, a, b) for a, b in pairwise(bounds)]
         if "".join(unit for unit, _ in units) != normalized:
             units = self._split(word, bounds)
@@ -122,12 +103,26 @@ class NormalizationMap:
         return "".join(unit for unit, _ in units), None if plain else ranges
 
     def _unit(self, word: str, first: int, last: int) -> _Unit:
-        """A part whose characters count apart if they do so normalised; else its normalised ones all stand for it."""
+        """A part whose characters count apart if they do so normalised; else its normalised ones all stand for it.
+
+        What is dropped of a cluster, such as an accent, goes with the character before it; what is dropped at the edges of
+        a part whose characters do not count apart stands for nothing.
+        """
         normalized = self.normalize(word[first:last])
         single = [self.normalize(character) for character in word[first:last]]
         if "".join(single) == normalized:
-            return normalized, tuple((first + i, first + i + 1) for i, part in enumerate(single) for _ in part)
+            kept = [i for i, part in enumerate(single) if part]
+            spans = {i: (first + i, first + after) for i, after in pairwise([*kept, len(single)])}
+            return normalized, tuple(span for i, span in spans.items() for _ in single[i])
+        while last - first > 1 and self._is_dropped(word[first:last], word[first : last - 1], word[last - 1]):
+            last -= 1
+        while last - first > 1 and self._is_dropped(word[first:last], word[first + 1 : last], word[first]):
+            first += 1
         return normalized, ((first, last),) * len(normalized)
+
+    def _is_dropped(self, whole: str, rest: str, character: str) -> bool:
+        """Whether of a character nothing shows, neither alone nor with the rest."""
+        return not self.visible_alone(character) and self.visible_alone(rest) == self.visible_alone(whole)
 
     def _split(self, word: str, bounds: list[int]) -> list[_Unit]:
         """Cut where the halves give what the whole gives, as near the middle as possible; else keep whole."""

@@ -2,6 +2,7 @@
 
 A token's range is the smallest range of code points that holds its bytes, leading white space excluded; a token of
 white space alone keeps its own range. Tokens inside one multi-byte character therefore share that character's range.
+Characters that the tokenizer drops, or takes for white space, are white space here and may be in no token's range.
 What a tokenizer library reports as offsets plays no part here: ranges follow from what the tokens spell.
 
 `text` is the row's own text, `written` the same text as the tokenizer sees it (spaces marked, normalised), and
@@ -113,31 +114,6 @@ def match_visible(
     return np.where((place >= first)[:, None], bounds[np.maximum(place, 0)], bounds[first, :1])
 
 
-def cover(ranges: TokenRanges, space: Bool[np.ndarray, " characters"]) -> TokenRanges:
-    """Give characters that no token spells, because normalisation drops them, to the token they adjoin.
-
-    The token before has precedence (as with a stripped accent), unless only the one after adjoins.
-    """
-    orphan = ~_covered(ranges, len(space)) & ~space
-    wide = np.flatnonzero(ranges.ends > ranges.starts)
-    if not orphan.any() or not len(wide):
-        return ranges
-    starts, ends = ranges.starts.copy(), ranges.ends.copy()
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], orphan, [False]]).astype(np.int8)))
-    for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        after = int(np.searchsorted(ranges.ends[wide], first, side="right"))
-        adjoins_before = first > 0 and not space[first - 1]
-        adjoins_after = last < len(space) and not space[last]
-        if after > 0 and (adjoins_before or not adjoins_after or after == len(wide)):
-            ends[wide[after - 1]] = last  # runs come in order
-        else:
-            starts[wide[after]] = min(first, starts[wide[after]])
-    starts = np.minimum.accumulate(starts[::-1])[::-1]
-    ends = np.maximum.accumulate(ends)
-    reach = np.minimum(ranges.reach, starts)
-    return TokenRanges(reach, without_leading_space(starts, ends, next_visible(space)), ends)
-
-
 def _covered(ranges: TokenRanges, length: int) -> Bool[np.ndarray, " characters"]:
     opened = np.bincount(ranges.starts, minlength=length + 1) - np.bincount(ranges.ends, minlength=length + 1)
     covered: Bool[np.ndarray, " characters"] = np.cumsum(opened)[:length] > 0
@@ -152,7 +128,8 @@ def misplaced(
 ) -> Bool[np.ndarray, " pieces"]:
     """Pieces whose ranges leave the piece, step back, run backwards, or leave a visible character uncovered.
 
-    `pieces` and `piece_tokens` bound the pieces in characters and in tokens: piece i is [bounds[i], bounds[i + 1]).
+    `space` is what need not be covered. `pieces` and `piece_tokens` bound the pieces in characters and in tokens: piece
+    i is [bounds[i], bounds[i + 1]).
     """
     count = len(pieces) - 1
     owner = np.repeat(np.arange(count), np.diff(piece_tokens))

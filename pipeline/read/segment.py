@@ -4,8 +4,10 @@ Blocks between hard boundaries (`pipeline.read.markup`) are cut into sentences b
 or by the `senter` of an installed spaCy pipeline, and into tokens by spaCy's English tokenizer. For every document:
 
 - sentence spans are ordered, disjoint, free of white space at the edges, and hold every non-space character once;
-- tokens lie inside their sentence and, with its markup, hold every non-space character of its span once;
-- word spans are ordered and disjoint, each inside one sentence, and hold every letter and digit of the text once.
+- tokens lie inside their sentence and, with its markup, hold every visible character of its span once;
+- word spans are ordered and disjoint, each inside one sentence, and hold every letter and digit of the text once;
+- no token parts a character from its marks, and invisible ones (`pipeline.read.characters`) are in tokens only where they
+  stand inside; elsewhere they are white space. Some tokenizers drop both, and could then stand for no such token.
 """
 
 import itertools
@@ -21,6 +23,7 @@ from spacy.about import __version__ as spacy_version
 from spacy.language import Language
 from spacy.tokens import Doc
 
+from pipeline.read.characters import INVISIBLE, JOINING
 from pipeline.read.markup import Block, blocks
 from pipeline.read.sentence_rules import sentence_ends, unambiguous_ends
 from pipeline.read.spacy_models import HOW_TO_INSTALL, bounded_memory, load_pipeline, pipeline_identity
@@ -29,10 +32,10 @@ from schemas.config import SegmentConfig
 from schemas.errors import UsageError
 
 #: Enters the manifest; to be raised with every change of rules, marks or tokenization that can move a span.
-SEGMENTATION_VERSION = 1
+SEGMENTATION_VERSION = 2
 _URL = re.compile(
-    r"""(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9+.-]{1,20}://|www\.)[^\s<>"`{}|\\^。！？、，」』）]++
-      | (?<![\w.+-])[\w.+-]{1,64}+@[\w-]++(?:\.[\w-]++)++""",
+    rf"""(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9+.-]{{1,20}}://|www\.)[^\s<>"`{{}}|\\^。！？、，」』）{INVISIBLE}]++
+      | (?<![\w.+-])[\w.+-]{{1,64}}+@[\w-]++(?:\.[\w-]++)++""",
     re.VERBOSE,
 )
 _AFTER_URL = ".,;:!?'\"’”)]*_~"
@@ -41,6 +44,8 @@ _AFTER_URL = ".,;:!?'\"’”)]*_~"
 _BETWEEN = "\f"
 #: spaCy's tokenizer takes quadratic time in the length of a run without white space.
 _LONGEST_RUN = 100
+_LOOSE = re.compile(rf"(?<!\S)[{INVISIBLE}]++|(?<![{INVISIBLE}])[{INVISIBLE}]++(?!\S)")
+_MARKS = re.compile(f"[{JOINING}]+")
 _RUN = re.compile(rf"\S{{{_LONGEST_RUN}}}(?=\S)")
 
 
@@ -49,7 +54,7 @@ class _Tokens(NamedTuple):
 
     starts: Int32[np.ndarray, " tokens"]
     ends: Int32[np.ndarray, " tokens"]
-    punctuation: Bool[np.ndarray, " tokens"]
+    punctuation: Bool[np.ndarray, " tokens"]  # or marks with nothing before them
     urls: Bool[np.ndarray, " tokens"]  # URLs and addresses, which no letter around them joins
 
 
@@ -63,10 +68,12 @@ class Segmenter:
         method, _, name = config.sentences.partition(":")
         self._identity: dict[str, Any] = {
             "sentences": config.sentences,
+            "line_breaks": config.line_breaks,
             "version": SEGMENTATION_VERSION,
             "tokenizer": "spacy blank en",
             "spacy": spacy_version,
         }
+        self._line_breaks = config.line_breaks
         self._senter = method == "senter"
         if config.sentences == "rules":
             self._pipeline: Language = spacy.blank("en")
@@ -93,15 +100,16 @@ class Segmenter:
         Texts must be free of unpaired surrogates (spaCy stores UTF-8).
         """
         cut = [
-            [sentence for block in blocks(text, start) for sentence in self._sentences(text, block)]
+            [sentence for block in blocks(text, start, self._line_breaks) for sentence in self._sentences(text, block)]
             for text, start in zip(texts, response_starts, strict=True)
         ]
         chunked = [_chunks(text, sentences) for text, sentences in zip(texts, cut, strict=True)]
-        spaced = (_BETWEEN.join([text[a:b] for a, b in c.spans]) for text, c in zip(texts, chunked, strict=True))
+        seen = map(_as_spacy_sees, texts, response_starts)
+        spaced = (_BETWEEN.join([text[a:b] for a, b in c.spans]) for text, c in zip(seen, chunked, strict=True))
         with bounded_memory(self._pipeline):
             # Through the tokenizer itself: `Language.pipe` refuses texts of a million characters.
             docs = self._tokenizer.pipe(spaced)
-            tokens = [_tokens(doc, chunks) for doc, chunks in zip(docs, chunked, strict=True)]
+            tokens = [_tokens(*parts) for parts in zip(docs, texts, chunked, strict=True)]
             if self._senter:
                 cut = self._cut_by_senter(texts, cut, tokens)
         return [_document(*parts) for parts in zip(texts, cut, tokens, strict=True)]
@@ -128,6 +136,12 @@ class Segmenter:
         )
         starts = (doc.to_array(["SENT_START"]).reshape(-1) == 1 for doc in self._pipeline.pipe(docs))
         return [_cut_at(*parts) for parts in zip(cut, tokens, starts, strict=True)]
+
+
+def _as_spacy_sees(text: str, response_start: int) -> str:
+    """The text with spaces for line feeds (see `_BETWEEN`), and for invisible characters at the edges of words."""
+    parts = (text[:response_start], text[response_start:])
+    return "".join(_LOOSE.sub(lambda run: " " * len(run[0]), part.replace("\n", " ")) for part in parts)
 
 
 def _cut_block(block: Block, starts: list[int], ends: list[int]) -> list[Block]:
@@ -197,8 +211,8 @@ def _without_closers(url: str) -> str:
     return url[:end]
 
 
-def _tokens(doc: Doc, chunks: _Chunks) -> _Tokens:
-    table = doc.to_array(["IDX", "LENGTH", "IS_PUNCT", "IS_SPACE"]).astype(np.int64)
+def _tokens(doc: Doc, text: str, chunks: _Chunks) -> _Tokens:
+    table = doc.to_array(["IDX", "LENGTH", "IS_PUNCT", "IS_SPACE", "IS_ASCII"]).astype(np.int64)
     table = table[table[:, 3] == 0]
     spans = np.array(chunks.spans, dtype=np.int64).reshape(-1, 2)
     # Where each chunk begins in the text that spaCy saw: chunks in order, one character between two.
@@ -206,16 +220,29 @@ def _tokens(doc: Doc, chunks: _Chunks) -> _Tokens:
     seen = np.cumsum(lengths + 1) - lengths - 1
     chunk = np.searchsorted(seen, table[:, 0], side="right") - 1
     starts = table[:, 0] + (spans[:, 0] - seen)[chunk]
+    ends = starts + table[:, 1]
+    touches = np.zeros(len(table), dtype=bool)
+    touches[1:] = (starts[1:] == ends[:-1]) & (chunk[1:] == chunk[:-1])
+    punctuation = table[:, 2] == 1
+    owner = 0
+    for i in np.flatnonzero(table[:, 4] == 0).tolist():
+        marks = _MARKS.match(text, starts[i], ends[i])
+        if marks and touches[i]:
+            owner = i - 1 if starts[i - 1] < ends[i - 1] else owner  # a token of marks alone was emptied just before
+            starts[i] = ends[owner] = marks.end()
+        elif marks:
+            punctuation[i] = marks.end() == ends[i]
+    own = starts < ends
     return _Tokens(
-        starts.astype(np.int32),
-        (starts + table[:, 1]).astype(np.int32),
-        table[:, 2] == 1,
-        np.array(chunks.urls, dtype=bool)[chunk],
+        starts[own].astype(np.int32),
+        ends[own].astype(np.int32),
+        punctuation[own],
+        np.array(chunks.urls, dtype=bool)[chunk[own]],
     )
 
 
 def _space_after(text: str, tokens: _Tokens) -> Bool[np.ndarray, " tokens"]:
-    # Tokens hold all that is not white space, so a gap, or more text, is white space.
+    # Tokens hold all that is not white space or as good as that, so a gap, or more text, is.
     return np.append(tokens.starts[1:], np.int32(len(text))) > tokens.ends
 
 

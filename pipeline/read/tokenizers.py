@@ -32,6 +32,8 @@ from schemas.errors import UserError
 CACHED_WORDS: Final = 1_000
 #: A tokenizer that defeats verification on more than this share of an audit's rows is refused.
 MAX_REFUSED: Final = 0.01
+#: Special tokens named where the one that was asked for is missing.
+LISTED: Final = 20
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,37 @@ class _Piece:
     ids: Int32[np.ndarray, " tokens"]
     ranges: TokenRanges
     separable: Bool[np.ndarray, " gaps"]  # where it may be cut
+    text: str
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def is_blank(self, token: int) -> bool:
+        """Whether a token stands for white space, or for nothing."""
+        return not self.text[self.ranges.starts[token] : self.ranges.ends[token]].strip()
+
+    def begins_with(self, ids: list[int], first: int) -> bool:
+        """Whether these are its tokens from `first` on, white space before them aside."""
+        while first < len(self) and self.is_blank(first):
+            first += 1
+        return list(self.ids[first : first + len(ids)]) == ids
+
+    def ends_with(self, ids: list[int]) -> bool:
+        """Whether these are its last tokens, white space behind them aside."""
+        last = len(self)
+        while last and self.is_blank(last - 1):
+            last -= 1
+        return list(self.ids[max(0, last - len(ids)) : last]) == ids
 
 
 class OffsetTokenizer:
     """One side's tokenizer, special-token policy and limits.
 
     Rows are `prefix + prompt + response + suffix`, where prefix and suffix are what the tokenizer's post-processor adds
-    ([CLS], BOS, [SEP]), and the suffix is eos if it adds none. A response that was cut, or that ends in the suffix
-    already, gets none. What is encoded for a row depends on that row alone.
+    ([CLS], BOS, [SEP]). The suffix is the config's eos if it names one; else, if the post-processor adds none, the
+    tokenizer's own. A row that begins with the prefix already gets none, and neither does a response that was cut, or
+    that ends in the suffix; white space around the row does not matter. What is encoded for a row depends on that row
+    alone.
     """
 
     def __init__(self, side: Side, config: SideConfig, overflow: Literal["truncate", "drop"]) -> None:
@@ -72,9 +94,10 @@ class OffsetTokenizer:
         #: Running counts over everything encoded; see `audit` for the keys.
         self.offset_counts: Counter[str] = Counter()
         loaded = load_fast_tokenizer(side, config)
-        self._opening: Tokenizer = loaded.backend_tokenizer
+        #: The library's tokenizer, for a text's beginning.
+        self.backend: Tokenizer = loaded.backend_tokenizer
         try:
-            definition = settle(self._opening)
+            definition = settle(self.backend)
         except Exception as error:  # what the library raises for parts written in Python
             raise UserError(
                 f"The {side} tokenizer {config.tokenizer!r} has parts that cannot be written down ({error}). Choose "
@@ -82,27 +105,48 @@ class OffsetTokenizer:
             ) from error
         self._digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode("utf-8")).hexdigest()
         continued = continuation(definition)
-        self._continuing = self._opening if continued == definition else Tokenizer.from_str(json.dumps(continued))
-        for backend in (self._opening, self._continuing):
+        self._continuing = self.backend if continued == definition else Tokenizer.from_str(json.dumps(continued))
+        for backend in (self.backend, self._continuing):
             if hasattr(backend.model, "_resize_cache"):
                 # 10,000 words by default, which are whole texts where nothing splits them (Llama-2): 100 MB and more
                 backend.model._resize_cache(CACHED_WORDS)
-        spelling = read_spelling(definition, self._opening)
+        spelling = read_spelling(definition, self.backend)
         self._vocabulary = len(spelling.spelled)
-        self._locator = Locator(spelling, NormalizationMap(text_normalizer(definition), spelling.marker))
+        self.unknown = spelling.unknown
+        self.normalization = NormalizationMap(text_normalizer(definition), spelling.marker)
+        self._locator = Locator(spelling, self.normalization)
         self._prefix, self._suffix, self._suffix_source = self._special_tokens(loaded.eos_token_id)
 
     def _special_tokens(self, eos: int | None) -> tuple[list[int], list[int], str | None]:
         """What the post-processor puts around a text, and where the suffix comes from."""
-        probe = self._opening.encode("a")
+        probe = self.backend.encode("a")
         added = np.array(probe.special_tokens_mask, dtype=bool)
         own = np.flatnonzero(~added)
         first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (len(added), len(added))
+        if self.config.eos is not None:
+            return probe.ids[:first], [self._named_eos(self.config.eos)], "config"
         if last < len(added):
             return probe.ids[:first], probe.ids[last:], "post-processor"
         if eos is not None:
             return probe.ids[:first], [eos], "eos"
         return probe.ids[:first], [], None
+
+    def _named_eos(self, token: str) -> int:
+        index: int | None = self.backend.token_to_id(token)
+        if index is None:
+            special = [entry.content for entry in self.backend.get_added_tokens_decoder().values() if entry.special]
+            known = f"Its special tokens: {', '.join(special[:LISTED])}." if special else "It has no special tokens."
+            raise UserError(f"The {self.side} tokenizer {self.config.tokenizer!r} has no token {token!r}. {known}")
+        return index
+
+    def note(self) -> str | None:
+        """What a person should know before rows are encoded."""
+        if self._suffix:
+            return None
+        return (
+            f"The {self.side} tokenizer {self.config.tokenizer!r} names no end-of-sequence token, so responses end in none "
+            f"and a model never learns to stop. --{self.side}-eos TOKEN names one."
+        )
 
     def identity(self) -> dict[str, Any]:
         """All that decides the encodings, as JSON values; no absolute path."""
@@ -113,11 +157,12 @@ class OffsetTokenizer:
             "revision": self.config.revision,
             "sha256": self._digest,
             "vocabulary": self._vocabulary,
-            "prefix": [self._opening.id_to_token(index) for index in self._prefix],
-            "suffix": [self._opening.id_to_token(index) for index in self._suffix],
+            "prefix": [self.backend.id_to_token(index) for index in self._prefix],
+            "suffix": [self.backend.id_to_token(index) for index in self._suffix],
             "suffix_source": self._suffix_source,
-            "suffix_rule": "after a whole response that does not end in it",
-            "response_without_dummy_prefix": self._continuing is not self._opening,
+            "prefix_rule": "before a text that does not begin with it, white space aside",
+            "suffix_rule": "after a whole response that does not end in it, white space aside",
+            "response_without_dummy_prefix": self._continuing is not self.backend,
             "max_length": self.config.max_length,
             "max_prompt_length": self.config.max_prompt_length,
             "overflow": self.overflow,
@@ -156,7 +201,7 @@ class OffsetTokenizer:
         whole = [_encodable(text) for text in texts]
         safe = [text if good else "" for text, good in zip(texts, whole, strict=True)]
         cut = list(zip(safe, response_starts, strict=True))
-        opening = self._pieces(self._opening, [text[:start] if start else text for text, start in cut], counts)
+        opening = self._pieces(self.backend, [text[:start] if start else text for text, start in cut], counts)
         continuing = self._pieces(self._continuing, [text[start:] if start else "" for text, start in cut], counts)
         rows: list[tuple[_Piece, _Piece] | str] = []
         for good, start, first, second in zip(whole, response_starts, opening, continuing, strict=True):
@@ -175,8 +220,8 @@ class OffsetTokenizer:
         encodings: list[BackendEncoding] = backend.encode_batch(texts, add_special_tokens=False)
         ranges = self._locator.locate(texts, encodings)
         pieces = [
-            None if found is None else _Piece(np.array(encoding.ids, dtype=np.int32), found, found.separable())
-            for encoding, found in zip(encodings, ranges, strict=True)
+            None if found is None else _Piece(np.array(encoding.ids, dtype=np.int32), found, found.separable(), text)
+            for encoding, found, text in zip(encodings, ranges, texts, strict=True)
         ]
         self._count(texts, encodings, pieces, counts)
         return pieces
@@ -216,18 +261,18 @@ class OffsetTokenizer:
         """Prefix, prompt, response and suffix within the limits, or the reason to drop the row."""
         if not len(response):
             return f"{self.side}: response has no tokens"
-        ends_in_suffix = response.ids[-len(self._suffix) :].tolist() == self._suffix
-        suffix = [] if ends_in_suffix else self._suffix
-        cut = self._cut(prompt, response, len(suffix))
+        closing = [] if response.ends_with(self._suffix) else self._suffix
+        cut = self._cut(prompt, response, len(closing))
         if isinstance(cut, str):
             return cut
         first, last, closed = cut
-        suffix = suffix if closed else []
+        prefix = [] if self._begins_with_prefix(prompt, first, response) else self._prefix
+        suffix = closing if closed else []
         truncated = first > 0 or not closed
-        before = len(self._prefix) + len(prompt) - first
-        ids = [self._prefix, prompt.ids[first:], response.ids[:last], suffix]
+        before = len(prefix) + len(prompt) - first
+        ids = [prefix, prompt.ids[first:], response.ids[:last], suffix]
         offsets = np.full((before + last + len(suffix), 2), MISSING, dtype=np.int32)
-        prompt_rows, response_rows = slice(len(self._prefix), before), slice(before, before + last)
+        prompt_rows, response_rows = slice(len(prefix), before), slice(before, before + last)
         offsets[prompt_rows, 0], offsets[prompt_rows, 1] = prompt.ranges.starts[first:], prompt.ranges.ends[first:]
         offsets[response_rows, 0] = response.ranges.starts[:last] + response_start
         offsets[response_rows, 1] = response.ranges.ends[:last] + response_start
@@ -245,7 +290,8 @@ class OffsetTokenizer:
         if kept < len(prompt) and self.overflow == "drop":
             return f"{self.side}: prompt longer than max_prompt_length"
         last, room = len(response), None if limit is None else limit - len(self._prefix)
-        if room is not None and kept + last + closing > room:
+        own = len(self._prefix) if kept == len(prompt) and self._begins_with_prefix(prompt, 0, response) else 0
+        if room is not None and kept + last + closing > room + own:  # a prefix of the text's own is counted with it
             if self.overflow == "drop":
                 return f"{self.side}: row longer than max_length"
             least = 1 + int(np.argmax(response.separable[1:]))  # tokens of the first characters that can stand alone
@@ -255,10 +301,15 @@ class OffsetTokenizer:
             kept = min(kept, max(share, room - last - closing), room - least)
         first = len(prompt) - kept
         first += int(np.argmax(prompt.separable[first:]))
-        if room is None or len(prompt) - first + last + closing <= room:
+        if room is None or len(prompt) - first + last + closing <= room + (0 if first else own):
             return first, last, True
         last = min(last, room - len(prompt) + first)
         return first, last - int(np.argmax(response.separable[last::-1])), False
+
+    def _begins_with_prefix(self, prompt: _Piece, first: int, response: _Piece) -> bool:
+        """Whether a row, its prompt's first tokens cut away, brings the prefix along."""
+        blank = all(prompt.is_blank(token) for token in range(first, len(prompt)))
+        return response.begins_with(self._prefix, 0) if blank else prompt.begins_with(self._prefix, first)
 
 
 def _encodable(text: str) -> bool:

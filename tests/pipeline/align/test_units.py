@@ -205,12 +205,16 @@ def test_units_of_punctuation_are_dropped_and_counted() -> None:
     assert units.counts == {"chunks_punctuation": 2, "phrases_punctuation": 3}
 
 
-@pytest.mark.parametrize("word", [".", "...", "“", "--", "—", "«", "、", "*", "`", "|", "؟"])
+@pytest.mark.parametrize(
+    "word", [".", "...", "“", "--", "—", "«", "、", "*", "`", "|", "؟", "\u0301", "\u200b", "‼\ufe0f"]
+)
 def test_punctuation(word: str) -> None:
     assert is_punctuation(word)
 
 
-@pytest.mark.parametrize("word", ["a", "5", "%", "$", "§", "&", "'s", "n't", ":)x", "😀", "=", "猫", "U.S."])
+@pytest.mark.parametrize(
+    "word", ["a", "5", "%", "$", "§", "&", "'s", "n't", ":)x", "😀", "=", "猫", "U.S.", "❤\ufe0f", "e\u0301"]
+)
 def test_words(word: str) -> None:
     assert not is_punctuation(word)
 

@@ -18,7 +18,28 @@ BELOW = {
     "S": [None, "NP", "VP", "ADVP"],
     "ADVP": [None, None, None, "ADVP", "NP", "VP", "PP"],
 }
-WORDS = ["cat", "runs", "sat", "and", "Either", ",", "“", ")", "--", "%", "n't", "猫", "f(x)", "[", "🙂", "و"]
+WORDS = [
+    "cat",
+    "runs",
+    "sat",
+    "and",
+    "Either",
+    ",",
+    "“",
+    ")",
+    "--",
+    "%",
+    "n't",
+    "猫",
+    "f(x)",
+    "[",
+    "🙂",
+    "و",
+    "\\",
+    "C:\\",
+    "\\(",
+    "a\\\\",
+]
 
 
 @dataclass(frozen=True)

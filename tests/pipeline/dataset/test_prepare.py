@@ -5,16 +5,20 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import load_from_disk
 
+from pipeline.align.spans import Tokens
 from pipeline.dataset import shards
 from pipeline.dataset.prepare import estimate, prepare
 from pipeline.dataset.realign import realign
 from pipeline.dataset.report import warnings_of
 from pipeline.dataset.verify import verify
+from pipeline.read.locating import Locator
 from pipeline.shards import workspace
+from schemas import embedded
 from schemas.columns import GRANULARITIES, SIDES, arrow_schema
 from schemas.config import ParseConfig
 from schemas.errors import StateError, UserError
@@ -298,6 +302,58 @@ def test_verify_finds_rows_that_lie_though_their_checksums_fit(prepared, tmp_pat
     (copy / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
     problems = verify(copy, quick=False, moved={}).problems
     assert any("row 0" in problem and "teacher" in problem for problem in problems)
+
+
+@pytest.fixture
+def with_zero_width_spaces(settings_for, tmp_path):
+    """A config on two rows, for a student whose tokenizer (BERT's) drops zero-width spaces."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "Who sat?", "response": f"The small cat{gap}sat on the mat."} for gap in (" ", " \u200b ")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return settings_for(inputs=[str(path)], student={"tokenizer": str(embedded.DATA / "parser")}, parser={})
+
+
+def words_lost(folder):
+    return [sum(span == [-1, -1] for span in row["student_words"]) for row in load_from_disk(str(folder))]
+
+
+def test_what_a_tokenizer_drops_costs_no_word(with_zero_width_spaces, tmp_path):
+    prepare(with_zero_width_spaces, tmp_path / "out", workers=1, quiet=True)
+    assert words_lost(tmp_path / "out") == [0, 0]
+    assert verify(tmp_path / "out", quick=False, moved={}).problems == []
+
+
+def test_verify_sees_offsets_that_are_wrong_whenever_they_are_computed(with_zero_width_spaces, tmp_path, monkeypatch):
+    """Dropped characters given to the token before them: the same in the run and when `verify` tokenizes again."""
+    right = Locator.locate
+
+    def locate(self, texts, encodings):
+        found = right(self, texts, encodings)
+        for text, ranges in zip(texts, found, strict=True):
+            for at in (at for at, char in enumerate(text) if char == "\u200b" and (ranges.starts != at).all()):
+                ranges.ends[np.flatnonzero(ranges.ends <= at)[-1]] = at + 1
+        return found
+
+    monkeypatch.setattr(Locator, "locate", locate)
+    prepare(with_zero_width_spaces, tmp_path / "out", workers=1, quiet=True)
+    assert words_lost(tmp_path / "out") == [0, 1]
+    [problem] = verify(tmp_path / "out", quick=False, moved={}).problems
+    assert "student offsets say that a token reaches over all of 'cat \\u200b'" in problem
+
+
+def test_verify_sees_token_spans_that_are_wrong_whenever_they_are_computed(prepared, tmp_path, monkeypatch):
+    right = Tokens.spans_of
+
+    def spans_of(self, units):
+        found, reasons = right(self, units)
+        found.spans[2] = [-1, -1]
+        return found, reasons
+
+    monkeypatch.setattr(Tokens, "spans_of", spans_of)
+    other = {"tokenizer": "embedded:sentencepiece-bpe"}
+    realign(prepared, tmp_path / "out", {"student": other}, None, workers=1, overwrite=False, quiet=True)
+    problems = verify(tmp_path / "out", quick=False, moved={}).problems
+    assert any("row 0" in problem and "student spans of words say [-1, -1]" in problem for problem in problems)
 
 
 def test_a_manifest_names_no_path_outside_its_folder(prepared, tmp_path):

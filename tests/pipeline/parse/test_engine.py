@@ -1,5 +1,7 @@
 """The engine: packed equals padded, nothing hangs on order, threads or memory, 8-bit layers do what they say."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.parse import network
-from pipeline.parse.engine import Engine
+from pipeline.parse.engine import Engine, torch_threads
 from pipeline.parse.int8 import Int8Linear
 from pipeline.parse.packed import PackedParser, attention, runs_of
 from pipeline.text import Words
@@ -170,6 +172,18 @@ def test_8_bit_layers_are_for_the_cpu(embedded_parser):
 def test_a_device_that_is_not_there_is_named(embedded_parser):
     with pytest.raises(UsageError, match="no device 'abacus'"):
         Engine(embedded_parser.network, device="abacus")
+
+
+def test_a_batch_that_fails_leaves_torchs_threads_as_they_were(embedded_parser, monkeypatch):
+    def seen_by_a_new_thread():
+        return ThreadPoolExecutor(1).submit(torch.get_num_threads).result()
+
+    engine = Engine(embedded_parser.network, token_budget=128, threads=2)
+    failing(engine, monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with torch_threads(3):  # unlike what a batch's thread sets
+        with pytest.raises(RuntimeError, match="shapes"):
+            engine.constituents(SENTENCES)
+        assert torch.get_num_threads() == seen_by_a_new_thread() == 3
 
 
 def test_bf16_leaves_the_callers_parser_alone(embedded_parser):

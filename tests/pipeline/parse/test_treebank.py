@@ -54,6 +54,18 @@ def test_brackets_that_do_not_match_are_named_by_line(tmp_path, text, line):
         trees_of(tmp_path, text)
 
 
+@pytest.mark.parametrize("word", ["\\", "C:\\", "\\\\", "a\\b"])
+def test_a_backslash_before_a_bracket_belongs_to_the_word(tmp_path, word):
+    first, second = trees_of(tmp_path, f"(S (NP (SYM {word}) (NN b)) (VP (VB {word} )))\n(NP (NN c) (NN d))\n")
+    assert first.tree.leaves() == [word, "b", word]
+    assert second.tree.leaves() == ["c", "d"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_tree(tmp_path):
+    (tree,) = trees_of(tmp_path, "\ufeff(NP (NN a) (NN b))\n")
+    assert str(tree.tree) == "(NP (NN a) (NN b))"
+
+
 def test_words_undo_penn_escapes_and_guess_spaces(tmp_path):
     (tree,) = trees_of(tmp_path, "(S (`` ``) (NP (NN cat)) (-LRB- -LRB-) (NP (NN x)) (-RRB- -RRB-) ('' '') (. .))")
     words = words_of(tree)

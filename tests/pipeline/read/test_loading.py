@@ -88,9 +88,32 @@ def test_special_tokens_come_from_the_post_processor_and_eos_only_if_it_adds_non
     assert [row[0], row[-1], row.count("+")] == ["+", "+", 2]
 
 
-def test_no_second_eos_after_a_response_that_ends_in_one(save):
-    row = names(load(save(backend(), eos_token="</s>")), "the cat</s>", 4)
-    assert row[-1] == "</s>"
+@pytest.mark.parametrize("behind", ["", "\n", " \r\n\t"])
+def test_no_second_bos_and_eos_on_text_that_was_rendered_before(save, behind):
+    tokenizer = backend()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    loaded = load(save(tokenizer, eos_token="</s>"))
+    row = [name for name in names(loaded, f"\n<s>the cat</s>{behind}", 8) if name.strip()]
+    assert (row[0], row[-1], row.count("+")) == ("<s>", "</s>", 0)
+    row = names(loaded, f"</s>the cat<s>{behind}", 8)  # the other way round they are text
+    assert (row[0], row[-1], row.count("+")) == ("+", "+", 2)
+    cut = load(save(tokenizer, eos_token="</s>"), max_prompt_length=1)
+    assert names(cut, "<s>the cat</s>", 7)[0] == "+"  # its own is cut away
+
+
+def test_an_eos_can_be_named(save):
+    folder = save(backend())
+    assert "names no end-of-sequence token" in load(folder).note()
+    assert "--teacher-eos TOKEN" in load(folder).note()
+    named = load(folder, eos="</s>")
+    assert named.note() is None
+    assert (named.identity()["suffix"], named.identity()["suffix_source"]) == (["</s>"], "config")
+    assert names(named, "the cat")[-1] == "+"
+    with pytest.raises(UserError, match=r"mine' has no token '<end>'\. Its special tokens: <s>, </s>\."):
+        load(folder, eos="<end>")
+    tokenizer = backend()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    assert load(save(tokenizer), eos="<s>").identity()["suffix"] == ["<s>"]
 
 
 def test_chance_is_taken_out(save):

@@ -10,7 +10,6 @@ from pipeline.read.normalization import NormalizationMap
 from pipeline.read.offsets import (
     TokenRanges,
     code_points,
-    cover,
     is_space,
     locate,
     match_visible,
@@ -95,21 +94,6 @@ def test_white_space_is_matched_from_the_character_it_precedes(spelled, written,
     assert list(map(tuple, found.tolist())) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "spans", "expected"),
-    [
-        ("e\u0301 b", [(0, 1), (3, 4)], [(0, 2), (3, 4)]),
-        ("a \x00b", [(0, 1), (3, 4)], [(0, 1), (2, 4)]),
-        ("a \x00 b", [(0, 1), (4, 5)], [(0, 3), (4, 5)]),
-        ("\x00 \x07 b", [(4, 5)], [(0, 5)]),
-        ("a\x00\x00", [(0, 1)], [(0, 3)]),
-        ("ab", [(0, 1), (1, 2)], [(0, 1), (1, 2)]),
-    ],
-)
-def test_dropped_characters_go_to_the_token_they_adjoin(text, spans, expected):
-    assert pairs(cover(ranges_of(*spans), is_space(code_points(text)))) == expected
-
-
 def faults(text: str, tokens: tuple[bytes, ...], ranges: TokenRanges) -> bool:
     points, whole = code_points(text), array(0, len(tokens))
     space, token_bytes = is_space(points), array(*map(len, tokens))
@@ -162,6 +146,12 @@ def test_one_piece_at_fault_does_not_taint_the_others():
         (normalizers.NFKC(), "ﬁ½", "fi1\u20442", [(0, 1), (0, 1), (1, 2), (1, 2), (1, 2)]),
         (normalizers.NFC(), "\u1112\u1161\u11aba", "한a", [(0, 3), (3, 4)]),
         (normalizers.BertNormalizer(lowercase=True), "É\x00a", "ea", [(0, 1), (2, 3)]),
+        (
+            normalizers.BertNormalizer(lowercase=True),
+            "xe\u0301\u0316 \u0301 y",
+            "xe  y",
+            [(0, 1), (1, 4), (4, 5), (6, 7), (7, 8)],
+        ),
         (normalizers.Replace("ab", "x"), "cabd", "cxd", [(0, 1), (1, 3), (3, 4)]),
         (None, "Ab", "Ab", [(0, 1), (1, 2)]),
     ],

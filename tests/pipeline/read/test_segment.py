@@ -1,6 +1,7 @@
 """Sentences and words of texts whose right segmentation is known."""
 
 import itertools
+import textwrap
 import time
 
 import numpy as np
@@ -93,6 +94,85 @@ def test_every_line_break_is_a_boundary(segmenter: Segmenter, line_break: str) -
     assert sentences(document(segmenter, f"no stop here{line_break}and none here")) == ["no stop here", "and none here"]
 
 
+PROSE = (
+    "The people who live beside the lake say that the ferry has not missed a crossing since the winter of 1962, when the "
+    "ice came down from the north and Dr. Moser walked over to the other side. “It will not happen again,” says Anna, who "
+    "sells the tickets; the ice is thin now, and the lake rarely freezes."
+)
+
+
+@pytest.mark.parametrize("width", [60, 67, 72, 80, 99])
+@pytest.mark.parametrize(("before", "indent"), [("", ""), ("- ", "  "), ("Well.\n\n1. ", "   "), ("    ", "")])
+def test_wrapped_prose_is_cut_as_if_it_were_not(segmenter: Segmenter, width: int, before: str, indent: str) -> None:
+    wrapped = textwrap.fill(PROSE, width, initial_indent=before[-4:], subsequent_indent=indent)
+    found, wanted = document(segmenter, before[:-4] + wrapped), document(segmenter, before + PROSE)
+    assert [" ".join(text.split()) for text in sentences(found)] == sentences(wanted)
+    assert parsed(found) == parsed(wanted)
+    assert words(found) == words(wanted)
+
+
+def test_hard_line_breaks_all_end_a_sentence() -> None:
+    hard = Segmenter(SegmentConfig(line_breaks="hard"))
+    assert len(document(hard, textwrap.fill(PROSE, 60)).sentences) > 5
+    assert hard.identity()["line_breaks"] == "hard"
+
+
+def test_a_senter_sees_wrapped_prose_in_one_piece() -> None:
+    pytest.importorskip(PIPELINE)
+    segmenter = Segmenter(SegmentConfig(sentences=f"senter:{PIPELINE}"))
+    found = document(segmenter, textwrap.fill(PROSE, 72))
+    assert [" ".join(text.split()) for text in sentences(found)] == sentences(document(segmenter, PROSE))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # verse, in capitals and in lower case
+        "Shall I compare thee to the longest day of all the year that went?\nThou art more gentle and more even still, "
+        "and of a calmer bent.\nRough winds have shaken all the buds of May that hung upon the bough,\nAnd every summer "
+        "that we had was over sooner than we'd vow.",
+        "the rain came in over the hill\nand the old dog lay down by the door\nwaiting for nothing, or for us",
+        "Hush, little engine, lay down your wheels,\nthe dust has gone under the bed.\nThe moon is as smooth as the newest "
+        "of steels,\nand a green lamp is blinking ahead.",
+        # lists without marks, labels, addresses, dialogue
+        "half a litre of milk, not too cold, and a little cream for later\nthree eggs from the farm, or four of the small "
+        "ones\nflour",
+        "oceans: pacific, indian, arctic, southern, and atlantic\nseas: baltic, north, arabian, aral, and okhotsk too\n"
+        "lakes: superior, victoria, baikal, tahoe, and chad",
+        "Anna Muster\nLong Street 5, second floor on the left behind the yard\n8000 Zurich",
+        "Customer: My parcel was supposed to be here on Monday. It's Thursday!\nAgent: I'm sorry about the delay. May I "
+        "have your number?",
+        # code, tables, one question a line
+        "result = compute_the_value(first_argument, second_argument)\nreturn result if result else default_for(argument)",
+        "name of the city     people in thousands    area\nsmall town           12                     100\nlarge one",
+        "what is the name of the longest river in the whole of Europe?\nwho was the first to sail along all of it?",
+        "The following is a list of all that was found in the drawer:\nthe letters, a key, and a photograph",
+    ],
+)
+def test_lines_that_no_wrapping_made_stay_apart(segmenter: Segmenter, text: str) -> None:
+    found = document(segmenter, text)
+    assert all(len(sentence.splitlines()) == 1 for sentence in sentences(found))
+
+
+def test_soft_line_breaks_end_nothing_but_markup_does() -> None:
+    soft = Segmenter(SegmentConfig(line_breaks="soft"))
+    text = "# A title\nThe rain\nfell on\n- one\n  item\n- another\n| a | b |\n```\nx = 1\ny = 2\n```\nThe\nend"
+    assert [" ".join(part.split()) for part in sentences(document(soft, text))] == [
+        "# A title",
+        "The rain fell on",
+        "- one item",
+        "- another",
+        "| a",
+        "| b |",
+        "```",
+        "x = 1",
+        "y = 2",
+        "```",
+        "The end",
+    ]
+    assert soft.identity()["line_breaks"] == "soft"
+
+
 @pytest.mark.parametrize("cut", range(1, 11))
 def test_nothing_reaches_over_the_response_start(segmenter: Segmenter, cut: int) -> None:
     text = "don'tcannot"
@@ -138,7 +218,7 @@ def test_markers_stand_outside_the_parsed_sentence(segmenter: Segmenter, marker:
     "line", ["-5 degrees", "1.5 million came", "#hashtag first", "*bold* text", "A dog", "- ", "2000. It", "I am"]
 )
 def test_what_only_looks_like_a_marker(line: str) -> None:
-    block = blocks(line, 0)[0]
+    block = blocks(line, 0, "hard")[0]
     assert block.span_start == block.start
 
 
@@ -195,6 +275,21 @@ def test_pieces_of_a_run_of_letters_are_one_word_and_two_tokens(segmenter: Segme
     tokens = found.sentences[0].words
     assert tokens.words[:3] == ("I", "do", "n't")
     assert tokens.space_after[:4] == (True, False, False, True)
+
+
+def test_marks_stay_with_their_character_and_alone_are_no_word(segmenter: Segmenter) -> None:
+    found = document(segmenter, "I ❤\ufe0f it! cafe\u0301, \u0301 👍🏽")
+    assert words(found) == ["I", "❤\ufe0f", "it", "cafe\u0301", "👍🏽"]
+    assert found.sentences[0].words.words[:4] == ("I", "❤\ufe0f", "it", "!")
+
+
+def test_invisible_characters_at_the_edges_of_words_are_white_space(segmenter: Segmenter) -> None:
+    found = document(
+        segmenter,
+        "\ufeffThe cat \u200b sat\u200b, \x07 co\u00adoperating. \u200bIt\u200b\u2060 see https://a.b/c\u200b",
+    )
+    assert words(found) == ["The", "cat", "sat\u200b", "co\u00adoperating", "It", "see", "https://a.b/c"]
+    assert found.sentences[0].words.space_after[:3] == (True, True, False)
 
 
 def test_words_of_markers_are_their_letters_and_digits(segmenter: Segmenter) -> None:

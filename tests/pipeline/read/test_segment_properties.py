@@ -1,10 +1,12 @@
 """What holds for the segmentation of any text: spans tell the truth, nothing is lost, nothing is counted twice."""
 
 import itertools
+import textwrap
+import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.read.markup import blocks
@@ -14,11 +16,30 @@ from pipeline.text import Document
 from schemas.config import SegmentConfig
 
 SEGMENTER = Segmenter(SegmentConfig())
+HARD, SOFT = (Segmenter(SegmentConfig(line_breaks=kind)) for kind in ("hard", "soft"))
+#: Format characters that belong to the character before them: joiners and emoji tags.
+JOINERS = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
 
 #: Stretches that exercise markup, abbreviations, clitics, scripts and invisible characters.
 STRETCHES = st.sampled_from(
     [
-        *("\n", "\r\n", "\r", "\u2028", "\f", "\n\n", " ", "  ", "\t", "\u00a0", "\u200b", "\u200d", "\x00"),
+        *(
+            "\n",
+            "\r\n",
+            "\r",
+            "\u2028",
+            "\f",
+            "\n\n",
+            " ",
+            "  ",
+            "\t",
+            "\u00a0",
+            "\u200b",
+            "\u200d",
+            "\x00",
+            "\ufeff",
+            "\u0301",
+        ),
         *(
             "|",
             "| a ",
@@ -60,6 +81,7 @@ STRETCHES = st.sampled_from(
             "العربية؟ ",
             "עברית",
             "e\u0301",
+            "❤\ufe0f",
             "👨‍👩‍👧",
             "👍🏽",
             "🇩🇪",
@@ -90,6 +112,19 @@ def cover(spans: np.ndarray, length: int) -> np.ndarray:
     return np.cumsum(count)[:length]
 
 
+def blank(text: str, response_start: int) -> list[bool]:
+    """White space, and invisible characters with nothing but those between them and white space or an end."""
+    found = [c.isspace() for c in text]
+    invisible = [unicodedata.category(c) in ("Cc", "Cf") and c not in JOINERS and not c.isspace() for c in text]
+    for order in (range(len(text)), reversed(range(len(text)))):
+        before = True
+        for i in order:
+            edge = i == response_start if order.__class__ is range else i == response_start - 1
+            found[i] |= invisible[i] and (before or edge)
+            before = found[i]
+    return found
+
+
 @given(texts_with_start())
 def test_sentences_hold_every_visible_character_once(case: tuple[str, int]) -> None:
     text, response_start = case
@@ -103,27 +138,29 @@ def test_sentences_hold_every_visible_character_once(case: tuple[str, int]) -> N
     for start, end in spans:
         assert text[start:end] == text[start:end].strip()
         assert not start < response_start < end
-        assert len(text[start:end].splitlines()) == 1
 
 
 @given(texts_with_start())
 def test_tokens_are_the_text_at_their_spans(case: tuple[str, int]) -> None:
     text, response_start = case
-    found = segment(text, response_start)
+    found, blanks = segment(text, response_start), blank(text, response_start)
     for sentence, (start, end) in zip(found.sentences, found.sentence_spans, strict=True):
         tokens, spans = sentence.words, sentence.spans
         assert len(tokens.words) == len(tokens.space_after) == len(spans)
         assert tokens.words == tuple(text[a:b] for a, b in spans)
         assert all(word and not word.isspace() for word in tokens.words)
-        assert tokens.space_after == tuple(b < len(text) and text[b].isspace() for b in spans[:, 1].tolist())
+        assert tokens.space_after == tuple(b < len(text) and blanks[b] for b in spans[:, 1].tolist())
         assert sentence.parse <= bool(tokens.words)
         if len(spans):
             assert start <= spans[0, 0]
             assert spans[-1, 1] <= end
             # Between the first and the last token nothing visible is left out.
             inner = cover(spans, len(text))[spans[0, 0] : spans[-1, 1]]
-            covered = text[spans[0, 0] : spans[-1, 1]]
-            assert all(count == 1 or (count == 0 and c.isspace()) for count, c in zip(inner, covered, strict=True))
+            covered = blanks[spans[0, 0] : spans[-1, 1]]
+            assert all(count == 1 - empty for count, empty in zip(inner, covered, strict=True))
+            # And no character is parted from its marks.
+            for b, after in itertools.pairwise(spans[:, 0].tolist()):
+                assert not (text[after - 1].isalnum() and unicodedata.combining(text[after])), (b, after)
 
 
 @given(texts_with_start())
@@ -140,6 +177,35 @@ def test_words_hold_every_letter_and_digit_once(case: tuple[str, int]) -> None:
     for start, end in spans:
         assert not any(map(str.isspace, text[start:end]))
         assert not all(c in "!\"#%&'()*,-./:;?@[\\]_{}" for c in text[start:end])
+
+
+@given(texts_with_start())
+def test_line_breaks_move_borders_of_sentences_and_nothing_else(case: tuple[str, int]) -> None:
+    text, response_start = case
+    hard, auto, soft = (each.segment([text], [response_start])[0] for each in (HARD, SEGMENTER, SOFT))
+    assert all(len(text[a:b].splitlines()) == 1 for a, b in hard.sentence_spans)
+    for found in (auto, soft):
+        np.testing.assert_array_equal(found.word_spans, hard.word_spans)
+
+
+WORDS = ("the", "of", "and", "house", "river", "old", "went", "slowly", "many", "because", "into", "small", "again")
+PROSE = st.lists(
+    st.lists(st.sampled_from(WORDS), min_size=4, max_size=30).map(lambda words: " ".join(words).capitalize() + "."),
+    min_size=3,
+    max_size=8,
+).map(" ".join)
+
+
+@given(PROSE, st.integers(55, 100))
+def test_prose_wrapped_at_any_width_is_cut_as_if_it_were_not(text: str, width: int) -> None:
+    wrapped = textwrap.fill(text, width)
+    assume(wrapped.count("\n") > 1)
+    lower, upper = (
+        sum(map(test, (line[0] for line in wrapped.splitlines()[1:]))) for test in (str.islower, str.isupper)
+    )
+    assume(lower >= upper)
+    found = [" ".join(wrapped[a:b].split()) for a, b in segment(wrapped, 0).sentence_spans]
+    assert found == [text[a:b] for a, b in segment(text, 0).sentence_spans]
 
 
 @given(st.lists(texts_with_start(), max_size=4))
@@ -168,7 +234,11 @@ def test_a_response_is_segmented_as_if_alone(case: tuple[str, int]) -> None:
 @given(texts_with_start())
 def test_blocks_are_ordered_and_trimmed(case: tuple[str, int]) -> None:
     text, response_start = case
-    found = blocks(text, response_start)
+    found = blocks(text, response_start, "hard")
+    for line_breaks in ("auto", "soft"):
+        joined = blocks(text, response_start, line_breaks)
+        assert {block.span_start for block in joined} <= {block.span_start for block in found}
+        assert {block.span_end for block in joined} <= {block.span_end for block in found}
     for block in found:
         assert block.span_start <= block.start <= block.end <= block.span_end
         assert text[block.start : block.end] == text[block.start : block.end].strip()

@@ -1,0 +1,147 @@
+"""What a row's tokens say by the tokenizer's own decoder, held against what its offsets and token spans claim.
+
+Offsets are computed from what tokens spell, and token spans from offsets; whatever is wrong in the one or the other is
+wrong again when it is computed again. Here nothing is computed again. The library decodes the ids, and normalises the
+stretch of text that each claims to stand for; both must show the same characters, white space aside. A unit is looked up
+among the tokens by their edges, and has a token span just where what lies between its edges and theirs is nothing.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from pipeline.read.characters import CLUSTER
+from pipeline.read.tokenizers import Encoding, OffsetTokenizer
+from schemas.columns import Granularity
+
+Spans = Int32[np.ndarray, "_ 2"]
+
+#: Stands before what is decoded, since decoders treat the first token of a text in their own ways.
+_BEFORE: Final = "a"
+
+
+class _Group(NamedTuple):
+    """Tokens that share characters, and the characters [start, end) that they claim together."""
+
+    ids: tuple[int, ...]
+    start: int
+    end: int
+
+
+class Decoder:
+    """Reads tokens and texts the way one tokenizer's library does."""
+
+    def __init__(self, tokenizer: OffsetTokenizer) -> None:
+        self._backend = tokenizer.backend
+        self._normalization = tokenizer.normalization
+        self._unknown = tokenizer.unknown
+        self._cut_before = tokenizer.config.max_prompt_length is not None
+        self._cut_behind = tokenizer.config.max_length is not None
+        self._before = self._backend.encode(_BEFORE, add_special_tokens=False).ids
+        self._lead = self._backend.decode(self._before, skip_special_tokens=False)
+        self.said = lru_cache(maxsize=1 << 16)(self._said)  # of tokens that come again and again
+
+    def refusal(self) -> str | None:
+        """Why this tokenizer's tokens cannot be decoded one by one, if they cannot."""
+        return None if self._backend.decoder is not None else "the tokenizer has no decoder"
+
+    def _said(self, ids: tuple[int, ...]) -> str:
+        """What these tokens say in the middle of a text, without white space."""
+        return self._visible(self._backend.decode([*self._before, *ids], skip_special_tokens=False)[len(self._lead) :])
+
+    def _visible(self, text: str) -> str:
+        return self._normalization.visible(text)
+
+    def shows(self, text: str) -> str:
+        """What the tokenizer sees of a stretch of text, without white space."""
+        return "" if not text or text.isspace() else self._normalization.visible_alone(text)
+
+    def problem(self, text: str, encoding: Encoding, units: Mapping[Granularity, tuple[Spans, Spans]]) -> str | None:
+        """The first thing that is wrong with a row's offsets or, if they are right, with its token spans.
+
+        `units`: of each granularity, the units' characters and the tokens that they claim.
+        """
+        wrong = self._offset_problem(text, encoding)
+        if wrong is not None:
+            return f"offsets {wrong}"
+        wrongs = ((name, self._unit_problem(text, encoding, *spans)) for name, spans in units.items())
+        return next((f"spans of {name} {wrong}" for name, wrong in wrongs if wrong is not None), None)
+
+    def _offset_problem(self, text: str, encoding: Encoding) -> str | None:
+        """The first token whose range is not the characters that it says, or the first characters that none says."""
+        reached = 0
+        for ids, start, end in _groups(encoding):
+            held = text[start:end]
+            if self.shows(text[reached:start]) and not (self._cut_before and not reached):
+                return f"leave out {text[reached:start].strip()!r} at {reached}"
+            reached = end
+            if self._unknown in ids:
+                continue
+            if not self._alike(self.said(ids), held):
+                return f"say that {held!r} at {start} is what the tokenizer decodes as {self.said(ids)!r}"
+            if not self._tight(held):
+                return f"say that a token reaches over all of {held!r} at {start}, of which it spells less"
+        if self.shows(text[reached:]) and not self._cut_behind:
+            return f"leave out {text[reached:].strip()!r} at {reached}"
+        return None
+
+    def _alike(self, said: str, held: str) -> bool:
+        return said == held or self.shows(held) in (said, self.shows(said))
+
+    def _tight(self, held: str) -> bool:
+        """Whether a range begins and, white space aside, ends with something that the tokenizer sees, if it holds any.
+
+        What is dropped of a cluster of characters, such as an accent, may end it.
+        """
+        if (held.isascii() and held.isalnum()) or not self.shows(held):
+            return True
+        *_, last = CLUSTER.finditer(held.rstrip())
+        return bool(self.shows(held[0]) and self.shows(last[0]))
+
+    def _unit_problem(self, text: str, encoding: Encoding, units: Spans, spans: Spans) -> str | None:
+        """The first unit with a token span that is not its characters, or without one though some tokens are just that.
+
+        Offsets are believed. A unit may lack its span where it begins or ends with something that the tokenizer does not
+        see, or that lies before the first token or behind the last: such characters may be cut, dropped, or in a token.
+        """
+        if len(units) != len(spans):
+            return f"are {len(spans)}, of {len(units)} units"
+        real = np.flatnonzero(encoding.offsets[:, 0] >= 0)
+        starts, ends = encoding.offsets[real].T.tolist()
+        for (start, end), claimed in zip(units.tolist(), spans.tolist(), strict=True):
+            if not self.shows(text[start:end]):
+                continue  # no token says it
+            first, last = bisect_right(ends, start), bisect_left(starts, end) - 1
+            fits = (
+                first <= last
+                and self._nothing_between(text, start, starts[first])
+                and self._nothing_between(text, end, ends[last])
+            )
+            wanted = [int(real[first]), int(real[last]) + 1] if fits else [-1, -1]
+            sure = starts[0] <= start and end <= ends[-1] and self._tight(text[start:end])
+            if claimed != wanted and (sure or claimed != [-1, -1]):
+                return f"say {claimed} for {text[start:end]!r} at {start}, whose tokens are {wanted}"
+        return None
+
+    def _nothing_between(self, text: str, one: int, other: int) -> bool:
+        return not self.shows(text[min(one, other) : max(one, other)])
+
+
+def _groups(encoding: Encoding) -> Iterator[_Group]:
+    """The row's own tokens in order, those that share characters together."""
+    group: _Group | None = None
+    for token, (start, end) in zip(encoding.input_ids.tolist(), encoding.offsets.tolist(), strict=True):
+        if start < 0:
+            continue
+        if group is not None and start < group.end:
+            group = _Group((*group.ids, token), group.start, max(end, group.end))
+            continue
+        if group is not None:
+            yield group
+        group = _Group((token,), start, end)
+    if group is not None:
+        yield group
