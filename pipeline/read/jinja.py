@@ -138,11 +138,11 @@ class PromptTemplate:
             wants = "more memory than there is" if isinstance(error, MemoryError) else "to call itself without end"
             raise UsageError(f"{self._place(error)}: the template wants {wants}.") from None
         except (jinja2.UndefinedError, *_VALUE_ERRORS) as error:
-            raise RowError(f"the template fails in {self._place(error)}", str(error)) from None
+            raise RowError(f"{self._place(error)}, the template fails", str(error)) from None
         except jinja2.TemplateRuntimeError as error:
             raise UsageError(f"{self._place(error)}: {error}") from None
         if len(prompt) > LARGEST:
-            raise RowError(f"{self._name} makes a prompt of over {LARGEST:,} characters", f"{len(prompt):,}")
+            raise RowError(f"{self._name} makes a prompt of over {LARGEST:,} characters", f"{len(prompt):,} characters")
         return prompt
 
     def _place(self, error: Exception) -> str:

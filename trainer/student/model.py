@@ -192,6 +192,11 @@ def load_student(config: StudentConfig, seed: int, dtype: torch.dtype = torch.fl
     layers or targets that the model does not have), ResourceError (the hub cannot be reached, no memory).
     """
     model = initial_model(config, seed).to(dtype)
+    if getattr(model.config.get_text_config(decoder=True), "output_router_logits", False):
+        raise UsageError(
+            f"The student ({type(model).__name__}) asks for the loss of its router (`output_router_logits`), which is not "
+            "trained here. Leave it out by `student.config: {output_router_logits: false}`."
+        )
     if config.lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

@@ -29,9 +29,16 @@ SIZES = {
 KINDS = {
     "llama": {"model_type": "llama", **SIZES, "num_key_value_heads": 2, "intermediate_size": 40},
     "gpt2": {"model_type": "gpt2", **SIZES},  # tied; linear layers the other way round
+    "mixtral": {
+        "model_type": "mixtral",
+        **SIZES,
+        "num_key_value_heads": 2,
+        "intermediate_size": 40,
+        "num_local_experts": 4,
+    },
     "gemma3": {"model_type": "gemma3_text", **SIZES, "num_key_value_heads": 2, "intermediate_size": 40, "head_dim": 6},
 }
-LORA = {"r": 4, "alpha": 8}
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 TEACHER = {"name": "/home/someone/big`|model", "revision": None, "sha256": "ab" * 32}
 
 

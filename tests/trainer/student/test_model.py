@@ -1,5 +1,6 @@
 """A student's states and gradients are the plain model's, however its documents are packed, padded, recomputed or adapted."""
 
+import re
 import threading
 
 import pytest
@@ -52,6 +53,7 @@ PADDED = {
     "stablelm": transformers.StableLmConfig(**GROUPED),
 }
 ALL = PACKED | PADDED
+EXPERTS = transformers.MixtralConfig(**GROUPED, num_local_experts=4)
 LENGTHS = (9, 1, 14, 9, 3)
 INNER = (0, 2, 3)
 #: Norms, softmax and positions are in float32 in models of any dtype.
@@ -290,11 +292,49 @@ def test_chosen_targets_get_adapters(student_of):
 
 @pytest.mark.parametrize(
     ("name", "target", "message"),
-    [("llama", "lm_head", "output head"), ("gpt2", "wte", "output head or tied"), ("llama", "c_attn", "c_attn")],
+    [
+        ("llama", "lm_head", "output head"),
+        ("gpt2", "wte", "output head or tied"),
+        ("llama", "self_attn", "no linear layer"),
+        ("llama", "c_attn", r"no layer 'c_attn'; its linear layers are down_proj, gate_proj, "),
+        ("llama", "q_porj", r"no layer 'q_porj'; did you mean `q_proj`"),
+    ],
 )
 def test_targets_that_cannot_be(student_of, name, target, message):
-    with pytest.raises(UsageError, match=message):
-        student_of(name, lora={"targets": [target]})
+    for others in ([], ["v_proj" if name != "gpt2" else "c_proj"]):
+        with pytest.raises(UsageError, match=message):
+            student_of(name, lora={"targets": [*others, target]})
+
+
+def test_experts_have_no_adapters_with_dropout(folder_of):
+    folder = str(folder_of("mixtral", EXPERTS))
+
+    def load(**lora):
+        # their products are not to be had in float64
+        return load_student(StudentConfig.parse({"model": folder, "lora": {"r": 2, **lora}}, "test"), 0)
+
+    with pytest.raises(UsageError, match=r"MixtralForCausalLM.*`lora.dropout: 0`, or leave the experts out") as error:
+        load()
+    with pytest.raises(UsageError, match=r"no layer 'w7'"):
+        load(targets=["q_proj", "w7"])
+    (targets,) = re.findall(r"`lora.targets: \[(.*)\]`", str(error.value))
+    for lora, some in (({"dropout": 0.0}, "experts"), ({"targets": targets.split(", ")}, "q_proj")):
+        student = load(**lora)
+        trained = {key for key, each in student.model.named_parameters() if each.requires_grad}
+        assert any(some in key for key in trained)
+        assert any("experts" in key for key in trained) == (some == "experts")
+        loss_of(student, batch_of(LENGTHS)).backward()
+        gradients = gradients_of(student.model)
+        assert gradients.keys() == trained
+        assert all(bool(each.any()) for key, each in gradients.items() if "lora_B" in key)
+
+
+def test_a_routers_loss_is_not_trained_and_so_not_accepted(folder_of):
+    folder = folder_of("routed", transformers.MixtralConfig(**EXPERTS.to_dict() | {"output_router_logits": True}))
+    with pytest.raises(UsageError, match=r"`output_router_logits`.*`student.config: \{output_router_logits: false\}`"):
+        load_student(StudentConfig(model=str(folder)), 0)
+    without = StudentConfig(model=str(folder), config={"output_router_logits": False})
+    assert load_student(without, 0).depth == DEPTH
 
 
 CUTTABLE = PACKED | {
