@@ -17,7 +17,7 @@ RECORD = {name: {"a": 1} for name in LAYOUT.recorded}
 
 def output(name):
     table = pa.table({"id": [name]}, schema=SCHEMA)
-    return ShardOutput(table, (RowDigest("00" * 16, "11" * 16),), {"rows_in": 1})
+    return ShardOutput(table, (RowDigest("00" * 16, "11" * 16, "22" * 8),), {"rows_in": 1})
 
 
 def test_finished_shards_are_found_again_and_damaged_ones_are_not(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import UsageError
 from schemas.training import LogConfig
-from trainer.engine.monitor import METRICS, Monitor, read_metrics
+from trainer.engine.monitor import METRICS, Monitor, read_metrics, require_trackers
 
 
 class Service(types.ModuleType):
@@ -91,7 +91,7 @@ def test_a_run_that_goes_on_is_the_same_run_there(service, tmp_path):
         assert first["id"] == second["id"] == third["id"] != anew["id"]
 
 
-def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"log\.wandb"):
-        noted(tmp_path, LogConfig(tensorboard=False, wandb=True), 0)
+        require_trackers(LogConfig(tensorboard=False, wandb=True))
