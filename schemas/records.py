@@ -97,9 +97,25 @@ class OffsetCounts(_Record):
     student: dict[str, Count]
 
 
-class DatasetCounts(_Record):
-    """Of sentences, units and tokens."""
+class FieldCounts(_Record):
+    """Rows in which a field was read, and in which one that might have been was not."""
 
+    used: dict[str, Count]
+    unused: dict[str, Count]
+
+
+class RepeatedIds(_Record):
+    """Rows with the id of an earlier row, and some such ids."""
+
+    rows: Count
+    examples: list[str]
+
+
+class DatasetCounts(_Record):
+    """Of fields, ids, sentences, units and tokens."""
+
+    fields: FieldCounts
+    repeated_ids: RepeatedIds
     sentences: dict[str, Count]
     offsets: OffsetCounts
     alignment: Alignment

@@ -23,6 +23,7 @@ FOREIGN = {
     "--no-deps": "pip",
     "--nproc-per-node": "torchrun",
     "--num_gpus": "deepspeed",
+    "--master_port": "deepspeed",
     "--hostfile": "deepspeed",
     **dict.fromkeys(
         ("--inject_missing_state", "--input_folder", "--output_folder", "--num_extract_workers", "--num_merge_workers"),

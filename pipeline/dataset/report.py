@@ -67,10 +67,8 @@ def show_rows(manifest: Manifest) -> None:
     for what, reasons in (("rejected", manifest.rejected), ("dropped", manifest.dropped)):
         for reason, count in reasons.items():
             console.stdout.print(f"  {count} {what}: {reason}")
-    for what, fields in (
-        ("Read", manifest.counts["fields"]["used"]),
-        ("Not read", manifest.counts["fields"]["unused"]),
-    ):
+    read = manifest.counts["fields"]
+    for what, fields in (("Read", read["used"]), ("Not read", read["unused"])):
         if fields:
             rows = ", ".join(f"`{name}` in {counted(count, 'row')}" for name, count in fields.items())
             console.stdout.print(f"{what}: {rows}.")
@@ -127,21 +125,17 @@ def show_info(manifest: Manifest, folder: Path) -> None:
     console.stdout.print(f"{folder}: prepared dataset, mta-prep {manifest.versions['mta-prep']}.")
     show_rows(manifest)
     rows = [
-        [
-            side,
-            tokenizer["name"],
-            str(tokenizer["vocabulary"]),
-            " ".join(tokenizer["prefix"]) or "nothing",
-            " ".join(tokenizer["suffix"]) or "nothing",
-            tokenizer["sha256"][:16],
-        ]
+        [side, tokenizer["name"], str(tokenizer["vocabulary"]), tokenizer["sha256"][:16]]
         for side, tokenizer in manifest.tokenizers.items()
     ]
-    console.table("Tokenizers", ["side", "name", "vocabulary", "before a text", "behind it", "sha256"], rows)
-    for side in (side for side, tokenizer in manifest.tokenizers.items() if not tokenizer["suffix"]):
-        console.stdout.print(
-            Text(f"No end-of-sequence token is known on the {side}'s side: responses end in none.", "yellow")
-        )
+    console.table("Tokenizers", ["side", "name", "vocabulary", "sha256"], rows)
+    for side, tokenizer in manifest.tokenizers.items():
+        first, last = (" ".join(tokenizer[part]) or "nothing" for part in ("prefix", "suffix"))
+        console.stdout.print(f"The {side} has {first} before a text and {last} behind it.")
+        if not tokenizer["suffix"]:
+            console.stdout.print(
+                Text(f"No end-of-sequence token is known on the {side}'s side: responses end in none.", "yellow")
+            )
     parser, template = manifest.parser, ParseConfig.parse(manifest.config, str(folder)).template
     console.stdout.print(f"Parser {parser['kind']} {parser['name']} ({parser['sha256'][:16]}), template {template}.")
     sentences = ", ".join(f"{count} {what}" for what, count in manifest.counts["sentences"].items())
