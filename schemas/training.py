@@ -46,6 +46,18 @@ class StudentConfig(Strict):
     gradient_checkpointing: bool = False
     packing: bool = True  # documents without padding, where the architecture allows it
 
+    def origin(self) -> ModelConfig | None:
+        """The model that its config and first weights are of; None where `config` alone describes it."""
+        if self.model is None:
+            return None
+        return ModelConfig(
+            model=self.model,
+            revision=self.revision,
+            gguf_file=self.gguf_file,
+            dtype="float32",
+            trust_remote_code=self.trust_remote_code,
+        )
+
     @field_validator("config")
     @classmethod
     def _finite(cls, values: dict[str, Any]) -> dict[str, Any]:

@@ -19,20 +19,21 @@ import torch.distributed as dist
 from torch import nn
 
 from schemas import console
-from schemas.errors import StateError, UsageError
+from schemas.errors import StateError, UsageError, UserError
 from schemas.training import PairConfig, TrainConfig
 from trainer.batches.documents import Documents
 from trainer.batches.loader import StepLoader
 from trainer.engine.checkpoint import Checkpoints, State
 from trainer.engine.monitor import CURVES, Monitor, memory_gb, require_trackers
 from trainer.engine.optimizer import optimizer
-from trainer.engine.ranks import in_step, together
-from trainer.engine.zero import deepspeed_config, offloads, stage, start, whole_state
+from trainer.engine.ranks import from_first, gathered, in_step, together
+from trainer.engine.zero import deepspeed_config, finite, offloads, stage, start, whole_state
 from trainer.folder import STUDENT, claim, held, require_ours
 from trainer.models.hub import identity
 from trainer.models.loading import placed
 from trainer.objectives import build, on_run_layers
 from trainer.objectives.base import Objective, Setting
+from trainer.sources import Sources, require_same_sources, sources
 from trainer.step import Stepper, StepResult
 from trainer.student.distiller import Distiller
 from trainer.student.export import export_run, require_tokenizer
@@ -84,7 +85,10 @@ class Run:
             engine_config = deepspeed_config(config)
             self.zero_stage = stage(engine_config)
             require_trackers(config.log)
-            newest = None if fresh else self._newest()
+        newest = None if fresh else self.checkpoints.newest()
+        with together():
+            if newest is not None:
+                self._require_stage(*newest)
             self.documents = Documents(config.data.dataset, config.data.limit, config.data.verify)
             self.caches = Caches(config.data.caches, self.documents, config.data.verify)
             student = load_student(config.student, config.seed)
@@ -102,6 +106,7 @@ class Run:
             )
         self.steps_per_epoch = self.loader.rows / config.data.batch_size
         self.steps = config.steps or math.ceil(config.epochs * self.steps_per_epoch)
+        self.sources = from_first(lambda: self._sources(newest))
         self._start_engine(student, needs.final, engine_config, newest)
 
     @property
@@ -149,6 +154,7 @@ class Run:
         for step, batches in enumerate(in_step(self.loader.training(self.done, self.steps)), self.done):
             result = self.stepper.step(step, batches, self._stop)
             self.done = step + 1
+            self._require_finite(result.not_finite(self.config.precision == "fp16"))
             tokens += result.tokens
             last = self.done == self.steps
             if monitor is not None and (last or self.done % config.log.every == 0 or step == 0):
@@ -165,13 +171,35 @@ class Run:
                 losses = self.stepper.validate(
                     [batch for portion in in_step(self.loader.validation()) for batch in portion]
                 )
+                self._require_finite(losses.not_finite(), "held out, ")
                 held_out = losses.total
                 if monitor is not None:
                     monitor.log({"step": self.done, **losses.record("held_out_")})
             if due or last or result.stop:
-                self.checkpoints.save(self.engine, State(self.done, self.ranks, self.zero_stage, held_out))
+                self._save(held_out)
             if result.stop and not last:
                 raise Interrupted(f"Interrupted at step {self.done} of {self.steps}, which is saved in {self.out}.")
+
+    def _require_finite(self, trouble: str | None, where: str = "") -> None:
+        """Raises UserError for what is no finite number: nothing after it is worth a step, and nothing of it is saved."""
+        if trouble is None:
+            return
+        good = list(self.checkpoints.complete())[-1:]
+        with together():
+            raise UserError(
+                f"Step {self.done} of {self.steps}: {where}{trouble}. "
+                + (f"The last good checkpoint is {good[0]}. " if good else "There is no checkpoint before it. ")
+                + "The same config comes to the same end: try a lower `optim.lr` or a longer `optim.warmup`, in another "
+                "`out` or with --overwrite."
+            )
+
+    def _save(self, held_out: float | None) -> None:
+        if not all(gathered(finite(self.distiller))):  # a gradient was not, where the loss still was
+            self._require_finite("a weight of the student or of a projector is no finite number")
+        state = State(
+            step=self.done, ranks=self.ranks, zero_stage=self.zero_stage, held_out=held_out, sources=self.sources
+        )
+        self.checkpoints.save(self.engine, state)
 
     def _record(self, result: StepResult) -> dict[str, float | int]:
         """What is logged of the step that was done last."""
@@ -235,15 +263,20 @@ class Run:
         assert self.config.teacher_model is not None
         return identity(self.config.teacher_model)
 
-    def _newest(self) -> tuple[Path, State] | None:
-        """The checkpoint to go on from. Raises `StateError` for one that this run cannot load."""
-        newest = self.checkpoints.newest()
-        if newest is not None and newest[1].zero_stage != self.zero_stage:
+    def _require_stage(self, checkpoint: Path, state: State) -> None:
+        """Raises `StateError` for a checkpoint that this run cannot load."""
+        if state.zero_stage != self.zero_stage:
             raise StateError(
-                f"{newest[0]} was saved under ZeRO stage {newest[1].zero_stage}, not {self.zero_stage}; go on with that, or "
+                f"{checkpoint} was saved under ZeRO stage {state.zero_stage}, not {self.zero_stage}; go on with that, or "
                 "pass --overwrite."
             )
-        return newest
+
+    def _sources(self, newest: tuple[Path, State] | None) -> Sources:
+        """What this run learns from. Raises `StateError` if what it goes on from has learned from something else."""
+        now = sources(self.config, self.documents, self.caches)
+        if newest is not None:
+            require_same_sources(newest[1].sources, now, self.out, newest[1].step)
+        return now
 
     def _start_engine(
         self, student: Student, logits: bool, engine_config: dict[str, Any], newest: tuple[Path, State] | None
@@ -264,6 +297,7 @@ class Run:
             self.distiller.teacher_head = self.source.head.to(self.engine.device)
         if newest is not None:
             self.checkpoints.load(self.engine, newest[0], universal)
+            self.checkpoints.set_aside_after(newest[0])
             self.say(f"Going on from step {self.done} of {self.steps}.")
         self._describe(student)
 
@@ -279,7 +313,7 @@ class Run:
         )
         self.say(
             f"{self.loader.rows} rows, {self.config.data.batch_size} a step, {self.steps} steps; terms: "
-            + ", ".join(f"{name} ({term.config.weight_at(0):g})" for name, term in self.terms.items())
+            + ", ".join(f"{name} ({term.config.weight_at(0.0):g})" for name, term in self.terms.items())
         )
         if self.source.rows < self.documents.rows:
             self.say(

@@ -5,6 +5,7 @@ first of them is computed (`trainer.objectives.base`), and the random numbers of
 the micro-batch. So the number of steps done, and what DeepSpeed saves, is the whole state.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,11 @@ import torch.distributed as dist
 from jaxtyping import Float64
 from torch import Tensor
 
+from schemas.errors import UserError
 from schemas.training import TrainConfig
 from trainer.batches.batch import Batch
 from trainer.engine.optimizer import Role, rate, set_rates
+from trainer.engine.ranks import together
 from trainer.student.distiller import Distiller
 
 Denominators = dict[str, Float64[Tensor, " parts"]]
@@ -34,6 +37,11 @@ class Losses:
         """As it is logged."""
         return {f"{prefix}loss": self.total} | {f"{prefix}{name}": value for name, value in self.terms.items()}
 
+    def not_finite(self) -> str | None:
+        """What of them is no finite number, for a person: the first term, or else their sum."""
+        values = {f"the term `{name}`": value for name, value in self.terms.items()} | {"the loss": self.total}
+        return next((f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)), None)
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -44,6 +52,12 @@ class StepResult:
     grad_norm: float | None  # before clipping; not every ZeRO stage tells
     tokens: int  # of the student, that went through it
     stop: bool  # whether any rank was asked to stop
+
+    def not_finite(self, scaled: bool) -> str | None:
+        """What of it is no finite number; with a loss that is `scaled` a gradient may be, whose step is then left out."""
+        if self.grad_norm is None or scaled or math.isfinite(self.grad_norm):
+            return self.losses.not_finite()
+        return self.losses.not_finite() or f"the norm of the gradient is {self.grad_norm}"
 
 
 class Stepper:
@@ -72,7 +86,7 @@ class Stepper:
             loss, terms = self.engine(batch.to(self.engine.device), denominators, weights)
             # DeepSpeed takes the mean over ranks, and shares of a step add up
             self.engine.backward(loss * self._ranks, scale_wrt_gas=False)
-            self.engine.step()
+            self._update()
             values += terms
         norm = self.engine.get_global_grad_norm()
         return StepResult(
@@ -82,6 +96,19 @@ class Stepper:
             tokens=int(tokens),
             stop=stops > 0,
         )
+
+    def _update(self) -> None:
+        """DeepSpeed's step, which does nothing but at a step's last micro-batch. Raises UserError where fp16 cannot go on."""
+        try:
+            self.engine.step()
+        except Exception as error:  # its own class for it, whatever the ZeRO stage
+            if "loss scale" not in str(error):
+                raise
+            with together():
+                raise UserError(
+                    "The gradients are no finite numbers in float16, however small the loss is scaled; take "
+                    "`precision: bf16` or `fp32` in another `out`, or with --overwrite."
+                ) from error
 
     @torch.no_grad()
     def validate(self, batches: Sequence[Batch]) -> Losses:

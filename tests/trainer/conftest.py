@@ -64,3 +64,13 @@ def config(folders):
         return file
 
     return make
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """This process is the only rank of a process group."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

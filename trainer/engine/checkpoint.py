@@ -1,39 +1,48 @@
 """Checkpoints: whole or not there, the newest and the best kept, resumable on any number of ranks.
 
-    checkpoints/step-00000200/  deepspeed/ (its own files: weights, optimizer, loss scale)  state.json (written last)
+    checkpoints/step-00000200/  deepspeed/ (its own files: weights, optimizer, loss scale)  state.json  SHA256SUMS (last)
 
 A checkpoint is written under a hidden name, flushed to the disk, and renamed when all of it is there; whatever else lies
-in the folder is no checkpoint. DeepSpeed's files are pickles: resume from your own only.
+in the folder is no checkpoint. Before a run goes on from one, its files are read and compared with their checksums; one
+that was damaged since is set aside, and the one before it is taken. DeepSpeed's files are pickles: resume from your own
+only.
 """
 
-import json
+import re
 import shutil
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch.distributed as dist
+from pydantic import ValidationError
 
+from schemas import console
+from schemas.config import Strict
 from schemas.errors import ResourceError, StateError
-from schemas.files import flush
+from schemas.files import flush, write_text
+from trainer.engine.ranks import gathered, together
+from trainer.engine.universal import convert, separate_steps
+from trainer.engine.whole_files import SUMS, WholeFiles, problem, seal, sealed, without_patterns
 
 FOLDER: Final = "checkpoints"
 STATE: Final = "state.json"
 TAG: Final = "deepspeed"
+_NAME: Final = re.compile(r"step-\d{8,}")
 _PART: Final = ".part"
 _UNIVERSAL: Final = ".universal"
+_DAMAGED: Final = ".damaged"
 
 
-@dataclass(frozen=True)
-class State:
+class State(Strict):
     """What a checkpoint is."""
 
     step: int  # steps done: the next one has this number
     ranks: int
     zero_stage: int
     held_out: float | None  # loss on the rows held out, if it was computed
+    sources: dict[str, dict[str, str]]  # what it learned from (`trainer.sources`)
 
 
 class Checkpoints:
@@ -45,94 +54,164 @@ class Checkpoints:
         self._best = best
 
     def complete(self) -> dict[Path, State]:
-        """Checkpoints that are whole, oldest first."""
-        found = {}
-        for path in sorted(self._folder.glob("step-*")):
-            file = path / STATE
-            if file.is_file():
-                try:
-                    found[path] = State(**json.loads(file.read_text(encoding="utf-8")))
-                except (TypeError, ValueError):
-                    raise StateError(
-                        f"{file} cannot be read; remove {path} to go on from an older checkpoint."
-                    ) from None
-        return found
-
-    def newest(self) -> tuple[Path, State] | None:
-        """The one to go on from."""
-        found = self.complete()
-        return list(found.items())[-1] if found else None
+        """Checkpoints that have all been written, oldest first."""
+        states = {path: _state(path) for path in self._folders() if (path / SUMS).is_file()}
+        return {path: state for path, state in states.items() if state is not None}
 
     def best(self) -> tuple[Path, State] | None:
         """The one with the lowest held-out loss; None if none was computed."""
         known = {path: state for path, state in self.complete().items() if state.held_out is not None}
         return min(known.items(), key=lambda item: (item[1].held_out, item[0]), default=None)
 
+    def newest(self) -> tuple[Path, State] | None:
+        """The one to go on from: the newest whose files are as they were written; newer ones are told.
+
+        Raises `StateError` if there are some and none is whole.
+        """
+        damaged: dict[Path, str] = {}
+        for path in reversed(self._folders()):
+            damage = self._damage(path)
+            if damage is None:
+                _tell(damaged, path)
+                return path, _known(path)
+            damaged[path] = damage
+        if damaged:
+            path, damage = next(iter(damaged.items()))
+            others = ", nor is any older one" if len(damaged) > 1 else ""
+            with together():
+                raise StateError(f"The checkpoint {path} is damaged: {damage}{others}. Begin anew with --overwrite.")
+        return None
+
+    def set_aside_after(self, path: Path) -> None:
+        """Rename those that are newer than the one that is gone on from: they are damaged, and in the way."""
+        with together():
+            if dist.get_rank() == 0:
+                for newer in self._folders():
+                    if newer > path:
+                        aside = newer.with_name(newer.name + _DAMAGED)
+                        shutil.rmtree(aside, ignore_errors=True)
+                        newer.rename(aside)
+
     def save(self, engine: Any, state: State) -> Path:
-        """Write one, and remove those that are no longer to be kept."""
+        """Write one, and remove those that are no longer to be kept. Raises `ResourceError` where it cannot be written."""
         path = self._folder / f"step-{state.step:08d}"
         part = path.with_name(f".{path.name}{_PART}")
-        if _first():
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-        dist.barrier()
-        engine.save_checkpoint(str(part), tag=TAG, client_state={}, save_latest=False)
-        dist.barrier()
-        if _first():
-            (part / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
-            try:
-                for file in [*part.rglob("*"), part]:
-                    flush(file)
-                shutil.rmtree(path, ignore_errors=True)
-                part.rename(path)
-                flush(self._folder)
-            except OSError as error:
-                raise ResourceError(f"The checkpoint {path} cannot be written: {error.strerror}.") from None
-            self._prune()
-        dist.barrier()
+        with together(), self._writable(path, part):
+            if dist.get_rank() == 0:
+                self._clear(part)
+        files = engine.checkpoint_engine = WholeFiles()
+        with self._writable(path, part):
+            engine.save_checkpoint(str(part), tag=TAG, client_state={}, save_latest=False)
+        with together(), self._writable(path, part):
+            own = files.checksums()
+        checksums = {file: value for sums in gathered(own) for file, value in sums.items()}
+        with together(), self._writable(path, part):
+            if dist.get_rank() == 0:
+                self._finish(part, path, state, checksums)
         return path
 
     def load(self, engine: Any, path: Path, universal: bool) -> None:
         """Put a checkpoint's weights and optimizer into the engine, which was made for one that is `universal` or not."""
-        folder = self.universal(path) if universal else path
+        folder = path
         if universal:
-            if _first() and not (folder / STATE).is_file():
-                self._convert(path, folder)
-            dist.barrier()
-        loaded, _ = engine.load_checkpoint(str(folder), tag=TAG)
+            folder = path.with_name(f".{path.name}{_UNIVERSAL}")
+            with together():
+                if dist.get_rank() == 0:
+                    convert(path / TAG, folder / TAG)
+        with without_patterns(folder) as plain:
+            loaded, _ = engine.load_checkpoint(str(plain), tag=TAG)
         if loaded is None:
             raise StateError(f"DeepSpeed cannot load {folder}; remove it to go on from an older checkpoint.")
+        if universal:
+            separate_steps(engine.optimizer.optimizer)
+            dist.barrier()
+            if dist.get_rank() == 0:
+                shutil.rmtree(folder, ignore_errors=True)
 
-    @staticmethod
-    def universal(path: Path) -> Path:
-        """Where a checkpoint's form for any number of ranks lies."""
-        return path.with_name(f".{path.name}{_UNIVERSAL}")
+    def _folders(self) -> list[Path]:
+        return sorted(path for path in self._folder.glob("step-*") if _NAME.fullmatch(path.name))
 
-    @staticmethod
-    def _convert(path: Path, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--input_folder", str(path / TAG), "--output_folder", str(folder / TAG)]
-        command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own interpreter)
-        if done.returncode != 0:
-            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            raise StateError(
-                f"{path} was saved by another number of ranks, and DeepSpeed cannot convert it ({''.join(last)})."
-            )
-        shutil.copy(path / STATE, folder / STATE)
+    def _damage(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint, the same on every rank; each reads some of its files."""
+        with together():
+            damage = _damage_seen(path, dist.get_rank(), dist.get_world_size())
+        return next((each for each in gathered(damage) if each is not None), None)
+
+    def _clear(self, part: Path) -> None:
+        """Room for a new one: nothing is left of what was not finished."""
+        for leftover in self._folder.glob(".step-*"):
+            shutil.rmtree(leftover)
+        part.mkdir(parents=True)
+
+    def _finish(self, part: Path, path: Path, state: State, checksums: dict[Path, str]) -> None:
+        write_text(part / STATE, state.model_dump_json(indent=2) + "\n")
+        seal(part, checksums)
+        shutil.rmtree(path, ignore_errors=True)
+        part.rename(path)
+        flush(self._folder)
+        self._prune()
 
     def _prune(self) -> None:
-        found = self.complete()
-        keep = set(list(found)[-self._keep :])
+        states = self.complete()
+        kept = set(list(states)[-self._keep :])
         if self._best and (best := self.best()) is not None:
-            keep.add(best[0])
-        for path in found:
-            if path not in keep:
-                shutil.rmtree(path)
-        for path in self._folder.glob(f".*{_UNIVERSAL}"):
-            shutil.rmtree(path)
+            kept.add(best[0])
+        for path in states.keys() - kept:
+            leftover = path.with_name(f".{path.name}{_PART}")
+            path.rename(leftover)  # a part of one must not look whole
+            shutil.rmtree(leftover)
+
+    @contextmanager
+    def _writable(self, path: Path, part: Path) -> Iterator[None]:
+        """Raises `ResourceError`, naming the checkpoint that is whole, for what cannot be written within."""
+        try:
+            yield
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            whole = list(self.complete())[-1:]
+            remedy = (
+                f"make room, and the same command goes on from {whole[0]}, which is whole."
+                if whole
+                else "make room, and run the same command again; there is no older one."
+            )
+            raise ResourceError(f"The checkpoint {path} cannot be written: {error.strerror}; {remedy}") from error
 
 
-def _first() -> bool:
-    return dist.get_rank() == 0
+def _state(path: Path) -> State | None:
+    """None where it cannot be read."""
+    try:
+        return State.model_validate_json((path / STATE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _damage_seen(path: Path, part: int, parts: int) -> str | None:
+    """What is wrong with a checkpoint, as far as one part of its files shows."""
+    try:
+        checksums = sealed(path)
+    except ValueError as error:
+        return str(error)
+    if STATE not in checksums:
+        return f"{SUMS} does not name its {STATE}"
+    own = list(checksums.items())[part::parts]
+    return next((damage for name, value in own if (damage := problem(path / name, value)) is not None), None)
+
+
+def _known(path: Path) -> State:
+    with together():
+        state = _state(path)
+        if state is None:
+            raise StateError(
+                f"{path} was written by another version of mta-prep; go on with that, or pass --overwrite."
+            )
+    assert state is not None
+    return state
+
+
+def _tell(damaged: dict[Path, str], whole: Path) -> None:
+    if dist.get_rank() == 0:
+        for path, damage in damaged.items():
+            console.stderr.print(
+                f"The checkpoint {path} is damaged: {damage}. It is set aside as {path.name}{_DAMAGED}, and the run goes on "
+                f"from {whole.name}, which is whole."
+            )

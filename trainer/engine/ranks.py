@@ -4,9 +4,10 @@ A rank that raises alone leaves the others in their next collective for as long 
 go wrong on one rank, a folder that it cannot write or a shard that it cannot read, is done `together` or read `in_step`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from schemas.console import os_problem
 from schemas.errors import UserError
 
 T = TypeVar("T")
+#: Ranks wait for each other while weights are read through and checkpoints converted, of models of any size.
+_PATIENCE: Final = timedelta(days=1)
 
 
 class AgreedError(UserError):
@@ -45,6 +48,25 @@ def together() -> Iterator[None]:
     _raise_first(problem)
 
 
+def gathered(value: T) -> list[T]:
+    """What every rank has, in their order. All of them call it."""
+    if dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_on_the_host())
+    return values
+
+
+def from_first(action: Callable[[], T]) -> T:
+    """What an action gives on the first rank, which alone runs it, `together`."""
+    result: Any = None
+    with together():
+        if dist.get_rank() == 0:
+            result = action()
+    first: T = gathered(result)[0]
+    return first
+
+
 def in_step(items: Iterator[T]) -> Iterator[T]:
     """Items of each rank's own iterator, of which all ranks have as many; a `UserError` is raised as in `together`."""
     if dist.get_world_size() == 1:
@@ -71,9 +93,19 @@ def _raise_first(problem: UserError | None) -> None:
         if problem is not None:
             raise problem
         return
-    problems: list[UserError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    for rank, cause in enumerate(problems):
+    for rank, cause in enumerate(gathered(problem)):
         if cause is not None:
             # this rank's own still knows where it was raised
             raise AgreedError(cause) from (problem if rank == dist.get_rank() else cause)
+
+
+_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
+
+
+def _on_the_host() -> dist.ProcessGroup:
+    """A group of all ranks with more patience than one for tensors, whose messages touch no GPU."""
+    everybody = dist.group.WORLD
+    assert everybody is not None
+    if everybody not in _groups:
+        _groups[everybody] = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return _groups[everybody]

@@ -93,6 +93,19 @@ def start(model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, 
     return engine
 
 
+def finite(model: nn.Module) -> bool:
+    """Whether every weight of a model is a finite number, of those that this rank holds."""
+    return all(bool(torch.isfinite(_own(parameter)).all()) for parameter in model.parameters())
+
+
+def _own(parameter: Any) -> Tensor:
+    """A parameter's values on this rank: of one that ZeRO-3 has partitioned its part, without what fills it up."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach()
+    part: Tensor = parameter.ds_tensor.detach().flatten()
+    return part[: max(parameter.ds_numel - dist.get_rank() * len(part), 0)]
+
+
 def whole_state(model: nn.Module, zero_stage: int) -> dict[str, Tensor] | None:
     """Every tensor of a model that is trained, whole, on the CPU; None but on the first rank. Every rank calls it."""
     first = dist.get_rank() == 0

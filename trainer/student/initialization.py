@@ -27,18 +27,12 @@ def initial_model(config: StudentConfig, seed: int) -> Any:
     Raises UserError (no such model, not a causal language model, weights missing, an architecture that cannot be cut),
     UsageError (keys or layers that the model does not have), ResourceError (the hub cannot be reached, no memory).
     """
-    if config.model is None:
+    where = config.origin()
+    if where is None:
         kind = config.config["model_type"]
         with _told(f"The student (a {kind})"):
             return _fresh(_new_description(config.config), seed, config.trust_remote_code)
     subject = f"The student {config.model!r}"
-    where = ModelConfig(
-        model=config.model,
-        revision=config.revision,
-        gguf_file=config.gguf_file,
-        dtype="float32",
-        trust_remote_code=config.trust_remote_code,
-    )
     source = locate(where, "student")
     described = description(where, source, subject)
     with _told(subject):
