@@ -7,8 +7,10 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from launching import SEVERAL, launch
 from schemas.errors import ResourceError, StateError, UserError
 from schemas.files import sha256_of
 from schemas.training import TrainConfig
@@ -25,29 +27,32 @@ STUDENT = {
     "num_attention_heads": 2,
     "intermediate_size": 48,
 }
+STAGES = ["zero2", "zero3"]
 TIMES = {"tokens_per_second", "memory_gb"}
+
+
+def config(dataset, out):
+    return {
+        "student": {"init": "config", "config": STUDENT},
+        "data": {"dataset": str(dataset), "batch_size": 4, "workers": 0, "held_out": 4},
+        "objectives": {"ce": {}},
+        "optim": {"lr": 1e-3, "warmup": 2},
+        "steps": STEPS,
+        "checkpoint": {"every": 2},
+        "log": {"every": 1, "tensorboard": False},
+        "out": str(out),
+    }
 
 
 @pytest.fixture(scope="module")
 def trained(alone, prepared):
-    """Trains in this process; keyword arguments override the config. Gives the records of the run."""
+    """Trains in this process; keyword arguments override the config."""
     from trainer import train as command
 
     def run(out, **values):
         from trainer.run import train
 
-        config = {
-            "student": {"init": "config", "config": STUDENT},
-            "data": {"dataset": str(prepared), "batch_size": 4, "workers": 0, "held_out": 4},
-            "objectives": {"ce": {}},
-            "optim": {"lr": 1e-3, "warmup": 2},
-            "steps": STEPS,
-            "checkpoint": {"every": 2},
-            "log": {"every": 1, "tensorboard": False},
-            "out": str(out),
-        }
-        train(TrainConfig.parse(config | values, "test"), overwrite=False)
-        return metrics(out)
+        train(TrainConfig.parse(config(prepared, out) | values, "test"), overwrite=False)
 
     with pytest.MonkeyPatch.context() as environment:
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}.items():
@@ -94,8 +99,8 @@ def cut_off(run, out, *, after=2):
     for path in (out / "checkpoints").iterdir():
         if path.name > name(after):
             shutil.rmtree(path)
-    config = out / "config.yaml"
-    config.write_text(config.read_text().replace(f"out: {run}", f"out: {out}"))
+    resolved = out / "config.yaml"
+    resolved.write_text(resolved.read_text().replace(f"out: {run}", f"out: {out}"))
     return out
 
 
@@ -105,7 +110,7 @@ def assert_same_run(out, run):
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_universal_checkpoint_is_gone_on_from_exactly(trained, whole, tmp_path, stage):
     """As from another number of ranks, which alone would change the order of sums; also where a path looks like a pattern."""
     out = cut_off(whole(stage), tmp_path / "run [1]+(2)")
@@ -118,6 +123,33 @@ def test_a_universal_checkpoint_is_gone_on_from_exactly(trained, whole, tmp_path
     trained(out, deepspeed=stage)
     assert_same_run(out, whole(stage))
     assert checkpoints(out) == [name(2), name(4)]
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(whole, prepared, tmp_path_factory):
+    """Runs by ZeRO stage: from the first step on two ranks, and gone on from one rank's checkpoint on two."""
+    base = tmp_path_factory.mktemp("two")
+    begun = {stage: base / f"begun-{stage}" for stage in STAGES}
+    gone_on = {stage: cut_off(whole(stage), base / f"gone-on-{stage}") for stage in STAGES}
+    files = []
+    for stage, out in [*begun.items(), *gone_on.items()]:
+        files.append(out.with_suffix(".yaml"))
+        files[-1].write_text(yaml.safe_dump(config(prepared, out) | {"deepspeed": stage}))
+    launch(2, SEVERAL, *files)
+    return begun, gone_on
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_another_number_of_ranks_goes_on_with_the_same(trained, whole, on_two_ranks, tmp_path, stage):
+    begun, gone_on = on_two_ranks
+    back = cut_off(begun[stage], tmp_path / "back")
+    trained(back, deepspeed=stage)
+    for out in (begun[stage], gone_on[stage], back):
+        for mine, theirs in zip(metrics(out), metrics(whole(stage)), strict=True):
+            losses = {name for name in theirs if "loss" in name}
+            assert {name: mine[name] for name in losses} == pytest.approx(
+                {name: theirs[name] for name in losses}, rel=2e-7
+            )
 
 
 def test_a_damaged_checkpoint_is_left_for_the_one_before(trained, whole, tmp_path, capsys):
@@ -134,8 +166,8 @@ def test_another_dataset_in_its_place_is_refused(trained, whole, prepared, same,
     place = shutil.copytree(prepared, tmp_path / "dataset")
     data = {"dataset": str(place), "batch_size": 4, "workers": 0, "held_out": 4}
     out = cut_off(whole("zero2"), tmp_path / "run")
-    config = out / "config.yaml"
-    config.write_text(config.read_text().replace(str(prepared), str(place)))
+    resolved = out / "config.yaml"
+    resolved.write_text(resolved.read_text().replace(str(prepared), str(place)))
     shutil.rmtree(place)
     shutil.copytree(same, place)
     with pytest.raises(StateError, match=r"^`data\.dataset` is not what the run in .* has learned from in its 2 steps"):
