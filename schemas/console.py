@@ -237,7 +237,7 @@ def os_problem(error: OSError) -> ResourceError | None:
     place = error.filename or "the output folder"
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return ResourceError(
-            f"No room left on the disk (writing {place}). Finished shards are kept: "
+            f"No room left on the disk (writing {place}). What is finished is kept: "
             "make room and run the same command again."
         )
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:

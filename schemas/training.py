@@ -154,7 +154,7 @@ class TrainConfig(Strict):
     steps: int | None = Field(default=None, ge=1)  # instead of epochs
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     deepspeed: str = "zero0"  # a name in trainer/configs/deepspeed, or a JSON file
-    seed: Seed = 42  # of fresh weights and dropout
+    seed: Seed = 42  # of fresh weights, and of dropout in a step, on a rank, in a micro-batch
     validate_every: int | None = Field(default=None, ge=1)  # steps; None: at checkpoints and at the end
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

@@ -299,6 +299,11 @@ class Run:
             self.checkpoints.load(self.engine, newest[0], universal)
             self.checkpoints.set_aside_after(newest[0])
             self.say(f"Going on from step {self.done} of {self.steps}.")
+            if newest[1].ranks != self.ranks:
+                self.say(
+                    f"It was saved by {newest[1].ranks} rank(s): sums are in another order from here on, and dropout, if there "
+                    "is any, draws other random numbers."
+                )
         self._describe(student)
 
     def _describe(self, student: Student) -> None:

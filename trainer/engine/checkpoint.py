@@ -29,7 +29,7 @@ from trainer.engine.whole_files import SUMS, WholeFiles, problem, seal, sealed, 
 FOLDER: Final = "checkpoints"
 STATE: Final = "state.json"
 TAG: Final = "deepspeed"
-_NAME: Final = re.compile(r"step-\d{8,}")
+_NAME: Final = re.compile(r"step-(\d{8,})")
 _PART: Final = ".part"
 _UNIVERSAL: Final = ".universal"
 _DAMAGED: Final = ".damaged"
@@ -86,11 +86,11 @@ class Checkpoints:
         """Rename those that are newer than the one that is gone on from: they are damaged, and in the way."""
         with together():
             if dist.get_rank() == 0:
-                for newer in self._folders():
-                    if newer > path:
-                        aside = newer.with_name(newer.name + _DAMAGED)
-                        shutil.rmtree(aside, ignore_errors=True)
-                        newer.rename(aside)
+                folders = self._folders()
+                for newer in folders[folders.index(path) + 1 :]:
+                    aside = newer.with_name(newer.name + _DAMAGED)
+                    shutil.rmtree(aside, ignore_errors=True)
+                    newer.rename(aside)
 
     def save(self, engine: Any, state: State) -> Path:
         """Write one, and remove those that are no longer to be kept. Raises `ResourceError` where it cannot be written."""
@@ -120,22 +120,23 @@ class Checkpoints:
                     convert(path / TAG, folder / TAG)
         with without_patterns(folder) as plain:
             loaded, _ = engine.load_checkpoint(str(plain), tag=TAG)
-        if loaded is None:
-            raise StateError(f"DeepSpeed cannot load {folder}; remove it to go on from an older checkpoint.")
+        with together():
+            if loaded is None:
+                raise StateError(f"DeepSpeed cannot load {path}; remove it to go on from an older checkpoint.")
         if universal:
             separate_steps(engine.optimizer.optimizer)
-            dist.barrier()
             if dist.get_rank() == 0:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)  # all have read it
 
     def _folders(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("step-*") if _NAME.fullmatch(path.name))
+        steps = {path: name for path in self._folder.glob("step-*") if (name := _NAME.fullmatch(path.name))}
+        return sorted(steps, key=lambda path: int(steps[path][1]))
 
     def _damage(self, path: Path) -> str | None:
         """What is wrong with a checkpoint, the same on every rank; each reads some of its files."""
         with together():
             damage = _damage_seen(path, dist.get_rank(), dist.get_world_size())
-        return next((each for each in gathered(damage) if each is not None), None)
+        return next((seen for seen in gathered(damage) if seen is not None), None)
 
     def _clear(self, part: Path) -> None:
         """Room for a new one: nothing is left of what was not finished."""
@@ -153,10 +154,10 @@ class Checkpoints:
 
     def _prune(self) -> None:
         states = self.complete()
-        kept = set(list(states)[-self._keep :])
+        needed = set(list(states)[-self._keep :])
         if self._best and (best := self.best()) is not None:
-            kept.add(best[0])
-        for path in states.keys() - kept:
+            needed.add(best[0])
+        for path in states.keys() - needed:
             leftover = path.with_name(f".{path.name}{_PART}")
             path.rename(leftover)  # a part of one must not look whole
             shutil.rmtree(leftover)
@@ -169,12 +170,10 @@ class Checkpoints:
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
             whole = list(self.complete())[-1:]
-            remedy = (
-                f"make room, and the same command goes on from {whole[0]}, which is whole."
-                if whole
-                else "make room, and run the same command again; there is no older one."
-            )
-            raise ResourceError(f"The checkpoint {path} cannot be written: {error.strerror}; {remedy}") from error
+            start = f"goes on from {whole[0]}, which is whole" if whole else "begins anew, since there is no older one"
+            raise ResourceError(
+                f"The checkpoint {path} cannot be written ({error.strerror}); once it can, the same command {start}."
+            ) from error
 
 
 def _state(path: Path) -> State | None:

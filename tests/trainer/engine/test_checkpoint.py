@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_sentence_that_names_the_older_one(tmp_path, small_di
     with pytest.raises(ResourceError) as told:
         checkpoints.save(Engine(numbers=100_000), state(2))
     small_disk(resource.RLIM_INFINITY)
-    assert f"{name(2)} cannot be written: File too large; make room" in str(told.value)
+    assert f"{name(2)} cannot be written (File too large); once it can, the same command" in str(told.value)
     assert (f"goes on from {tmp_path / FOLDER / name(1)}, which is whole" in str(told.value)) == older
     assert steps(tmp_path) == [name(1)] * older
     checkpoints.save(Engine(numbers=100_000), state(2))
@@ -229,6 +229,6 @@ def test_what_an_interrupted_save_left_is_no_checkpoint_and_goes_with_the_next(t
 
 
 def test_folders_are_in_the_order_of_their_steps(tmp_path):
-    checkpoints = save(tmp_path, *map(state, [9, 10, 100, 100_000_000]))
+    checkpoints = save(tmp_path, *map(state, [9, 10, 99_999_999, 100_000_000]))
     found = [each.step for each in checkpoints.complete().values()]
     assert all(a < b for a, b in pairwise(found))
