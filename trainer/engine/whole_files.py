@@ -1,6 +1,6 @@
 """Files of a checkpoint: each written whole, with its checksum; and whether they are still what they were.
 
-SHA256SUMS  a line a file, `sha256sum --check SHA256SUMS` reads it; written last, it says that a checkpoint is complete
+SHA256SUMS  a line a file, `sha256sum -c SHA256SUMS` reads it; written last, it says that a checkpoint is complete
 """
 
 import tempfile

@@ -100,10 +100,10 @@ def finite(model: nn.Module) -> bool:
 
 def _own(parameter: Any) -> Tensor:
     """A parameter's values on this rank: of one that ZeRO-3 has partitioned its part, without what fills it up."""
+    values: Tensor = getattr(parameter, "ds_tensor", parameter).detach().flatten()
     if not hasattr(parameter, "ds_tensor"):
-        return parameter.detach()
-    part: Tensor = parameter.ds_tensor.detach().flatten()
-    return part[: max(parameter.ds_numel - dist.get_rank() * len(part), 0)]
+        return values
+    return values[: max(parameter.ds_numel - dist.get_rank() * len(values), 0)]
 
 
 def whole_state(model: nn.Module, zero_stage: int) -> dict[str, Tensor] | None:
