@@ -168,9 +168,7 @@ class Run:
             validate = last or (self.done % config.validate_every == 0 if config.validate_every else due)
             held_out = None
             if validate and config.data.held_out and not result.stop:
-                losses = self.stepper.validate(
-                    [batch for portion in in_step(self.loader.validation()) for batch in portion]
-                )
+                losses = self.stepper.validate(lambda: in_step(self.loader.validation()))
                 self._require_finite(losses.not_finite(), "held out, ")
                 held_out = losses.total
                 if monitor is not None:

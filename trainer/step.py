@@ -6,7 +6,7 @@ the micro-batch. So the number of steps done, and what DeepSpeed saves, is the w
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ class Stepper:
         self._roles = roles
         self._config = config
         self._steps = steps
+        self._held_out: Denominators | None = None  # of the documents to validate on
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
 
     def step(self, step: int, batches: Sequence[Batch], stop: bool) -> StepResult:
@@ -111,24 +112,32 @@ class Stepper:
                 ) from error
 
     @torch.no_grad()
-    def validate(self, batches: Sequence[Batch]) -> Losses:
-        """The loss, with its final weights, and its terms: a plain function of weights and documents."""
-        denominators, _ = self._denominators(batches, [])
+    def validate(self, portions: Callable[[], Iterable[Sequence[Batch]]]) -> Losses:
+        """The loss, with its final weights, and its terms: a plain function of weights and documents.
+
+        `portions`: this rank's documents, some at a time, of which no more are held; the same whenever it is called. Each
+        gives them once, but twice the first time: for the denominators, which stay what they are.
+        """
+        if self._held_out is None:
+            self._held_out, _ = self._denominators((batch for batches in portions() for batch in batches), [])
         weights = self._weights(1.0)
         values = torch.zeros(len(weights), device=self.engine.device)
         self.engine.eval()
-        for batch in batches:
-            _, terms = self.engine(batch.to(self.engine.device), denominators, weights)
-            values += terms
+        for batches in portions():
+            for batch in batches:
+                _, terms = self.engine(batch.to(self.engine.device), self._held_out, weights)
+                values += terms
         return self._losses(values, weights)
 
     def _weights(self, progress: float) -> dict[str, float]:
         return {name: term.config.weight_at(progress) for name, term in self._distiller.terms.items()}
 
-    def _denominators(self, batches: Sequence[Batch], counts: Sequence[float]) -> tuple[Denominators, list[float]]:
+    def _denominators(self, batches: Iterable[Batch], counts: Sequence[float]) -> tuple[Denominators, list[float]]:
         """Of every term over all micro-batches of all ranks; and other numbers added up over ranks on the way."""
-        own = [self._distiller.denominators(batch) for batch in batches]
-        total = {name: torch.stack([parts[name] for parts in own]).sum(0) for name in self._distiller.terms}
+        total: Denominators = {}
+        for batch in batches:
+            for name, own in self._distiller.denominators(batch).items():
+                total[name] = total[name] + own if name in total else own
         flat = torch.cat([*total.values(), torch.tensor([*counts], dtype=torch.float64)])
         if self._ranks > 1:
             flat = flat.to(self.engine.device)

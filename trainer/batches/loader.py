@@ -10,7 +10,8 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -71,16 +72,21 @@ class StepLoader:
 
     def training(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """Steps [start, stop)."""
-        return self._read(_Each(self._step, range(start, stop)))
+        return iter(self._reader(_Each(self._step, range(start, stop)), lasting=False))
 
     def validation(self) -> Iterator[list[Batch]]:
-        """The rows held out, in a fixed order; as many steps on every rank.
+        """The rows held out, in a fixed order; as many steps on every rank. Its worker processes stay for the next time.
 
         In portions of at most `data.batch_size`, but for the few more that it takes to give each rank a document.
         """
+        return iter(self._validation)
+
+    @cached_property
+    def _validation(self) -> Iterable[list[Batch]]:
         count = len(self._held_out)
         steps = min(-(-count // self._config.batch_size), count // self._ranks)
-        return self._read(_Each(self._validation_step, np.array_split(self._held_out, max(steps, 1))[:steps]))
+        portions = np.array_split(self._held_out, max(steps, 1))[:steps]
+        return self._reader(_Each(self._validation_step, portions), lasting=True)
 
     def dealt(self, step: int) -> Dealt:
         """Rows of a training step, for every rank."""
@@ -99,23 +105,45 @@ class StepLoader:
         found = deal(self._lengths[rows].tolist(), self._ranks, micro_batches)
         return [[rows[places].tolist() for places in mine] for mine in found]
 
-    def _read(self, steps: "_Each") -> Iterator[list[Batch]]:
+    def _reader(self, steps: "_Each", lasting: bool) -> Iterable[list[Batch]]:
+        """`lasting`: its workers are there for all iterations, one after the other."""
         if not self._source.portable or self._config.workers == 0:
-            for step in steps:
-                yield [self._source.fetch(rows) for rows in step]
-            return
+            return _Here(self._source, steps)
         loader: DataLoader[Any] = DataLoader(
             _Reader(self._source),
             sampler=steps,
             batch_size=None,
             num_workers=self._config.workers,
             prefetch_factor=AHEAD,
+            persistent_workers=lasting,
             pin_memory=self._pinned,
             multiprocessing_context=_context(),
             worker_init_fn=_settle,
             generator=torch.Generator(),  # else it takes a number from the generator that dropout uses
         )
-        for parcel in loader:
+        return _Elsewhere(loader)
+
+
+class _Here:
+    """Batches that are made in this process, when they are asked for."""
+
+    def __init__(self, source: BatchSource, steps: "_Each") -> None:
+        self._source = source
+        self._steps = steps
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        for step in self._steps:
+            yield [self._source.fetch(rows) for rows in step]
+
+
+class _Elsewhere:
+    """Batches that worker processes make ahead of time."""
+
+    def __init__(self, loader: "DataLoader[Any]") -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        for parcel in self._loader:
             if isinstance(parcel, UserError):
                 raise parcel
             yield parcel.unpack()

@@ -73,6 +73,18 @@ def test_validation_has_as_many_steps_on_every_rank(source, count, number):
     assert len(rows) == len(set(rows)) == count
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are listed as Linux does")
+def test_validation_keeps_its_workers(source):
+    loader = loader_of(source, held_out=9, workers=1)
+    first = list(loader.validation())
+    processes = descendants(os.getpid())
+    assert processes
+    for one, two in zip(first, loader.validation(), strict=True):
+        for mine, other in zip(one, two, strict=True):
+            assert_same_batch(mine, other)
+    assert descendants(os.getpid()) == processes
+
+
 def test_a_step_that_does_not_go_round(source):
     with pytest.raises(UsageError, match=r"step of 4 documents .* 3 ranks of 2 micro-batches .* at least 6"):
         loader_of(source, ranks=3)
