@@ -39,8 +39,8 @@ class Decoder:
         self._backend = tokenizer.backend
         self._normalization = tokenizer.normalization
         self._unknown = tokenizer.unknown
-        self._cut_before = tokenizer.config.max_prompt_length is not None
         self._cut_behind = tokenizer.config.max_length is not None
+        self._cut_before = self._cut_behind or tokenizer.config.max_prompt_length is not None
         self._before = self._backend.encode(_BEFORE, add_special_tokens=False).ids
         self._lead = self._backend.decode(self._before, skip_special_tokens=False)
         self.said = lru_cache(maxsize=1 << 16)(self._said)  # of tokens that come again and again

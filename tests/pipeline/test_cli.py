@@ -83,6 +83,7 @@ def test_info_and_verify_say_it_in_words(command, prepared):
     code, out, _ = command("verify", prepared)
     assert code == 0
     assert "nothing wrong" in out
+    assert "student tokens decoded: every row" in out
 
 
 def test_a_tokenizer_that_moved_can_be_named(command, prepared, tmp_path):

@@ -519,6 +519,7 @@ def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, 
         return
     assert prefix + uncut <= limit
     assert len(cut.input_ids) <= limit
+    assert Decoder(cut_tokenizer).problem(text, cut, {}) is None
     prefix = opening(cut)  # another one if the row's own was cut away
     prompt_tokens = cut.response_start - prefix
     assert prompt_tokens <= kept_prompt_most
