@@ -25,16 +25,20 @@ from spacy.tokens import Doc
 from pipeline.dataset import prepare
 from pipeline.parse import model, network
 from pipeline.parse.engine import Engine, torch_threads
+from pipeline.parse.int8 import SLOWEST, slowdown
 from pipeline.parse.scoring import joined_chains
 from pipeline.text import Constituents, Words
 from schemas.config import ParseConfig, SideConfig
+from schemas.console import LOG_EVERY_S
 
 network.supply_what_transformers_dropped()
 
 #: Sentence lengths of the table, in words.
 LENGTHS = (10, 20, 40, 80, 160)
 #: Words measured per length.
-WORDS_A_LENGTH = 3_200
+WORDS_A_LENGTH = 1_600
+#: Sentences of the embedded sample that are measured, so that all is done within two minutes.
+SENTENCES_OF_SAMPLE = 400
 #: benepar's own recommendation for a batch, of its command line.
 STOCK_SUBWORDS = 2_000
 Documents = Sequence[Sequence[Words]]
@@ -65,6 +69,15 @@ def stock_examples(sentences: Sequence[Words]) -> list[StockExample]:
 def stock_parses(parser: ChartParser, sentences: Sequence[Words]) -> list[Any]:
     """Stock benepar, everything at once, best labels only (no nltk trees)."""
     return list(parser.parse(stock_examples(sentences), return_compressed=True, subbatch_max_tokens=STOCK_SUBWORDS))
+
+
+def stock_takes(parser: ChartParser, words: Words) -> bool:
+    """Whether stock benepar can parse a sentence: not where a word of it has no subword (a control character, say)."""
+    (example,) = stock_examples([words])
+    try:
+        return bool((np.asarray(parser.encode(example)["words_from_tokens"]) >= 0).all())
+    except (AssertionError, StopIteration):  # its own words for a last word without subwords
+        return False
 
 
 def stock_spans(parser: ChartParser, parse: Any) -> set[tuple[int, int, str]]:
@@ -133,6 +146,11 @@ def stock_component(name: str) -> BeneparComponent:
         return BeneparComponent(folder)
 
 
+def sample_documents(longest: int) -> Documents:
+    """Some sentences of the embedded sample."""
+    return at_most(documents_of(["embedded:sample"], longest), SENTENCES_OF_SAMPLE)
+
+
 def documents_of(inputs: Sequence[str], longest: int) -> list[list[Words]]:
     """Sentences of each row of `inputs`, rendered and segmented as `mta-prep parse` does; longer ones left out."""
     # the tokenizers play no part here
@@ -157,85 +175,125 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def at_most(documents: Documents, sentences: int) -> Documents:
+    """Documents of about so many sentences, taken evenly from all."""
+    total = sum(map(len, documents))
+    return documents[:: max(1, round(total / sentences))]
+
+
+@dataclass
+class Contest:
+    """The engine beside stock benepar, with the same weights on the same cores."""
+
+    engine: Engine
+    int8: Engine | None  # None where 8-bit products are slower than float32
+    stock: BeneparComponent
+    progress: Callable[[str], None]
+
+    @classmethod
+    def of(cls, model_name: str, cores: int, progress: Callable[[str], None]) -> "Contest":
+        """All contestants with the weights of the parser model `model_name`."""
+        network = model.load(model_name).network
+        fast = slowdown() <= SLOWEST
+        return cls(
+            Engine(network, threads=cores),
+            Engine(network, threads=cores, precision="int8") if fast else None,
+            stock_component(model_name),
+            progress,
+        )
+
+    def takes(self, words: Words) -> bool:
+        """Whether all contestants can parse it."""
+        return stock_takes(self.stock._parser, words)
+
+    def contestants(self, pool: Sequence[Words]) -> dict[str, Callable[[], object]]:
+        """What each does with sentences."""
+        work: dict[str, Callable[[], object]] = {
+            "stock_batched": lambda: stock_parses(self.stock._parser, pool),
+            "encoder_only": lambda: encoder_alone(self.engine, pool),
+            "ours": lambda: self.engine.constituents(pool),
+        }
+        int8 = self.int8
+        return work if int8 is None else work | {"ours_int8": lambda: int8.constituents(pool)}
+
+    def rates(self, what: str, pool: Sequence[Words], documents: Sequence[Doc] = ()) -> dict[str, float]:
+        """Sentences per second of each contestant; with `documents`, also of stock benepar one after the other."""
+        work = self.contestants(pool)
+        if documents:
+            work = {"stock_documents": lambda: self._one_by_one(what, documents)} | work
+        found = {}
+        for name, call in work.items():
+            found[name] = len(pool) / timed(call)
+            self.progress(f"{what}, {name}: {found[name]:.1f} sentences/s")
+        return found
+
+    def _one_by_one(self, what: str, documents: Sequence[Doc]) -> None:
+        said = time.perf_counter()
+        for number, doc in enumerate(documents):
+            self.stock(doc)
+            if time.perf_counter() - said > LOG_EVERY_S:
+                said = time.perf_counter()
+                self.progress(f"{what}, stock_documents: {number + 1} of {len(documents)} documents")
+
+
+def as_docs(documents: Documents) -> list[Doc]:
+    """spaCy documents of these words and sentences, not parsed yet."""
+    vocab = spacy.blank("en").vocab
+    docs = []
+    for document in documents:
+        words = [word for sentence in document for word in sentence.words]
+        space = [bool(after) for sentence in document for after in sentence.space_after]
+        starts: list[bool | int | None] = [place == 0 for sentence in document for place in range(len(sentence.words))]
+        docs.append(Doc(vocab, words=words, spaces=space, sent_starts=starts))
+    return docs
+
+
 def measure(
     model_name: str, documents: Documents, rounds: int, cores: int, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Sentences per second of each contestant, ratios, differing trees, and a table by sentence length.
 
-    `documents`: sentences of each document, at most as long as the model takes.
+    `documents`: sentences of each document, at most as long as the model takes. Those that stock benepar cannot parse are
+    left out for all and counted. Without integer dot products there is no contestant in 8 bits, and no figure for it.
     """
-    parser = model.load(model_name).network
-    engine = Engine(parser, threads=cores)
-    int8 = Engine(parser, threads=cores, precision="int8")
-    stock = stock_component(model_name)
-    vocab = spacy.blank("en").vocab
-
-    def as_docs() -> list[Doc]:
-        docs = []
-        for document in documents:
-            words = [word for sentence in document for word in sentence.words]
-            space = [bool(after) for sentence in document for after in sentence.space_after]
-            starts: list[bool | int | None] = [
-                place == 0 for sentence in document for place in range(len(sentence.words))
-            ]
-            docs.append(Doc(vocab, words=words, spaces=space, sent_starts=starts))
-        return docs
-
-    sentences = [sentence for document in documents for sentence in document]
-    distinct = len(set(sentences))
-
-    def contestants(pool: Sequence[Words]) -> dict[str, Callable[[], object]]:
-        return {
-            "stock_batched": lambda: stock_parses(stock._parser, pool),
-            "encoder_only": lambda: encoder_alone(engine, pool),
-            "ours": lambda: engine.constituents(pool),
-            "ours_int8": lambda: int8.constituents(pool),
-        }
-
-    def rates(pool: Sequence[Words], more: dict[str, Callable[[], object]] | None = None) -> dict[str, float]:
-        work = (more or {}) | contestants(pool)
-        return {name: len(pool) / timed(call) for name, call in work.items()}
-
+    contest = Contest.of(model_name, cores, progress)
+    kept = [[sentence for sentence in document if contest.takes(sentence)] for document in documents]
+    kept = [document for document in kept if document]
+    sentences = [sentence for document in kept for sentence in document]
+    progress(f"{len(sentences)} sentences, {rounds} rounds, then sentences of {', '.join(map(str, LENGTHS))} words")
     # torch-struct, by which stock benepar decodes, warns of its own use of torch in every batch
     with torch_threads(cores), warnings.catch_warnings(action="ignore"):
-        for call in contestants(sentences[:64]).values():
+        for call in contest.contestants(sentences[:64]).values():
             call()  # compiles the decoder, fills caches
-        seen = []
-        for number in range(rounds):
-            docs = as_docs()
-
-            def per_document(docs: list[Doc] = docs) -> None:
-                for doc in docs:
-                    stock(doc)
-
-            seen.append(rates(sentences, {"stock_documents": per_document}))
-            progress(f"round {number + 1} of {rounds}: " + ", ".join(f"{k} {v:.1f}" for k, v in seen[-1].items()))
+        seen = [contest.rates(f"round {n + 1} of {rounds}", sentences, as_docs(kept)) for n in range(rounds)]
         table = {}
         for length in LENGTHS:
-            pool = cut(sentences, length, WORDS_A_LENGTH)
-            if pool and length <= engine.max_words:
-                table[length] = {name: round(value, 1) for name, value in rates(pool).items()}
-                progress(f"{length} words: {table[length]}")
-        spans = spans_of(engine, sentences)
-        differ = differences(stock._parser, sentences, spans)
-        changed = sum(a != b for a, b in zip(spans, spans_of(int8, sentences), strict=True))
+            pool = [words for words in cut(sentences, length, WORDS_A_LENGTH) if contest.takes(words)]
+            if pool and length <= contest.engine.max_words:
+                rates = contest.rates(f"{length} words", pool)
+                table[length] = {name: round(value, 1) for name, value in rates.items()}
+        progress("comparing trees")
+        spans = spans_of(contest.engine, sentences)
+        differ = differences(contest.stock._parser, sentences, spans)
+        spans8 = None if contest.int8 is None else spans_of(contest.int8, sentences)
 
     def ratio(over: str, of: str = "ours") -> float:
         return round(median(one[of] / one[over] for one in seen), 3)
 
     return {
         "sentences": len(sentences),
-        "sentences_distinct": distinct,
-        "documents": len(documents),
+        "sentences_distinct": len(set(sentences)),
+        "sentences_left_out": sum(map(len, documents)) - len(sentences),
+        "documents": len(kept),
         "rounds": rounds,
         "sentences_per_second": {name: round(median(one[name] for one in seen), 1) for name in seen[0]},
         "ours_over_stock_documents": ratio("stock_documents"),
         "ours_over_stock_batched": ratio("stock_batched"),
         "ours_over_encoder_only": ratio("encoder_only"),
-        "int8_over_encoder_only": ratio("encoder_only", "ours_int8"),
+        "int8_over_encoder_only": None if spans8 is None else ratio("encoder_only", "ours_int8"),
         "trees_differ": len(differ),
         "largest_margin_of_differing": max((abs(one.margin) for one in differ), default=0.0),
-        "trees_changed_by_int8": changed,
+        "trees_changed_by_int8": None if spans8 is None else sum(a != b for a, b in zip(spans, spans8, strict=True)),
         "by_length": table,
     }
 

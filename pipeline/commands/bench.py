@@ -19,6 +19,7 @@ def show_bench(found: dict[str, Any], machine: dict[str, Any]) -> None:
         "ours_int8": "this parser, int8",
     }
     speeds = found["sentences_per_second"]
+    named = {key: title for key, title in named.items() if key in speeds}
     console.table(
         "Parser",
         ["", "sentences/s", "this parser is faster by"],
@@ -30,16 +31,20 @@ def show_bench(found: dict[str, Any], machine: dict[str, Any]) -> None:
         ["words", *short.values()],
         [[str(length), *(f"{rates[key]:.1f}" for key in short)] for length, rates in found["by_length"].items()],
     )
+    changed = found["trees_changed_by_int8"]
+    without = "int8 is left out, this processor has no integer dot products (VNNI)"
     console.stdout.print(
-        f"{counted(found['sentences'], 'sentence')} ({found['sentences_distinct']} different); trees unlike stock benepar's: "
-        f"{found['trees_differ']}; changed by int8: {found['trees_changed_by_int8']}."
+        f"{counted(found['sentences'], 'sentence')} ({found['sentences_distinct']} different), "
+        f"{found['sentences_left_out']} left out that stock benepar cannot take; trees unlike stock benepar's: "
+        f"{found['trees_differ']}; {without if changed is None else f'changed by int8: {changed}'}."
     )
     console.stdout.print(", ".join(f"{name} {value}" for name, value in machine.items()))
 
 
 def bench_parser(
     inputs: Annotated[
-        list[str] | None, typer.Argument(help="Rows of text, as `mta-prep parse` reads them. Default: the sample.")
+        list[str] | None,
+        typer.Argument(help="Rows of text, as `mta-prep parse` reads them. Default: some of the sample."),
     ] = None,
     parser_model: Annotated[str, typer.Option(help="`embedded`, a folder, or a published name.")] = "embedded",
     rounds: Annotated[int, typer.Option(min=1, help="Each contestant runs this often; medians are shown.")] = 2,
@@ -50,7 +55,7 @@ def bench_parser(
     """Sentences per second of this parser beside stock benepar, whether the trees agree, and a table by length."""
     from pipeline.bench import machine, parser
 
-    documents = parser.documents_of(inputs or ["embedded:sample"], longest)
+    documents = parser.documents_of(inputs, longest) if inputs else parser.sample_documents(longest)
     found = parser.measure(parser_model, documents, rounds, cores or run_workers(), console.stderr.print)
     if as_json:
         console.emit_json({**found, "machine": machine.describe()})

@@ -143,6 +143,7 @@ def eval_parser(
 
     from pipeline.parse import evaluation, model
     from pipeline.parse.engine import Engine
+    from pipeline.parse.int8 import refuse_where_slow
     from pipeline.read.segment import Segmenter
     from pipeline.shards.pool import default_workers
     from schemas.config import ParserConfig, SegmentConfig
@@ -150,6 +151,7 @@ def eval_parser(
     paths = _tree_files(treebank)
     files = [evaluation.gold_trees(path) for path in paths]
     config = ParserConfig(model=parser_model, device=device, precision=parser_precision)
+    refuse_where_slow(config.precision, config.device)
     loaded = model.load(config.model)
     cores = threads or default_workers()
     torch.set_num_threads(cores)

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.align.units import document_units
 from pipeline.parse import model
 from pipeline.parse.engine import Engine
+from pipeline.parse.int8 import refuse_where_slow
 from pipeline.text import Constituents, Document, Sentence, Units, Words
 from schemas.config import ParserConfig
 
@@ -80,6 +81,7 @@ class BeneparParser:
     """The default parser: NP and VP from constituents (protocol: `pipeline.text.Parser`)."""
 
     def __init__(self, config: ParserConfig) -> None:
+        refuse_where_slow(config.precision, config.device)
         self.config = config
         self.loaded = model.load_for_inference(config.model)
         self.engine = Engine(self.loaded.network, config.token_budget, config.device, config.precision)

@@ -57,7 +57,7 @@ class ConstituencyComponent(Pipe):
 
     `model`: `embedded`, a folder, or a published name. `token_budget`, `precision`, `device`, `threads`: see
     `pipeline.parse.engine.Engine`. `disable_tagger` leaves `token.tag_` alone. Raises `UserError` where the model is
-    missing or not a parser.
+    missing or not a parser, `UsageError` for `int8` where it would be slower than `float32`.
     """
 
     def __init__(
@@ -74,8 +74,10 @@ class ConstituencyComponent(Pipe):
         from benepar.integrations import spacy_extensions  # noqa: F401 (installs the extension attributes)
 
         from pipeline.parse.engine import Engine
+        from pipeline.parse.int8 import refuse_where_slow
         from pipeline.parse.model import load_for_inference
 
+        refuse_where_slow(precision, device)
         self.name = name
         self.model = model
         self.disable_tagger = disable_tagger

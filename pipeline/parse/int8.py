@@ -6,6 +6,9 @@ A token's result does not depend on the other tokens of its batch.
 """
 
 import inspect
+import time
+from collections.abc import Callable
+from functools import cache
 
 import numba
 import numpy as np
@@ -14,6 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.parse.model import quantise
+from schemas.errors import UsageError
+
+#: Rows, inputs and outputs of the products that are timed against each other.
+PROBED = (32, 384, 384)
+#: An 8-bit product that takes more than so many times as long as one in float32 is refused. With integer dot products it
+#: takes less time, without them at least ten times as long: between lies nothing but noise.
+SLOWEST = 2.0
 
 
 def _to_int8(x, values, scales):  # type: ignore[no-untyped-def]
@@ -56,3 +66,31 @@ class Int8Linear:
         out = torch.empty(sums.shape)
         _dequantise(sums.numpy(), scales, self.scales, self.bias, out.numpy())
         return out
+
+
+@cache
+def slowdown() -> float:
+    """How many times as long a product takes on this machine in 8-bit integers as in float32; known in 0.1 s."""
+    rows, inputs, outputs = PROBED
+    x, weight = torch.ones(rows, inputs), torch.ones(inputs, outputs)
+    x8, weight8 = x.to(torch.int8), weight.to(torch.int8)
+    return _least_seconds(lambda: torch._int_mm(x8, weight8)) / _least_seconds(lambda: x @ weight)
+
+
+def _least_seconds(product: Callable[[], Tensor]) -> float:
+    """Of a few runs, since other processes can only add to it."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def refuse_where_slow(precision: str, device: str) -> None:
+    """Raises `UsageError` for 8-bit layers on a processor that has no integer dot products."""
+    if precision == "int8" and device == "cpu" and slowdown() > SLOWEST:
+        raise UsageError(
+            f"Parser precision int8 would be slower than float32 here: this processor has no integer dot products (VNNI), "
+            f"and its 8-bit products take {slowdown():.0f} times as long. Use float32, the default."
+        )

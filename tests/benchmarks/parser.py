@@ -29,17 +29,17 @@ def main(
     trees: Annotated[list[Path] | None, typer.Option(help="Bracketed trees.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="Rows of text, as `mta-prep parse` reads them.")] = None,
     parser_model: str = "embedded",
-    rounds: int = 3,
+    rounds: int = 2,
     cores: int = 2,
     sentences_a_treebank: int = 2000,
     longest: int = 100,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Measure; without inputs on the embedded sample."""
+    """Measure; without inputs on some of the embedded sample."""
     documents = [doc for path in trees or [] for doc in from_trees(path, sentences_a_treebank, longest)]
-    if text or not documents:
-        documents += parser.documents_of(text or ["embedded:sample"], longest=longest)
-    result = parser.measure(parser_model, documents, rounds, cores, lambda line: print(line, flush=True))
+    documents += parser.documents_of(text, longest) if text else []
+    chosen = documents or parser.sample_documents(longest)
+    result = parser.measure(parser_model, chosen, rounds, cores, lambda line: print(line, flush=True))
     machine.report(result, as_json)
 
 

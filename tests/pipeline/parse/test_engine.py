@@ -8,12 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.parse import network
+from pipeline.parse import int8, network
+from pipeline.parse.benepar import BeneparParser
+from pipeline.parse.component import ConstituencyComponent
 from pipeline.parse.engine import Engine, torch_threads
 from pipeline.parse.int8 import Int8Linear
 from pipeline.parse.packed import PackedParser, attention, runs_of
 from pipeline.text import Words
-from schemas.errors import ResourceError, UsageError
+from schemas.config import ParserConfig
+from schemas.errors import Exit, ResourceError, UsageError
 from trainer.models.memory import out_of_memory
 
 TEXTS = [
@@ -192,3 +195,22 @@ def test_bf16_leaves_the_callers_parser_alone(embedded_parser):
     assert {p.dtype for p in engine.parser.parameters()} == {torch.bfloat16}
     trees = engine.constituents(SENTENCES)
     assert all(tree.labels for tree in trees)
+
+
+def test_8_bit_layers_are_refused_where_they_would_be_slow(monkeypatch, command, tmp_path):
+    config = ParserConfig(precision="int8")
+    monkeypatch.setattr(int8, "slowdown", lambda: 25.4)
+    with pytest.raises(UsageError, match=r"no integer dot products \(VNNI\).* 25 times as long\. Use float32"):
+        BeneparParser(config)
+    with pytest.raises(UsageError, match="Use float32"):
+        ConstituencyComponent("parser", precision="int8")
+    (tmp_path / "a.ptb").write_text("(NP (NN a) (NN b))\n", encoding="utf-8")
+    code, _, told = command("eval-parser", tmp_path, "--parser-precision", "int8")
+    assert (code, "Use float32" in told) == (Exit.USAGE, True)
+    BeneparParser(ParserConfig())
+    monkeypatch.setattr(int8, "slowdown", lambda: 0.6)
+    BeneparParser(config)
+
+
+def test_the_probe_of_8_bit_products_is_a_ratio_of_times():
+    assert 0 < int8.slowdown() == int8.slowdown()
