@@ -7,16 +7,34 @@ import torch
 
 from schemas.training import PairConfig
 from trainer.batches.documents import Documents
-from trainer.objectives.base import Needs
+from trainer.objectives import build
+from trainer.objectives.base import Needs, Setting
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
 from trainer.teacher.needs import teacher_needs
 
+TEACHER_SIZE = 48
 ROWS = [5, 0, 23, 11, 11, 2]
 WORDS = PairConfig(student=1, teacher=2, granularity="words")
 CHUNKS = PairConfig(student=3, teacher=4, granularity="chunks")
-#: a cache of the upper layer alone
+#: A cache of the upper layer alone.
 TOP = {"signals": ["relations"], "layers": [{"layer": 4, "granularity": "chunks"}]}
+
+#: Every term, with options that have it take other ways: its name, and for some what is asked of it.
+TERMS = {
+    "ce": {},
+    "fkl": {"temperature": 2.0},
+    "rkl": {},
+    "sfkl": {"source": "topk"},
+    "srkl": {},
+    "fdd": {},
+    "dsa": {},
+    "dsa distance": {"metric": "distance"},
+    "dsa angle": {"metric": "angle"},
+    "dsa row_kl": {"metric": "row_kl", "reduce": "sum"},
+    "hidden": {},
+    "hidden unit": {"level": "unit"},
+}
 
 
 def needing(documents, *pairs, needs=("relations",), weights="centrality", **term):
@@ -27,6 +45,19 @@ def needing(documents, *pairs, needs=("relations",), weights="centrality", **ter
 def source_of(folder, caches, *pairs, limit=None, **wanted):
     documents = Documents(folder, limit)
     return CachedTeacher(Caches(caches, documents), needing(documents, *pairs, **wanted))
+
+
+def source_of_everything(make_cache, same):
+    """What every one of `TERMS` needs, of both layers."""
+    cache = make_cache(signals=["relations", "units", "states", "final", "topk"], state_tokens="all")
+    needs = ("relations", "units", "states", "position_states")
+    return source_of(same, [cache], WORDS, CHUNKS, needs=needs, final=True, topk=True)
+
+
+def term_of(name, student):
+    """One of `TERMS`, built for a student and the sample's teacher."""
+    setting = Setting((WORDS, CHUNKS), student.hidden_size, TEACHER_SIZE)
+    return build({name.split()[0]: TERMS[name]}, setting, "objectives")
 
 
 def assert_same_batch(one, two):

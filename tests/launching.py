@@ -1,47 +1,185 @@
-"""The trainer as tests start it: on ranks of its own, or several configs in one process of each rank; and what it leaves."""
+"""The trainer as tests start it, and what it leaves.
 
+`launch` and `start` give a run its ranks as forks of one process that has imported everything once, as users' processes
+have it: without run-time checks, and without what tests have done before. `command` is the command line itself.
+"""
+
+import atexit
+import functools
 import json
+import multiprocessing
 import os
-import subprocess
+import socket
 import sys
+import warnings
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "trainer" / "train.py"
-SEVERAL = ROOT / "tests" / "trainer" / "runs.py"
-STEPS = 20
+STEPS = 8
+#: Name of the config whose last rank cannot read one of its batches.
+FAILS = "fails"
 NOT_COMPARED = {"tokens_per_second", "memory_gb", "lr", "grad_norm"}
+ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+PATIENCE = 300  # seconds
 
 
 def environment():
-    return os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
+    return os.environ | ENVIRONMENT
 
 
-def command(ranks, script, *arguments):
+def command(ranks, *arguments):
+    """The command line that trains on some ranks."""
+    arguments = [str(TRAIN), *map(str, arguments)]
     if ranks == 1:
-        return [sys.executable, str(script), *map(str, arguments)]
+        return [sys.executable, *arguments]
     launcher = Path(sys.executable).with_name("deepspeed")
-    port = 20000 + os.getpid() % 20000
-    return [str(launcher), "--num_gpus", str(ranks), "--master_port", str(port), str(script), *map(str, arguments)]
+    return [str(launcher), "--num_gpus", str(ranks), "--master_port", str(free_port()), *arguments]
 
 
-def launch(ranks, script, *arguments):
-    done = subprocess.run(command(ranks, script, *arguments), env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def serve(connection):
+    """Forks ranks and tells how they ended, for as long as anybody asks; in a process of its own."""
+    os.environ.update(ENVIRONMENT)
+    warnings.simplefilter("ignore")
+    import torch
+
+    import trainer.run  # noqa: F401  # what takes long to import
+
+    torch.set_num_threads(1)
+    ranks = {}
+    while True:
+        try:
+            request, *arguments = connection.recv()
+        except EOFError:
+            return
+        if request == "start":
+            rank = multiprocessing.get_context("fork").Process(target=be_a_rank, args=arguments)
+            rank.start()
+            ranks[rank.pid] = rank
+            connection.send(rank.pid)
+        else:
+            ranks[arguments[0]].join(PATIENCE)
+            connection.send(ranks[arguments[0]].exitcode)
+
+
+def be_a_rank(work, arguments, own, log):
+    """`work` as a rank whose environment has `own`; what is said goes to a file."""
+    os.environ.update(own)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    work(*arguments)
+
+
+@functools.cache
+def server():
+    """The other end of `serve`."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    spawn.Process(target=serve, args=(theirs,)).start()
+    theirs.close()
+    atexit.register(ours.close)
+    return ours
+
+
+def start(log, ranks, work, *arguments):
+    """Ranks in the background: their process ids."""
+    port, pids = str(free_port()), []
+    for rank in range(ranks):
+        own = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}", "MASTER_ADDR": "127.0.0.1"}
+        server().send(("start", work, arguments, own | {"MASTER_PORT": port}, log))
+        pids.append(server().recv())
+    return pids
+
+
+def ended(pids):
+    """Exit codes of ranks, when they have ended."""
+    codes = []
+    for pid in pids:
+        server().send(("ended", pid))
+        codes.append(server().recv())
+    return codes
+
+
+def launch(ranks, work, *arguments):
+    """`work` by some ranks, from its beginning to its end; what they say goes beside the first file that is named."""
+    log = next(argument for argument in arguments if isinstance(argument, Path)).with_suffix(".log")
+    assert ended(start(log, ranks, work, *arguments)) == [0] * ranks, log.read_text()[-6000:]
+
+
+def train_command(*arguments):
+    """`trainer/train.py` in this process."""
+    from trainer import train
+
+    sys.argv = ["train.py", *map(str, arguments)]
+    train.main()
+
+
+def tell(*files):
+    """The command once for each config; keeps its exit code, and what it says, beside the file."""
+    for file in files:
+        code = 0
+        with file.with_suffix(".err").open("w", encoding="utf-8") as said, redirect_stderr(said):
+            try:
+                train_command("--config", file)
+            except SystemExit as ended_with:
+                code = ended_with.code
+        file.with_suffix(".code").write_text(json.dumps(code))
 
 
 def told(*files):
     """Exit code and standard error of the command for each config, one after the other in one process."""
-    launch(1, SEVERAL, "--told", *files)
+    launch(1, tell, *files)
     return [(json.loads(file.with_suffix(".code").read_text()), file.with_suffix(".err").read_text()) for file in files]
+
+
+def finish(*files):
+    """Runs, from first step to exported student."""
+    from trainer.config import load_config
+    from trainer.run import train
+    from trainer.train import start_ranks
+
+    start_ranks(0)
+    for file in files:
+        if file.stem == FAILS:
+            fail(file)
+        else:
+            train(load_config(file, []), overwrite=False)
+
+
+def fail(file):
+    """A run whose last rank cannot read its third batch; what each rank raises is kept beside its file."""
+    import torch.distributed as dist
+
+    from schemas.errors import UserError
+    from trainer.config import load_config
+    from trainer.run import train
+    from trainer.teacher.cached import CachedTeacher
+
+    whole, rank, fetched = CachedTeacher.fetch, dist.get_rank(), []
+
+    def fetch(self, rows):
+        fetched.append(rows)
+        if rank == dist.get_world_size() - 1 and len(fetched) == 3:
+            raise UserError(f"rank {rank} cannot read its third batch")
+        return whole(self, rows)
+
+    CachedTeacher.fetch = fetch
+    try:
+        train(load_config(file, []), overwrite=False)
+    except UserError as error:
+        file.with_suffix(f".{rank}.err").write_text(str(error), encoding="utf-8")
+    finally:
+        CachedTeacher.fetch = whole
 
 
 def metrics(out):

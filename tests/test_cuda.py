@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 from transformers import LlamaForCausalLM
 
-from cached_batches import CHUNKS, ROWS, WORDS, source_of
+from cached_batches import CHUNKS, ROWS, TERMS, WORDS, source_of_everything, term_of
 from pipeline.parse import chart
 from pipeline.parse.engine import Engine
 from pipeline.text import Words
@@ -152,29 +152,9 @@ def test_packed_attention(options, lengths):
     assert through(work, heads[0], heads[1], heads[1] + 1, exactly=False) == set()
 
 
-TERMS = {
-    "ce": {},
-    "fkl": {"temperature": 2.0},
-    "rkl": {},
-    "sfkl": {"source": "topk"},
-    "srkl": {},
-    "fdd": {},
-    "dsa": {},
-    "distance": {"metric": "distance"},
-    "angle": {"metric": "angle"},
-    "row_kl": {"metric": "row_kl", "reduce": "sum"},
-    "hidden": {},
-    "unit": {"level": "unit"},
-}
-METRICS = {"distance": "dsa", "angle": "dsa", "row_kl": "dsa", "unit": "hidden"}
-SIGNALS = ["relations", "units", "states", "final", "topk"]
-
-
 @pytest.fixture(scope="module")
 def source(make_cache, same):
-    cache = make_cache(signals=SIGNALS, state_tokens="all")
-    needs = ("relations", "units", "states", "position_states")
-    return source_of(same, [cache], WORDS, CHUNKS, needs=needs, final=True, topk=True)
+    return source_of_everything(make_cache, same)
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +167,7 @@ def student(tiny_teacher):
 def test_a_step_with_every_term(source, student, name):
     """From the batch as it is read to the step's loss: the student, its head, and a term of every kind."""
     torch.manual_seed(0)
-    setting = Setting((WORDS, CHUNKS), student.hidden_size, student.hidden_size)
-    terms = build({METRICS.get(name, name): TERMS[name]}, setting, "objectives")
+    terms = term_of(name, student)
     batch = source.fetch(np.argsort(source.documents.lengths("student"))[:3].tolist())  # angles are cubic
 
     def work(device):

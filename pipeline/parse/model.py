@@ -7,6 +7,7 @@ all else in half precision. No pickle is read anywhere: benepar's files load wit
 
 import hashlib
 import json
+import pickle
 import re
 import shutil
 from dataclasses import dataclass
@@ -144,11 +145,21 @@ def _from_folder(folder: Path) -> network.Network:
     released = folder / "benepar_model.bin"
     if not released.exists():
         raise UserError(f"{folder}: neither {WEIGHTS} nor benepar_model.bin is in it.")
-    return _build(settings, folder, torch.load(released, map_location="cpu", weights_only=True))
+    return _build(settings, folder, saved_by_torch(released))
+
+
+def saved_by_torch(path: Path) -> Any:
+    """Tensors and plain values that `torch.save` wrote; raises `UserError` for anything else, none of which is run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} is no file of weights, or holds more than weights, and none of that is run.") from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
 
 
 def _from_file(path: Path) -> network.Network:
-    data = torch.load(path, map_location="cpu", weights_only=True)
+    data = saved_by_torch(path)
     if not isinstance(data, dict) or not {"config", "state_dict"} <= data.keys():
         raise UserError(f"{path}: not a benepar checkpoint (no `config` and `state_dict` in it).")
     return _build(data["config"], None, data["state_dict"])

@@ -5,19 +5,34 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launching import SEVERAL, STEPS, TRAIN, assert_same, command, compared, environment, launch, metrics, told
+from launching import (
+    STEPS,
+    assert_same,
+    command,
+    compared,
+    ended,
+    environment,
+    finish,
+    launch,
+    metrics,
+    start,
+    told,
+    train_command,
+)
 
 # one process has the runs that all of these look at
 pytestmark = pytest.mark.xdist_group("trainer")
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, **HEADS}
-#: Where the documents are dealt to other micro-batches or ranks, sums are in another order; twenty steps amplify that.
+#: Where the documents are dealt to other micro-batches or ranks, sums are in another order; some steps amplify that.
 ANOTHER_ORDER = 1e-4
 #: Relative, of invariant 1: relations are cached as int16.
 CACHED = 1e-4
@@ -46,6 +61,7 @@ def runs(config, folders, tmp_path_factory):
     of_ranks = {
         1: {
             "cached": {},
+            "learns": {"steps": 20, "validate_every": 8},
             "live": live,
             "parts": {"data": {"micro_batches": 2}},
             "cross": {"dataset": "other"},
@@ -76,7 +92,7 @@ def runs(config, folders, tmp_path_factory):
         for name, values in every.items():
             values = {**values, "student": student | values.get("student", {})}
             files.append(config(base / name, **values))
-        launch(ranks, SEVERAL, *files)
+        launch(ranks, finish, *files)
     return {name: base / name for every in of_ranks.values() for name in every}
 
 
@@ -116,16 +132,23 @@ def test_half_precision_learns_the_same(runs):
 
 
 def test_it_learns_and_tells_every_term(runs):
-    records = metrics(runs["cached"])
+    records = metrics(runs["learns"])
     steps = [record for record in records if "loss" in record]
-    assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
+    assert [record["step"] for record in steps] == list(range(1, 21))
     assert {"ce", "srkl", "dsa", "hidden", "lr", "tokens_per_second", "memory_gb"} <= steps[0].keys()
     first, last = steps[0], steps[-1]
     assert sum(last[name] for name in ("ce", "hidden")) < sum(first[name] for name in ("ce", "hidden"))
     for record in steps:
         total = record["srkl"] + 2 * record["dsa"] + 0.2 * record["hidden"] + 0.5 * record["ce"]
         assert record["loss"] == pytest.approx(total, rel=1e-6)
-    assert (runs["cached"] / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (runs["learns"] / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_validates_as_often_as_asked_and_at_the_end(runs):
+    held_out = {record["step"]: record for record in metrics(runs["learns"]) if "held_out_loss" in record}
+    assert list(held_out) == [8, 16, 20]
+    assert held_out[20]["held_out_loss"] < held_out[8]["held_out_loss"]
+    assert [record["step"] for record in metrics(runs["cached"]) if "held_out_loss" in record] == [STEPS]
 
 
 @pytest.mark.parametrize("name", ["cached", "two-zero3"])
@@ -158,19 +181,51 @@ def test_adapters_learn_alone_and_end_in_plain_weights(runs, folders):
     assert losses[-1] < losses[0]
 
 
-def started(ranks, file, out, step):
-    """A run in the background that has logged some steps."""
-    said = out.with_suffix(".log")
-    with said.open("wb") as log:
-        running = subprocess.Popen(
-            command(ranks, TRAIN, "--config", file), env=environment(), start_new_session=True, stdout=log, stderr=log
-        )
+def wait_for(out, step, alive):
+    """Until a run has logged a step."""
     deadline = time.monotonic() + 240
-    while not (out / "metrics.jsonl").is_file() or len(metrics_so_far(out)) < step:
-        assert running.poll() is None, said.read_text()
+    while not (out / "metrics.jsonl").is_file() or len(whole_lines(out)) < step:
+        assert alive(), out.with_suffix(".log").read_text()[-6000:]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return running
+
+
+def whole_lines(out):
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [line for line in lines if line.endswith("}")]
+
+
+def is_alive(pid):
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_killed_and_gone_on_is_the_same_as_never_killed(config, runs, tmp_path):
+    out = tmp_path / "killed"
+    file = config(out, checkpoint={"every": 2})
+    for step in (3, 6):
+        pids = start(out.with_suffix(".log"), 1, train_command, "--config", file)
+        wait_for(out, step, partial(is_alive, *pids))
+        os.kill(*pids, signal.SIGKILL)
+        assert ended(pids) == [-signal.SIGKILL]
+    launch(1, train_command, "--config", file)
+    found = [record for record in metrics(out) if "loss" in record]
+    expected = [record for record in metrics(runs["cached"]) if "loss" in record]
+    assert [compared(record) for record in found] == [compared(record) for record in expected]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000006", "step-00000008"]
+
+
+def test_overwriting_begins_anew_and_leaves_what_is_anybody_elses(config, runs, tmp_path):
+    out = tmp_path / "again"
+    launch(1, train_command, "--config", config(out, seed=7, steps=2))
+    (out / "notes.txt").write_text("mine")
+    file = config(out)
+    launch(1, train_command, "--config", file, "--overwrite")
+    assert list(map(compared, metrics(out))) == list(map(compared, metrics(runs["cached"])))
+    assert (out / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
 
 
 def group_is_alive(group):
@@ -181,29 +236,14 @@ def group_is_alive(group):
     return True
 
 
-def metrics_so_far(out):
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [line for line in lines if line.endswith("}")]
-
-
-def test_killed_and_gone_on_is_the_same_as_never_killed(config, runs, tmp_path):
-    out = tmp_path / "killed"
-    file = config(out, steps=STEPS, checkpoint={"every": 3})
-    for step in (4, 11):
-        running = started(1, file, out, step)
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
-    launch(1, TRAIN, "--config", file)
-    found = [record for record in metrics(out) if "loss" in record]
-    expected = [record for record in metrics(runs["cached"]) if "loss" in record]
-    assert [compared(record) for record in found] == [compared(record) for record in expected]
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000018", "step-00000020"]
-
-
 def test_told_to_stop_it_saves_and_goes_on_with_other_ranks(config, runs, tmp_path):
+    """The command itself, under the launcher; then on one rank."""
     out = tmp_path / "stopped"
     file = config(out, deepspeed="zero2")
-    running = started(2, file, out, 5)
+    with out.with_suffix(".log").open("wb") as log:
+        arguments = command(2, "--config", file)
+        running = subprocess.Popen(arguments, env=environment(), start_new_session=True, stdout=log, stderr=log)
+    wait_for(out, 3, lambda: running.poll() is None)
     os.killpg(running.pid, signal.SIGTERM)  # as a scheduler does, and a terminal for Ctrl-C
     assert running.wait() != 0
     deadline = time.monotonic() + 120
@@ -213,7 +253,7 @@ def test_told_to_stop_it_saves_and_goes_on_with_other_ranks(config, runs, tmp_pa
     assert out.with_suffix(".log").read_text().count("The same command goes on.") == 1
     (saved,) = (out / "checkpoints").iterdir()
     assert json.loads((saved / "state.json").read_text())["ranks"] == 2
-    launch(1, TRAIN, "--config", file)
+    launch(1, train_command, "--config", file)
     assert_same(metrics(out), metrics(runs["cached"]), ANOTHER_ORDER)
 
 
@@ -266,7 +306,7 @@ def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(refusals, name):
 
 def test_the_command_ends_as_it_says(config, tmp_path):
     file = config(tmp_path / "out", **REFUSED["term"][0])
-    done = subprocess.run(command(1, TRAIN, "--config", file), env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command(1, "--config", file), env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
     assert REFUSED["term"][2] in done.stderr
     assert "Traceback" not in done.stderr

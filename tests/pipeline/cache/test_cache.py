@@ -1,10 +1,7 @@
-"""A teacher cache: what it holds is what the teacher says live, and its bytes are the same whatever the road."""
+"""A teacher cache: what it holds is what the teacher says live, and what is told of it is true."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,7 +16,6 @@ from pipeline.cache.plan import cache
 from pipeline.cache.stage import CacheStage
 from pipeline.cache.verify import verify
 from pipeline.dataset.realign import realign
-from pipeline.shards import pool as processes
 from schemas.config import CacheConfig
 from schemas.errors import ResourceError, UserError
 from schemas.manifest import CONFIG
@@ -38,17 +34,9 @@ TOPK = 5
 ROUNDING = 2e-5
 
 
-def written(plan, out, threads=None, **options):
+def written(plan, out):
     """A cache by this process."""
-    if threads is not None:
-        options["workers"] = options.get("workers", 1)
-        cores = processes.default_workers
-        processes.default_workers = lambda: threads
-        try:
-            return cache(plan, out, quiet=True, **options)
-        finally:
-            processes.default_workers = cores
-    return cache(plan, out, quiet=True, **{"workers": 1} | options)
+    return cache(plan, out, workers=1, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -134,35 +122,6 @@ def test_cached_equals_live(cache_plan, documents, live, tmp_path, storage, stat
         assert bool((expected[:, -1] >= logits.log_softmax(1).topk(TOPK).values[:, -1] - 1e-4).all())
         torch.testing.assert_close(likely, expected, rtol=2**-11, atol=1e-4)
     assert verify(tmp_path / "out", quick=False, dataset=None).problems == []
-
-
-@pytest.fixture(scope="module")
-def whole(cache_plan, tmp_path_factory):
-    """Every signal, by one process with one thread."""
-    out = tmp_path_factory.mktemp("cache") / "whole"
-    written(cache_plan(signals=EVERY), out, threads=1)
-    return out
-
-
-def test_threads_and_workers_change_no_byte(cache_plan, whole, contents, tmp_path):
-    plan = cache_plan(signals=EVERY)
-    assert plan.shards >= 4
-    written(plan, tmp_path / "threads", threads=3)
-    assert contents(tmp_path / "threads") == contents(whole)
-    written(plan, tmp_path / "workers", workers=2)
-    assert contents(tmp_path / "workers") == contents(whole)
-
-
-def test_ranks_of_torchrun_write_what_one_process_writes(whole, contents, tmp_path):
-    out = tmp_path / "out"
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline"]
-    arguments = ["cache-teacher", "--config", str(whole / CONFIG), "--out", str(out), "--json"]
-    done = subprocess.run(
-        [*ranks, *arguments], capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert contents(out) == contents(whole)
-    assert json.loads(done.stdout)["rows"] == 24, "rank 0 tells, and nobody else"
 
 
 def test_another_token_budget_moves_values_by_rounding_only(cache_plan, tmp_path):

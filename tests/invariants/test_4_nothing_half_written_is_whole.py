@@ -1,4 +1,8 @@
-"""SIGKILL at named points and at random times: what is left is never taken for whole, and resuming gives the same bytes."""
+"""Nothing half-written is ever readable as whole (invariant 4): SIGKILL at named points and at random times, Ctrl-C.
+
+What is left is never taken for whole, and resuming gives the same bytes (invariant 2). The same of caches:
+`tests/faults/test_cache_faults.py`; of training runs: `tests/trainer/test_run.py`.
+"""
 
 import json
 import multiprocessing
@@ -14,7 +18,7 @@ import pytest
 
 from pipeline.dataset import prepare as preparing
 from pipeline.dataset.prepare import prepare
-from pipeline.shards import pool, workspace
+from pipeline.shards import workspace
 from schemas.errors import StateError
 from schemas.manifest import MANIFEST, read_manifest
 
@@ -100,21 +104,14 @@ def in_a_group(work):
     work()
 
 
-@pytest.fixture
-def fork(monkeypatch):
-    """Forks, which import nothing anew; workers of a pool are forked, too."""
-    context = multiprocessing.get_context("fork")
-    monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: context)
-    return context
-
-
-def test_killed_at_random_times_with_two_workers(fork, config, plain, contents, tmp_path):
+def test_killed_at_random_times_with_two_workers(forked_workers, config, plain, contents, tmp_path):
     began = time.monotonic()
     prepare(config, tmp_path / "timed", workers=2, quiet=True)
     took = time.monotonic() - began
     out, moments, unfinished = tmp_path / "out", random.Random(7), 0
+    fork, work = multiprocessing.get_context("fork"), partial(prepare, config, out, workers=2, quiet=True)
     for _ in range(KILLS):
-        run = fork.Process(target=in_a_group, args=(partial(prepare, config, out, workers=2, quiet=True),))
+        run = fork.Process(target=in_a_group, args=(work,))
         run.start()
         run.join(moments.uniform(0, took))
         if run.is_alive():

@@ -1,4 +1,4 @@
-"""Faults that datasets and caches are both put through: a kill at a point, a disk that is full."""
+"""Processes forked from the tests', which import nothing anew: killed at a point, told to stop, starved of disk."""
 
 import io
 import multiprocessing
@@ -90,3 +90,12 @@ def on_full_disk():
         return outcome.get()
 
     return run
+
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """Workers of a pool are forks, too."""
+    from pipeline.shards import pool
+
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: context)

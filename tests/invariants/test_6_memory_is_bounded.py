@@ -1,0 +1,110 @@
+"""Memory is bounded by the size of a shard, not of the corpus (invariant 6). At full size: `tests/benchmarks/memory.py`.
+
+What Python, numpy and Arrow have in memory at most, counted by themselves: the same for a corpus of many shards as for one
+of a few. Reading of files alone: `tests/pipeline/read/test_sources.py`.
+"""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.cache.plan import cache
+from pipeline.dataset import prepare as preparing
+from pipeline.dataset.realign import realign
+from pipeline.text import Units
+from schemas.config import ParseConfig
+
+SHARD_ROWS = 20
+FEW, MANY = 4, 24
+#: What is held of every row would make it several times as much.
+MARGIN = 1.25
+SIDES = {side: {"tokenizer": "embedded:sentencepiece-bpe"} for side in ("teacher", "student")}
+TEXT = "The quiet river ran behind the mill, and nobody in the village had ever counted its bridges or its boats. " * 2
+
+
+class NoParser:
+    """Finds a few units without a network, whose own memory depends on a batch alone."""
+
+    def identity(self):
+        return {"kind": "none", "name": "none", "sha256": "0" * 64}
+
+    def extract(self, documents):
+        chunks = np.array([[0, 9], [10, 15]], dtype=np.int32)
+        return [Units(chunks, ("NP", "NP"), chunks, ("NP", "NP")) for _ in documents]
+
+
+@pytest.fixture(scope="module")
+def prepared_of(tmp_path_factory):
+    """Work that prepares a corpus of some shards, and where; the stage is loaded before."""
+    base, make, stages = tmp_path_factory.mktemp("corpora"), preparing.PrepareStage, []
+
+    def stage(config):
+        stages[:] = stages or [make(config)]
+        return stages[0]
+
+    def work(shards):
+        path = base / f"{shards}.jsonl"
+        rows = (json.dumps({"text": f"{TEXT} {row}."}) + "\n" for row in range(shards * SHARD_ROWS))
+        path.write_text("".join(rows), encoding="utf-8")
+        config = ParseConfig.parse({"inputs": [str(path)], "shard_rows": SHARD_ROWS, **SIDES}, "test")
+        preparing.prepare(config, base / f"dataset-{shards}", workers=1, quiet=True)
+        return base / f"dataset-{shards}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "load_parser", lambda _: NoParser())
+        patch.setattr(preparing, "PrepareStage", stage)
+        patch.setattr(preparing, "SAMPLE_ROWS", SHARD_ROWS)
+        work(1)
+        yield work
+
+
+def peaks(work):
+    """The most bytes of Python and numpy, and of Arrow, at once while `work` was done."""
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1], pool.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+
+
+def assert_bounded(work):
+    few, many = peaks(lambda: work(FEW)), peaks(lambda: work(MANY))
+    print(few, many)
+    assert min(few) > 0
+    assert many[0] < MARGIN * few[0]
+    assert many[1] < MARGIN * few[1]
+
+
+def test_of_parsing(prepared_of):
+    assert_bounded(prepared_of)
+
+
+def test_of_aligning(prepared_of, tmp_path):
+    other = {"student": {"tokenizer": "embedded:bytelevel-bpe"}}
+    datasets = {shards: prepared_of(shards) for shards in (1, FEW, MANY)}
+
+    def align(shards):
+        realign(datasets[shards], tmp_path / f"{shards}", other, None, workers=1, overwrite=False, quiet=True)
+
+    align(1)
+    assert_bounded(align)
+
+
+def test_of_caching(prepared_of, cache_plan, tmp_path):
+    datasets = {shards: prepared_of(shards) for shards in (1, FEW, MANY)}
+    values = {"signals": ["relations", "units", "states", "final"], "shard_tokens": 800}
+    plans = {shards: cache_plan(dataset=str(dataset), **values) for shards, dataset in datasets.items()}
+    assert plans[MANY].shards > 4 * plans[FEW].shards > 4
+
+    def written(shards):
+        cache(plans[shards], tmp_path / f"{shards}", workers=1, quiet=True)
+
+    written(1)
+    assert_bounded(written)

@@ -1,0 +1,61 @@
+"""Padding and batching never leak (invariant 8): a loss on a batch is what the losses on its rows alone come to.
+
+Every term, from token ids through student and output head: numerators and denominators of a batch are the sums of those
+of its documents, and so are gradients. Of the mathematics by itself: `tests/trainer/maths/test_geometry_properties.py`, and
+`test_a_batch_is_the_sum_of_its_documents` in the tests of terms.
+"""
+
+import pytest
+import torch
+
+from cached_batches import TERMS, source_of_everything, term_of
+from schemas.training import StudentConfig
+from trainer.student.distiller import Distiller
+from trainer.student.model import load_student
+
+#: Of float32 sums in another order.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def source(make_cache, same):
+    return source_of_everything(make_cache, same)
+
+
+@pytest.fixture(scope="module")
+def rows(source):
+    """Short ones of different lengths."""
+    return source.documents.lengths("student").argsort()[[0, 5, 2]].tolist()
+
+
+@pytest.fixture(scope="module", params=["packed", "padded"])
+def student(request, tiny_teacher):
+    config = {"model": str(tiny_teacher), "init": {"layers": [0, 1, 3]}, "packing": request.param == "packed"}
+    return load_student(StudentConfig.parse(config, "test"), seed=0)
+
+
+def loss_of(distiller, batches, batch):
+    """The share of a batch in the loss of all, and its gradient."""
+    denominators = [distiller.denominators(each) for each in batches]
+    total = {name: sum(each[name] for each in denominators) for name in denominators[0]}
+    loss, _ = distiller(batch, total, dict.fromkeys(total, 1.0))
+    learning = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, learning, allow_unused=True)
+    flat = [
+        torch.zeros_like(parameter).flatten() if gradient is None else gradient.flatten()
+        for parameter, gradient in zip(learning, gradients, strict=True)
+    ]
+    return loss.detach(), torch.cat(flat)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_batch_is_its_rows_alone(source, rows, student, name):
+    torch.manual_seed(0)
+    distiller = Distiller(student, term_of(name, student), source.head)
+    whole, alone = source.fetch(rows), [source.fetch([row]) for row in rows]
+    loss, gradient = loss_of(distiller, [whole], whole)
+    parts = [loss_of(distiller, alone, batch) for batch in alone]
+    assert float(loss) > 0
+    torch.testing.assert_close(sum(part for part, _ in parts), loss, rtol=TOLERANCE, atol=0)
+    difference = sum(part for _, part in parts) - gradient
+    assert float(difference.norm() / gradient.norm()) < 10 * TOLERANCE
