@@ -124,6 +124,10 @@ def _check(config: FieldsConfig) -> None:
             raise UsageError(
                 f"--{alone}-field and --{other}-field exclude each other: `{alone}` holds the whole row's text."
             )
+    if config.form is not None:
+        foreign = [part for part in named if part.replace("output", "response") not in _USUAL[config.form]]
+        if foreign:
+            raise UsageError(f"--{foreign[0]}-field names a part that rows of the form `{config.form}` do not have.")
     if config.response and config.output:
         raise UsageError("--response-field and --output-field both name the response; give one.")
     if config.prompt and config.input and not config.instruction:

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from pipeline.read.fields import AFTER_INSTRUCTION, INPUTS, MESSAGES, listed, names_of, type_of
-from pipeline.read.records import Record, RowError, Unusable, unusable_in
-from pipeline.read.turns import Conversation, conversation, holds_something
+from pipeline.read.records import Record, RowError, Unusable, holds_something, unusable_in
+from pipeline.read.turns import Conversation, conversation
 from schemas.alpaca import question
 from schemas.config import FieldsConfig
 

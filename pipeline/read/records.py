@@ -135,3 +135,10 @@ def unusable_in(value: Any) -> Unusable | None:
         return value
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((found for item in inner if (found := unusable_in(item)) is not None), None)
+
+
+def holds_something(value: Any) -> bool:
+    """Whether leaving `value` out would lose anything."""
+    return not (
+        value is None or value is False or value == [] or value == {} or (isinstance(value, str) and not value.strip())
+    )

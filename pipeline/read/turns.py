@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.read.fields import type_of
-from pipeline.read.records import RowError, Unusable
+from pipeline.read.records import RowError, Unusable, holds_something
 
 #: Names under which chat data sets keep a turn's speaker and text, and what they call the speakers.
 _ROLE_KEYS: Final = ("role", "from")
@@ -27,13 +27,6 @@ class Conversation:
     before: list[dict[str, str]]
     response: str
     unused: frozenset[str]
-
-
-def holds_something(value: Any) -> bool:
-    """Whether leaving `value` out would lose anything."""
-    return not (
-        value is None or value is False or value == [] or value == {} or (isinstance(value, str) and not value.strip())
-    )
 
 
 def conversation(value: Any, field: str) -> Conversation:

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from pipeline.read import jinja
 from pipeline.read.fields import resolve_fields
 from pipeline.read.parts import KNOWN, Parts
-from pipeline.read.records import UNPAIRED, Record, RowError, Unusable
+from pipeline.read.records import UNPAIRED, Record, RowError, Unusable, holds_something
 from pipeline.read.template import Rendered, Renderer, resolve_template
-from pipeline.read.turns import holds_something
 from schemas.config import FieldsConfig, Form
 from schemas.errors import UsageError, UserError
 
@@ -148,6 +147,7 @@ def test_named_fields_win_and_the_other_half_is_detected() -> None:
             "--messages-field and --response-field exclude",
         ),
         ({"a": "Q", "b": "A"}, {"response": "a", "output": "b"}, UsageError, "give one"),
+        ({"text": "T", "b": "A"}, {"form": "text", "prompt": "b"}, UsageError, "of the form `text` do not have"),
         ({}, {}, UserError, "None of the first rows"),
     ],
 )
