@@ -10,7 +10,6 @@ One thing differs: a longer prompt loses its beginning, and not its end with the
 A prompt is tokenized with whatever the model's tokenizer puts before a text (bos) and without what it puts behind it.
 """
 
-import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ import typer
 from schemas import console
 from schemas.config import ModelConfig
 from schemas.errors import UsageError
+from schemas.files import write_text
 from trainer.evaluation.questions import names_of, read_questions
 
 if TYPE_CHECKING:
@@ -148,9 +148,7 @@ def run(
         held_out=lost,
     )
     if out is not None:
-        part = out.with_name(f"{out.name}.{os.getpid()}.part")
-        part.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        part.replace(out)
+        write_text(out, result.model_dump_json(indent=1) + "\n")
     if as_json:
         console.emit_json(result.model_dump(mode="json"))
     else:

@@ -28,6 +28,8 @@ from pipeline.parse import evaluation, model, network, scoring
 from pipeline.parse.chart import best_trees, span_count, span_index
 from pipeline.parse.engine import Engine
 from pipeline.parse.treebank import GoldTree, read_trees, words_of
+from schemas.errors import UserError
+from schemas.files import write_text, written
 
 network.supply_what_transformers_dropped()
 
@@ -276,10 +278,10 @@ def train(recipe: Recipe) -> Path:
             "best_f1": best_f1,
             "best_epoch": best_epoch,
         }
-        torch.save(state, state_file.with_suffix(".tmp"))
-        state_file.with_suffix(".tmp").replace(state_file)
+        with written(state_file) as stream:
+            torch.save(state, stream)
 
-    (recipe.out / VOCABULARY).write_text(json.dumps({"labels": label_vocab, "tags": tag_vocab}))
+    write_text(recipe.out / VOCABULARY, json.dumps({"labels": label_vocab, "tags": tag_vocab}))
     parser.train()
     step, began, saved, sentences, running = 0, time.monotonic(), time.monotonic(), 0, 0.0
     for epoch, epoch_plan in enumerate(plan):
@@ -288,6 +290,11 @@ def train(recipe: Recipe) -> Path:
             if step <= done:
                 continue
             loss = loss_of(parser, batch)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"Step {step} of {steps}: the loss is {float(loss)}, no finite number. Begin anew with a lower --lr-encoder "
+                    "and --lr-chart, and another --state."
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parser.parameters(), recipe.clip)
@@ -306,8 +313,8 @@ def train(recipe: Recipe) -> Path:
             print(f"epoch {epoch + 1}: {json.dumps(result.as_dict())}", flush=True)
             if result.f1() > best_f1:
                 best_f1, best_epoch = result.f1(), epoch
-                torch.save(averaged.module.state_dict(), recipe.out / "best.tmp")
-                (recipe.out / "best.tmp").replace(recipe.out / BEST)
+                with written(recipe.out / BEST) as stream:
+                    torch.save(averaged.module.state_dict(), stream)
             save_state()
             saved = time.monotonic()
         if step <= done and epoch - best_epoch >= recipe.patience:

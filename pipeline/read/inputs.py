@@ -18,7 +18,7 @@ from pipeline.read.json_rows import JsonLines
 from pipeline.read.sources import KNOWN, LoadedDataset, Source, TextFile, file_source, is_data_file
 from schemas.config import CsvConfig
 from schemas.errors import ResourceError, UsageError, UserError, nearest
-from schemas.files import flush
+from schemas.files import written
 
 STDIN: Final = "-"
 #: Names of files left out that are told.
@@ -232,7 +232,6 @@ def _load(given: str, name: str, path: str | None, split: str | None, revision: 
 def _spool_stdin(spool: Path) -> Path:
     """Standard input as a file of its own, whole or not there."""
     target = spool / "stdin.jsonl"
-    partial = target.with_suffix(".partial")
     source = sys.stdin.buffer
     if stat.S_ISCHR(os.fstat(source.fileno()).st_mode):  # a terminal, or /dev/null
         raise UserError(
@@ -241,12 +240,8 @@ def _spool_stdin(spool: Path) -> Path:
         )
     try:
         spool.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with written(target) as file:
             shutil.copyfileobj(source, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-        flush(spool)
     except OSError as error:
         raise ResourceError(f"{spool}: standard input cannot be kept there ({error.strerror}).") from None
     return target

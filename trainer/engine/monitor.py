@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from schemas.console import duration, stderr
 from schemas.errors import UsageError
+from schemas.files import write_text
 from schemas.training import LogConfig
 
 METRICS: Final = "metrics.jsonl"
@@ -98,7 +99,7 @@ class Monitor:
             self._trackers.append(_Service(name, config.project, out, resolved, resumed=start > 0))
         path = out / METRICS
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
-        path.write_text("".join(kept), encoding="utf-8")
+        write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
         self._bar: Progress | None = None
         if stderr.is_terminal:

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from pipeline.parse import network, training
 from pipeline.parse.treebank import read_trees
 from pipeline.parse.vocabulary import prune_wordpiece
+from schemas.errors import UserError
 
 NOUNS = ["dog", "cat", "farmer", "child", "bird", "teacher", "river", "house"]
 VERBS = ["sees", "finds", "likes", "follows"]
@@ -114,6 +115,20 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(recipe, tmp_path, monke
     training.train(other)
     one, two = (torch.load(run.out / "best.pt", weights_only=True) for run in (recipe, other))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(recipe, tmp_path, monkeypatch):
+    plain, steps = training.loss_of, []
+
+    def loss_of(parser, batch):
+        steps.append(batch)
+        return plain(parser, batch) * (float("nan") if len(steps) == 3 else 1.0)
+
+    monkeypatch.setattr(training, "loss_of", loss_of)
+    with pytest.raises(UserError, match=r"^Step 3 of \d+: the loss is nan"):
+        training.train(replace(recipe, out=tmp_path))
+    assert len(steps) == 3
+    assert not (tmp_path / training.BEST).exists()
 
 
 def test_the_loss_is_benepars_own(recipe, treebank):
