@@ -10,9 +10,11 @@ One thing differs: a longer prompt loses its beginning, and not its end with the
 A prompt is tokenized with whatever the model's tokenizer puts before a text (bos) and without what it puts behind it.
 """
 
+import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 if __name__ == "__main__" and not __package__:
@@ -23,7 +25,7 @@ import typer
 
 from schemas import console
 from schemas.config import ModelConfig
-from schemas.errors import UsageError
+from schemas.errors import ResourceError, UsageError
 from schemas.files import write_text
 from trainer.evaluation.questions import names_of, read_questions
 
@@ -95,8 +97,8 @@ def run(
         raise UsageError("Nothing to evaluate on: name files of test rows, or --held-out DATASET.")
     if max_prompt_length >= max_length:
         raise UsageError(f"--max-prompt-length {max_prompt_length} leaves no token of --max-length {max_length}.")
-    if out is not None and not out.resolve().parent.is_dir():
-        raise UsageError(f"There is no folder {out.resolve().parent} for --out.")
+    if out is not None:
+        _require_writable(out)
     chosen: list[int] | list[None] = [None] if greedy else _seeds(seeds)
     questions = [read_questions(path, min_words, limit) for path in paths]
 
@@ -147,12 +149,17 @@ def run(
         mean=Score.of([sum(scores) / len(scores) for scores in by_seed]) if len(found) > 1 else None,
         held_out=lost,
     )
-    if out is not None:
-        write_text(out, result.model_dump_json(indent=1) + "\n")
     if as_json:
         console.emit_json(result.model_dump(mode="json"))
     else:
         _show(result)
+    if out is not None:
+        try:
+            write_text(out, result.model_dump_json(indent=1) + "\n")
+        except OSError as error:
+            if not as_json:
+                console.emit_json(result.model_dump(mode="json"))  # nothing of it is lost
+            raise ResourceError(f"{out} cannot be written ({error.strerror}); its content was printed.") from None
 
 
 @app.command("compare")
@@ -170,6 +177,9 @@ def compare_command(
     if as_json:
         console.emit_json(found.model_dump(mode="json"))
         return
+    if found.unlike:
+        what = "; ".join(f"{each.setting} {json.dumps(each.a)} and {json.dumps(each.b)}" for each in found.unlike)
+        console.stderr.print(f"A and B were not evaluated alike ({what}), so they differ by more than their models.")
     console.table(
         f"ROUGE-L, {samples:,} resamples",
         ["", "rows", "A", "B", "B − A", "95 % interval", "p"],
@@ -186,6 +196,20 @@ def compare_command(
             for each in [*found.files, *([found.mean] if found.mean else [])]
         ],
     )
+
+
+def _require_writable(out: Path) -> None:
+    """Raises `UserError` and its kin now, not when everything is computed."""
+    folder = out.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder} for --out.")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file.")
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ResourceError(f"--out {out} cannot be written ({error.strerror}).") from None
 
 
 def _seeds(text: str) -> list[int]:

@@ -2,12 +2,12 @@
 
 Our format is a Hugging Face folder: `config.json` (the encoder's, with benepar's own settings under `benepar`),
 `tokenizer.json`, and `parser.safetensors`. A matrix `W` is stored as int8 with one scale a row, `W ≈ W.int8 · W.scale`;
-all else in half precision. No pickle is read anywhere: benepar's files load with `weights_only=True`.
+all else in half precision. Benepar's files are pickles, of which nothing but tensors and plain values is read
+(`trainer.models.pickles`).
 """
 
 import hashlib
 import json
-import pickle
 import re
 import shutil
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from pipeline.parse import network
 from pipeline.parse.stored import StoredParser, is_bert, open_tokenizer
 from schemas import embedded
 from schemas.errors import ResourceError, UserError
+from trainer.models.pickles import read_pickle
 
 EMBEDDED = embedded.DATA / "parser"
 WEIGHTS = "parser.safetensors"
@@ -145,21 +146,11 @@ def _from_folder(folder: Path) -> network.Network:
     released = folder / "benepar_model.bin"
     if not released.exists():
         raise UserError(f"{folder}: neither {WEIGHTS} nor benepar_model.bin is in it.")
-    return _build(settings, folder, saved_by_torch(released))
-
-
-def saved_by_torch(path: Path) -> Any:
-    """Tensors and plain values that `torch.save` wrote; raises `UserError` for anything else, none of which is run."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} is no file of weights, or holds more than weights, and none of that is run.") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    return _build(settings, folder, read_pickle(released))
 
 
 def _from_file(path: Path) -> network.Network:
-    data = saved_by_torch(path)
+    data = read_pickle(path)
     if not isinstance(data, dict) or not {"config", "state_dict"} <= data.keys():
         raise UserError(f"{path}: not a benepar checkpoint (no `config` and `state_dict` in it).")
     return _build(data["config"], None, data["state_dict"])

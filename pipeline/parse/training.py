@@ -30,6 +30,7 @@ from pipeline.parse.engine import Engine
 from pipeline.parse.treebank import GoldTree, read_trees, words_of
 from schemas.errors import UserError
 from schemas.files import write_text, written
+from trainer.models.pickles import read_pickle
 
 network.supply_what_transformers_dropped()
 
@@ -244,7 +245,7 @@ def train(recipe: Recipe) -> Path:
     encoder = list(parser.pretrained_model.parameters())
     chart = [p for name, p in parser.named_parameters() if not name.startswith("pretrained_model.")]
     if recipe.start is not None:
-        parser.load_state_dict(model.saved_by_torch(recipe.start))
+        parser.load_state_dict(read_pickle(recipe.start))
     averaged = AveragedModel(parser, multi_avg_fn=moving_average(recipe.averaging))
     optimizer = torch.optim.AdamW(
         [{"params": encoder, "lr": recipe.lr_encoder}, {"params": chart, "lr": recipe.lr_chart}],
@@ -258,7 +259,7 @@ def train(recipe: Recipe) -> Path:
     done, best_f1, best_epoch = 0, 0.0, 0
     state_file = recipe.out / "state.pt"
     if state_file.exists():
-        state = model.saved_by_torch(state_file)
+        state = read_pickle(state_file)
         parser.load_state_dict(state["parser"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
@@ -327,6 +328,6 @@ def export(recipe: Recipe, folder: Path) -> scoring.Scores:
     """Store the run's best weights at `folder` as they ship, and score that stored model on the dev trees."""
     names = json.loads((recipe.out / VOCABULARY).read_text(encoding="utf-8"))
     parser = build_parser(recipe, names["labels"], names["tags"])
-    parser.load_state_dict(model.saved_by_torch(recipe.out / BEST))
+    parser.load_state_dict(read_pickle(recipe.out / BEST))
     model.save(parser, recipe.encoder, folder)
     return evaluate(model.load(str(folder)).network, evaluation.gold_trees(recipe.dev))

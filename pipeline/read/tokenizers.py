@@ -27,6 +27,7 @@ from pipeline.read.spelling import continuation, read_spelling, settle, text_nor
 from schemas.columns import MISSING, Side
 from schemas.config import SideConfig
 from schemas.errors import UserError
+from trainer.models.tokenizer import surrounding_tokens
 
 #: Words whose tokens the library keeps; fewer than its default cost no measurable time and bound memory.
 CACHED_WORDS: Final = 1_000
@@ -115,21 +116,16 @@ class OffsetTokenizer:
         self.unknown = spelling.unknown
         self.normalization = NormalizationMap(text_normalizer(definition), spelling.marker)
         self._locator = Locator(spelling, self.normalization)
-        self._prefix, self._suffix, self._suffix_source = self._special_tokens(loaded.eos_token_id)
+        self._prefix, after = surrounding_tokens(loaded)
+        self._suffix, self._suffix_source = self._end(after, loaded.eos_token_id)
 
-    def _special_tokens(self, eos: int | None) -> tuple[list[int], list[int], str | None]:
-        """What the post-processor puts around a text, and where the suffix comes from."""
-        probe = self.backend.encode("a")
-        added = np.array(probe.special_tokens_mask, dtype=bool)
-        own = np.flatnonzero(~added)
-        first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (len(added), len(added))
+    def _end(self, after: list[int], eos: int | None) -> tuple[list[int], str | None]:
+        """What ends a response, and where it comes from; `after`: what the post-processor puts behind a text."""
         if self.config.eos is not None:
-            return probe.ids[:first], [self._named_eos(self.config.eos)], "config"
-        if last < len(added):
-            return probe.ids[:first], probe.ids[last:], "post-processor"
-        if eos is not None:
-            return probe.ids[:first], [eos], "eos"
-        return probe.ids[:first], [], None
+            return [self._named_eos(self.config.eos)], "config"
+        if after:
+            return after, "post-processor"
+        return ([], None) if eos is None else ([eos], "eos")
 
     def _named_eos(self, token: str) -> int:
         index: int | None = self.backend.token_to_id(token)

@@ -13,6 +13,9 @@ from trainer.evaluation.bootstrap import interval, resampled_means
 from trainer.evaluation.perplexity import HeldOutResult
 
 FORMAT: Final = "mta-prep/evaluation"
+#: Of a result's config, what decides scores; the rest is of speed, or shows in the rows.
+_DECISIVE: Final = ("seeds", "temperature", "top_p", "top_k", "max_length", "max_prompt_length", "dtype")
+_OF_SAMPLING: Final = frozenset({"temperature", "top_p", "top_k"})
 
 
 class Score(Strict):
@@ -70,11 +73,20 @@ class Difference(Strict):
     p_value: float
 
 
+class Unlike(Strict):
+    """A setting that decides scores, and is not the same in both results."""
+
+    setting: str
+    a: Any
+    b: Any
+
+
 class Comparison(Strict):
     """Two results, file by file, and over all of them if there are several."""
 
     a: str
     b: str
+    unlike: tuple[Unlike, ...]
     samples: int = Field(ge=1)
     seed: int
     files: tuple[Difference, ...]
@@ -98,6 +110,7 @@ def read_result(path: Path) -> Result:
 def compare(a: Path, b: Path, samples: int, seed: int) -> Comparison:
     """Paired bootstrap over rows, each row's score being its mean over seeds.
 
+    Settings may differ (what does sampling cost?), and are told then: the interval is of model and settings together.
     Raises `UserError` if the two have not the same files with the same rows.
     """
     first, second = read_result(a), read_result(b)
@@ -123,7 +136,16 @@ def compare(a: Path, b: Path, samples: int, seed: int) -> Comparison:
     if len(found) > 1:
         ours = [float(np.mean([getattr(each, side) for each in found])) for side in ("a", "b")]
         total = _difference("mean", sum(each.rows for each in found), ours, np.mean(drawn, axis=0))
-    return Comparison(a=str(a), b=str(b), samples=samples, seed=seed, files=tuple(found), mean=total)
+    unlike = _unlike(first, second)
+    return Comparison(a=str(a), b=str(b), unlike=unlike, samples=samples, seed=seed, files=tuple(found), mean=total)
+
+
+def _unlike(a: Result, b: Result) -> tuple[Unlike, ...]:
+    greedy = a.config.get("seeds") is None and b.config.get("seeds") is None
+    settings = [name for name in _DECISIVE if not (greedy and name in _OF_SAMPLING)]
+    pairs = {name: (a.config.get(name), b.config.get(name)) for name in settings}
+    pairs["rouge-score"] = (a.versions.get("rouge-score"), b.versions.get("rouge-score"))
+    return tuple(Unlike(setting=name, a=ours, b=theirs) for name, (ours, theirs) in pairs.items() if ours != theirs)
 
 
 def _difference(name: str, rows: int, means: Sequence[float], resampled: np.ndarray) -> Difference:

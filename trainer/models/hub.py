@@ -159,6 +159,12 @@ def _find(source: ModelFiles, name: str) -> Path | None:
     return None if path is None else Path(path)
 
 
+def folder_of(source: ModelFiles) -> Path | None:
+    """Where its files lie on this machine; None where there are none."""
+    description = _find(source, source.gguf_file or "config.json")
+    return None if description is None else description.parent
+
+
 def _nothing(config: ModelConfig, source: ModelFiles, role: str, wanted: str) -> UserError:
     subject = f"The {role} {config.model!r}"
     if source.local_only:

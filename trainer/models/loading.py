@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UsageError, UserError
 from trainer.models.head import Head
-from trainer.models.hub import ModelFiles, first_line, locate, unreachable, untrusted
+from trainer.models.hub import ModelFiles, first_line, folder_of, locate, unreachable, untrusted
 from trainer.models.memory import out_of_memory
+from trainer.models.pickles import require_readable_pickles
 
 #: Names under which configs of transformers keep a factor on logits. Some multiply by it, some divide: the probe tells.
 _SCALES: Final = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
@@ -304,4 +305,10 @@ def explained(error: Exception, subject: str, config: ModelConfig, source: Model
         return untrusted(subject)
     if source.local_only and isinstance(error, OSError):
         return unreachable(subject)
+    folder = folder_of(source)
+    try:
+        if folder is not None:
+            require_readable_pickles(folder)
+    except UserError as unreadable:
+        return UserError(f"{subject} cannot be loaded: {unreadable}")
     return UserError(f"{subject} cannot be loaded as a causal language model: {first_line(error)}")

@@ -1,5 +1,6 @@
 """A trained student as a plain Hugging Face folder, which needs nothing of this package."""
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,39 +150,40 @@ def student_tokenizer(dataset: Manifest) -> Any:
 
 def require_tokenizer(documents: Documents, student: StudentConfig, description: Any) -> None:
     """Raises UsageError unless the exported student will be opened with the tokenizer that the dataset was prepared with,
-    and UserError if that is no longer what it was.
-
-    What `AutoTokenizer` makes of a folder depends on the model in it, too: for some (`qwen2`, `qwen3_5`), transformers
-    builds a class of its own out of whatever vocabulary lies there. So both are written, read back, and tried on rows.
-    `description`: the student's config (transformers.PreTrainedConfig).
-    """
+    and UserError if that is no longer what it was. `description`: the student's config (transformers.PreTrainedConfig)."""
     name = documents.manifest.config["student"]["tokenizer"]
     tokenizer = student_tokenizer(documents.manifest)
     row = differing_row(documents, tokenizer)
     if row is not None:
         raise UserError(
             f"The student's tokenizer {name!r} gives other tokens than {documents.folder} has (row {row}), so it has changed "
-            f"since. Put the old one back, or let `mta-prep align {documents.folder} --student {name} -o NEW` make a dataset "
-            "for this one."
+            f"since. Put the old one back, or let `{_aligned(documents, name)}` make a dataset for this one."
         )
+    opened = _opened_beside(description, tokenizer, student.trust_remote_code)
+    row = differing_row(documents, opened)
+    if row is not None:
+        remedy = "Choose another `model_type`"
+        if student.model is not None:
+            remedy = f"`{_aligned(documents, student.model)}` makes a dataset for the student's own"
+        raise UsageError(
+            "The exported student would be opened with another tokenizer than it is trained with: transformers reads what "
+            f"lies beside a model of type {description.model_type!r} as its own {type(opened).__name__}, which gives other "
+            f"tokens than {documents.folder} has (row {row}). {remedy}."
+        )
+
+
+def _opened_beside(description: Any, tokenizer: Any, trust_remote_code: bool) -> Any:
+    """What `AutoTokenizer` makes of a folder depends on the model in it, too: for some (`qwen2`), transformers builds a
+    class of its own out of whatever vocabulary lies there."""
     with TemporaryDirectory() as folder:
         _plain(description).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        trusted = student.trust_remote_code
-        opened = tokenizer_beside(ModelFiles(folder), "The tokenizer of an exported student", trust_remote_code=trusted)
-    row = differing_row(documents, opened)
-    if row is not None:
-        kind = description.model_type
-        remedy = "Choose another `model_type`"
-        if student.model is not None:
-            remedy = (
-                f"Let `mta-prep align {documents.folder} --student {student.model} -o NEW` give it the student's own"
-            )
-        raise UsageError(
-            f"The exported student would be opened with another tokenizer than it is trained with: transformers reads any "
-            f"tokenizer beside a model of type {kind!r} as its own {type(opened).__name__}, which gives other tokens than "
-            f"{documents.folder} has (row {row}). {remedy}."
-        )
+        subject = "The tokenizer of an exported student"
+        return tokenizer_beside(ModelFiles(folder), subject, trust_remote_code=trust_remote_code)
+
+
+def _aligned(documents: Documents, tokenizer: str) -> str:
+    return shlex.join(["mta-prep", "align", str(documents.folder), "--student", tokenizer, "-o", "NEW"])
 
 
 def _generation(tokenizer: Any, dataset: Manifest) -> Any:

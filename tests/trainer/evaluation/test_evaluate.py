@@ -22,7 +22,7 @@ from trainer import evaluate
 from trainer.evaluation import perplexity, responses
 from trainer.evaluation.generate import Response
 from trainer.evaluation.questions import names_of, read_questions
-from trainer.evaluation.results import read_result
+from trainer.evaluation.results import compare, read_result
 from trainer.evaluation.rouge import RougeL
 
 TEACHER = "embedded:teacher"
@@ -295,6 +295,8 @@ def test_a_dataset_of_another_tokenizer_is_refused(run, prepared, tmp_path):
         (("FILE", "--max-length", "4096"), Exit.USAGE, "at most 2048 tokens"),
         (("FILE", "--max-prompt-length", "1"), Exit.USAGE, "no room"),
         (("FILE", "--out", "/nowhere/result.json"), Exit.USAGE, "no folder"),
+        (("FILE", "--out", "/tmp"), Exit.USAGE, "/tmp is a folder"),
+        (("FILE", "--out", "/proc/result.json"), Exit.RESOURCE, "/proc/result.json cannot be written"),
         (("FILE", "--dtype", "int8"), Exit.USAGE, "int8"),
     ],
 )
@@ -351,9 +353,50 @@ def test_comparison(run, results):
     total = np.mean(per_file, axis=0)
     assert found["mean"]["difference"] == pytest.approx(b.mean.mean - a.mean.mean)
     assert found["mean"]["low"] == pytest.approx(np.percentile(total, 2.5))
-    code, printed, _ = run("compare", *results)
+    assert found["unlike"] == [{"setting": "seeds", "a": [10, 20], "b": None}]
+    code, printed, err = run("compare", *results)
     assert code == Exit.OK
     assert all(word in printed for word in ("mixed", "other", "mean", "95 % interval"))
+    assert "A and B were not evaluated alike (seeds [10, 20] and null)" in err
+
+
+def test_what_is_compared_is_alike_or_told(tmp_path, results):
+    same = json.loads(results[0].read_text(encoding="utf-8"))
+    sampled, greedy = same["config"], same["config"] | {"seeds": None}
+
+    def unlike(first, second, **others):
+        paths = [tmp_path / name for name in ("first.json", "second.json")]
+        for path, config, more in zip(paths, (first, second), ({}, others), strict=True):
+            path.write_text(json.dumps(same | {"config": config} | more), encoding="utf-8")
+        return {each.setting: (each.a, each.b) for each in compare(*paths, 10, 0).unlike}
+
+    assert unlike(sampled, sampled) == {}
+    assert unlike(sampled, sampled | {"batch_size": 999, "device": "cuda", "limit": 5}) == {}
+    changes = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 3,
+        "max_length": 999,
+        "max_prompt_length": 9,
+        "dtype": "float16",
+    }
+    for name, value in changes.items():
+        assert unlike(sampled, sampled | {name: value}) == {name: (sampled[name], value)}
+        assert bool(unlike(greedy, greedy | {name: value})) == (name not in ("temperature", "top_p", "top_k"))
+    versions = same["versions"] | {"rouge-score": "0", "torch": "1"}
+    assert unlike(sampled, sampled, versions=versions) == {"rouge-score": (same["versions"]["rouge-score"], "0")}
+
+
+def test_a_result_that_cannot_be_written_is_printed(run, mixed, tmp_path, monkeypatch):
+    def full(_path, _text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluate, "write_text", full)
+    arguments = ("--greedy", "--max-length", 36, "--max-prompt-length", 32, "--out", tmp_path / "result.json")
+    for flags in ((), ("--json",)):
+        code, printed, err = run("run", TEACHER, mixed, *arguments, *flags)
+        assert (code, len(json.loads(printed.splitlines()[-1])["files"])) == (Exit.RESOURCE, 1)
+        assert "cannot be written (No space left on device); its content was printed" in err
 
 
 def test_results_on_other_rows_are_not_compared(run, results, mixed, tmp_path):

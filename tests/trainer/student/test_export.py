@@ -273,7 +273,7 @@ def test_where_another_tokenizer_would_be_read_back_the_run_does_not_begin(prepa
     config = StudentConfig(init="config", config={"model_type": kind})
     with pytest.raises(UserError, match=rf"beside a model of type '{kind}' as its own Qwen.*another `model_type`"):
         require_tokenizer(Documents(prepared), config, described(kind))
-    with pytest.raises(UserError, match=r"`mta-prep align .* --student some/qwen -o NEW` give it the student's own"):
+    with pytest.raises(UserError, match=r"`mta-prep align .* --student some/qwen -o NEW` makes a dataset for"):
         require_tokenizer(Documents(prepared), StudentConfig(model="some/qwen"), described(kind))
 
 
