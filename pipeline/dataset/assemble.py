@@ -13,12 +13,13 @@ from jaxtyping import Int32
 from pipeline.align.spans import Ragged, Texts, Tokens, audit
 from pipeline.dataset import columns as tables
 from pipeline.dataset.shards import ID_BYTES, RowDigest, ShardOutput
-from pipeline.read.records import Reason, Rejected
+from pipeline.read.records import Rejected
 from pipeline.read.template import Rendered
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
 from pipeline.shards import counts
 from pipeline.text import Document, Units
 from schemas.columns import GRANULARITIES, LABELS, SIDES, TREES, Granularity, Side, arrow_schema, side_column
+from schemas.rows import Reason
 
 Spans = Int32[np.ndarray, "_ 2"]
 

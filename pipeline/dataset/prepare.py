@@ -19,9 +19,9 @@ from typing import Any
 
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.seal import DATASET, Outcome
-from pipeline.read.fields import names_of, resolve_fields
+from pipeline.read.fields import resolve_fields
 from pipeline.read.inputs import open_inputs
-from pipeline.read.records import RAW_LIMIT, Reason, Record, Rejected, RowError
+from pipeline.read.records import RAW_LIMIT, Record, Rejected
 from pipeline.read.sources import Source, read_rows
 from pipeline.read.template import Rendered, Renderer, resolve_template
 from pipeline.read.tokenizers import OffsetTokenizer
@@ -34,6 +34,8 @@ from schemas.config import ParseConfig, ParserConfig
 from schemas.console import counted
 from schemas.errors import UserError
 from schemas.manifest import InputFile
+from schemas.part_names import names_of
+from schemas.rows import Reason, RowError
 
 #: Rows from which fields are detected and tokenizers are audited before the run.
 SAMPLE_ROWS = 200

@@ -7,8 +7,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.read.records import NOT_UTF8, Unusable
+from pipeline.read.records import NOT_UTF8
 from schemas.arrow import record_batches
+from schemas.rows import Unusable
 
 #: Rows turned into Python objects at a time.
 BATCH: Final = 256

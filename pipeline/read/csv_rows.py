@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.read.csv_dialect import QUOTE, Dialect, Step, dialect
 from pipeline.read.json_rows import ROW_LIMIT
-from pipeline.read.records import NOT_UTF8, Problem, Reason, marked, not_utf8
+from pipeline.read.records import NOT_UTF8, Problem, marked, not_utf8
 from schemas.config import CsvConfig
 from schemas.errors import UserError
+from schemas.rows import Reason
 
 #: A header cell is longer only where the header is missing and the first row is taken for it.
 _LONGEST_NAME: Final = 200

@@ -20,38 +20,15 @@ from typing import Any, Final
 from pipeline.read.records import Record
 from schemas.config import FieldsConfig, Form
 from schemas.errors import UsageError, UserError, nearest
+from schemas.part_names import AFTER_INSTRUCTION, MESSAGES, USUAL_NAMES
+from schemas.rows import listed, type_of
 
-MESSAGES: Final = ("messages", "conversations")
-INPUTS: Final = ("input", "context")
-AFTER_INSTRUCTION: Final = ("output", "response", "completion", "chosen")
-AFTER_PROMPT: Final = ("response", "completion", "output", "chosen")
-
-#: Parts of each form, and their usual names.
-_USUAL: Final[dict[Form, dict[str, tuple[str, ...]]]] = {
-    "messages": {"messages": MESSAGES},
-    "ready-made": {
-        "prompt": ("prompt",),
-        "instruction": ("instruction",),
-        "input": INPUTS,
-        "response": AFTER_INSTRUCTION,
-    },
-    "instruction": {"instruction": ("instruction",), "input": INPUTS, "response": AFTER_INSTRUCTION},
-    "prompt": {"prompt": ("prompt",), "response": AFTER_PROMPT},
-    "text": {"text": ("text",)},
-}
 #: Parts that any row may lack.
 _OPTIONAL: Final = frozenset({"input", "id"})
 _FLAGS: Final = (
     "--prompt-field and --response-field, --instruction-field, --input-field and --output-field, --messages-field, "
     "or --text-field"
 )
-
-
-def names_of(fields: FieldsConfig) -> dict[str, tuple[str, ...]]:
-    """Part to the names under which a row may have it, the first of them preferred; of resolved fields."""
-    assert fields.form is not None
-    named = fields.model_dump(exclude={"form", "output", "id"}) | {"response": fields.response or fields.output}
-    return {part: (named[part],) if named[part] else usual for part, usual in _USUAL[fields.form].items()}
 
 
 def resolve_fields(config: FieldsConfig, sample: Sequence[Record]) -> FieldsConfig:
@@ -125,7 +102,7 @@ def _check(config: FieldsConfig) -> None:
                 f"--{alone}-field and --{other}-field exclude each other: `{alone}` holds the whole row's text."
             )
     if config.form is not None:
-        foreign = [part for part in named if part.replace("output", "response") not in _USUAL[config.form]]
+        foreign = [part for part in named if part.replace("output", "response") not in USUAL_NAMES[config.form]]
         if foreign:
             raise UsageError(f"--{foreign[0]}-field names a part that rows of the form `{config.form}` do not have.")
     if config.response and config.output:
@@ -192,19 +169,3 @@ def _no_form(found: _Sample, names: Sequence[str]) -> UserError:
             f"The fields are {listed(names)}.{hint}"
         )
     return UserError(f"The fields {listed(names)} are of no known form; name them with {_FLAGS}.{hint}")
-
-
-def listed(names: Sequence[str], last: str = ", ") -> str:
-    """`a`, `b`: for messages."""
-    quoted = [f"`{name}`" for name in names]
-    return last.join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
-
-
-def type_of(value: Any) -> str:
-    """How a person would call the type of a JSON value."""
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    names = {str: "a string", list: "a list", dict: "an object", type(None): "null"}
-    return names.get(type(value), f"a value of type {type(value).__name__}")

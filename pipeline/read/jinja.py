@@ -20,8 +20,8 @@ from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pipeline.read.records import RowError
 from schemas.errors import UsageError
+from schemas.rows import RowError
 
 _OTHER_TEMPLATES: Final = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 #: A template is given so much processor time for one row; honest ones take microseconds.

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.read.records import NOT_UTF8, Problem, Unusable, marked, not_utf8
+from pipeline.read.records import NOT_UTF8, Problem, marked, not_utf8
 from schemas.errors import UserError
+from schemas.rows import Unusable
 
 #: No row is longer; bytes in JSON lines, characters in arrays.
 ROW_LIMIT: Final = 1 << 26

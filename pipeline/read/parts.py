@@ -7,11 +7,12 @@ text (`system`, `history`, `tools` …), rejects the row; another field that usu
 from collections.abc import Collection
 from typing import Any, Final
 
-from pipeline.read.fields import AFTER_INSTRUCTION, INPUTS, MESSAGES, listed, names_of, type_of
-from pipeline.read.records import Record, RowError, Unusable, holds_something, unusable_in
+from pipeline.read.records import Record
 from pipeline.read.turns import Conversation, conversation
 from schemas.alpaca import question
 from schemas.config import FieldsConfig
+from schemas.part_names import AFTER_INSTRUCTION, INPUTS, MESSAGES, names_of
+from schemas.rows import RowError, Unusable, holds_something, listed, type_of, unusable_in
 
 #: What belongs to a prompt or a response beside its text.
 UNPLACED: Final = (

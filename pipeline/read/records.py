@@ -1,53 +1,13 @@
-"""What reading gives: a row of named values, a row that cannot be used, and why."""
+"""What reading gives: a row of named values, or a row that cannot be used, and where it stands."""
 
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from schemas.rows import UNPAIRED, Reason, Unusable, unpaired_surrogate
 
 #: Of a rejected row, this many characters are kept.
 RAW_LIMIT: Final = 2_000
-#: And of what its reason repeats of it, so many.
-_DETAIL: Final = 200
 NOT_UTF8: Final = "not UTF-8"
-UNPAIRED: Final = "unpaired surrogate"
-
-
-class Reason(NamedTuple):
-    """Why a row is left out: a kind, by which such rows are counted, and what is of this row alone."""
-
-    kind: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.detail}" if self.detail else self.kind
-
-
-class RowError(Exception):
-    """A record cannot be made a document of; the kind of reason names the field."""
-
-    def __init__(self, kind: str, detail: str = "") -> None:
-        self.reason = Reason(kind, detail[:_DETAIL])
-        super().__init__(str(self.reason))
-
-
-@dataclass(frozen=True)
-class Unusable:
-    """Stands in a row for a value that no text can be made of. The row is rejected only where that value is used."""
-
-    reason: Reason
-    text: str  # the value as it stands, what is not UTF-8 of it as \\xNN or \\uNNNN
-
-    @classmethod
-    def of(cls, value: str | bytes, kind: str, detail: str = "") -> "Unusable":
-        """Of a string that is not UTF-8 (surrogates stand for the bytes), or of other text."""
-        encoded = value if isinstance(value, bytes) else value.encode("utf-8", "backslashreplace")
-        return cls(Reason(kind, detail), encoded.decode("utf-8", "backslashreplace"))
-
-    def error(self, where: str) -> RowError:
-        """What is wrong with a row that uses the value."""
-        return RowError(self.reason.kind, ", ".join(filter(None, (where, self.reason.detail))))
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @dataclass(frozen=True)
@@ -100,15 +60,6 @@ def not_utf8(raw: str | bytes) -> str | None:
     return None
 
 
-def unpaired_surrogate(text: str) -> str | None:
-    """The first unpaired surrogate in `text`, as `\\ud800`."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"\\u{ord(text[error.start]):04x}"
-    return None
-
-
 def marked(value: Any, not_utf8: str | None) -> Any:
     """`value` with every string that UTF-8 cannot hold as `Unusable`, and keys that it cannot hold written with escapes.
 
@@ -127,18 +78,3 @@ def marked(value: Any, not_utf8: str | None) -> Any:
     if isinstance(value, list):
         return [marked(inner, not_utf8) for inner in value]
     return value
-
-
-def unusable_in(value: Any) -> Unusable | None:
-    """The first value in `value`, itself included, that is unusable."""
-    if isinstance(value, Unusable):
-        return value
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((found for item in inner if (found := unusable_in(item)) is not None), None)
-
-
-def holds_something(value: Any) -> bool:
-    """Whether leaving `value` out would lose anything."""
-    return not (
-        value is None or value is False or value == [] or value == {} or (isinstance(value, str) and not value.strip())
-    )

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.read.fields import names_of
 from pipeline.read.jinja import PromptTemplate
 from pipeline.read.parts import Parts
-from pipeline.read.records import UNPAIRED, Record, RowError, unpaired_surrogate
+from pipeline.read.records import Record
 from schemas.alpaca import ALPACA, ALPACA_WITH_INPUT
 from schemas.config import FieldsConfig, Form
 from schemas.errors import UsageError, nearest
+from schemas.part_names import names_of
 from schemas.ready_made import ready_made
+from schemas.rows import UNPAIRED, RowError, unpaired_surrogate
 
 _PLACES: Final = {"instruction": "{{ instruction }}", "input": "{{ input }}"}
 _ALPACA: Final = (

@@ -7,8 +7,7 @@ rejected, not cut.
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.read.fields import type_of
-from pipeline.read.records import RowError, Unusable, holds_something
+from schemas.rows import RowError, Unusable, holds_something, type_of
 
 #: Names under which chat data sets keep a turn's speaker and text, and what they call the speakers.
 _ROLE_KEYS: Final = ("role", "from")

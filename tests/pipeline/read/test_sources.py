@@ -20,10 +20,11 @@ from backports import zstd
 from pipeline.read.folders import split_of
 from pipeline.read.inputs import open_inputs
 from pipeline.read.json_rows import JsonArray
-from pipeline.read.records import RAW_LIMIT, Record, Rejected, Unusable, unusable_in
+from pipeline.read.records import RAW_LIMIT, Record, Rejected
 from pipeline.read.sources import Source, read_rows
 from schemas.config import CsvConfig
 from schemas.errors import ResourceError, UsageError, UserError
+from schemas.rows import Unusable, unusable_in
 
 ROWS = [
     {"instruction": "Say “hi”\r\nto Zoë 👩‍👩‍👧", "output": 'a "quoted", cell\nwith\ttab'},

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from pipeline.read.inputs import open_inputs
 from pipeline.read.json_rows import JsonArray, JsonLines
-from pipeline.read.records import RAW_LIMIT, Problem, Record, Rejected, Unusable
+from pipeline.read.records import RAW_LIMIT, Problem, Record, Rejected
 from pipeline.read.sources import Source
 from schemas.config import CsvConfig
 from schemas.errors import UserError
+from schemas.rows import Unusable
 
 #: All of Unicode but for surrogates, line ends and controls included; and what JSON and CSV give a meaning to.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.text('\\"{}[],:\n\r\tu0d8 ', max_size=12)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from pipeline.read import jinja
 from pipeline.read.fields import resolve_fields
 from pipeline.read.parts import KNOWN, Parts
-from pipeline.read.records import UNPAIRED, Record, RowError, Unusable, holds_something
+from pipeline.read.records import Record
 from pipeline.read.template import Rendered, Renderer, resolve_template
 from schemas.config import FieldsConfig, Form
 from schemas.errors import UsageError, UserError
+from schemas.rows import UNPAIRED, RowError, Unusable, holds_something
 
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
