@@ -291,9 +291,9 @@ def train(recipe: Recipe) -> Path:
             if step <= done:
                 continue
             loss = loss_of(parser, batch)
-            if not math.isfinite(loss):
+            if not math.isfinite(value := float(loss.detach())):
                 raise UserError(
-                    f"Step {step} of {steps}: the loss is {float(loss)}, no finite number. Begin anew with a lower --lr-encoder "
+                    f"Step {step} of {steps}: the loss is {value}, no finite number. Begin anew with a lower --lr-encoder "
                     "and --lr-chart, and another --state."
                 )
             optimizer.zero_grad(set_to_none=True)

@@ -133,7 +133,9 @@ def typed(arguments, said):
         cli.main()
 
 
-def test_ctrl_c_leaves_a_folder_that_can_be_resumed_and_says_so(signalled_at, fork, config, plain, contents, tmp_path):
+def test_ctrl_c_leaves_a_folder_that_can_be_resumed_and_says_so(
+    signalled_at, forked_workers, config, plain, contents, tmp_path
+):
     out, file, said = tmp_path / "out", tmp_path / "config.yaml", tmp_path / "said.txt"
     file.write_text(config.to_yaml(), encoding="utf-8")
     arguments = ["parse", "--config", file, "--out", out, "--workers", 2]

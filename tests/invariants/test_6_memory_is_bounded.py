@@ -18,11 +18,11 @@ from pipeline.text import Units
 from schemas.config import ParseConfig
 
 SHARD_ROWS = 20
-FEW, MANY = 4, 24
+FEW, MANY = 4, 16
 #: What is held of every row would make it several times as much.
 MARGIN = 1.25
 SIDES = {side: {"tokenizer": "embedded:sentencepiece-bpe"} for side in ("teacher", "student")}
-TEXT = "The quiet river ran behind the mill, and nobody in the village had ever counted its bridges or its boats. " * 2
+TEXT = "The quiet river ran behind the mill, and nobody in the village had ever counted its bridges or its boats. " * 8
 
 
 class NoParser:
@@ -47,18 +47,18 @@ def prepared_of(tmp_path_factory):
 
     def work(shards):
         path = base / f"{shards}.jsonl"
-        rows = (json.dumps({"text": f"{TEXT} {row}."}) + "\n" for row in range(shards * SHARD_ROWS))
-        path.write_text("".join(rows), encoding="utf-8")
+        with path.open("w", encoding="utf-8") as file:  # row by row, since this is measured as well
+            file.writelines(json.dumps({"text": f"{TEXT} {row}."}) + "\n" for row in range(shards * SHARD_ROWS))
         config = ParseConfig.parse({"inputs": [str(path)], "shard_rows": SHARD_ROWS, **SIDES}, "test")
-        preparing.prepare(config, base / f"dataset-{shards}", workers=1, quiet=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(preparing, "load_parser", lambda _: NoParser())
+            patch.setattr(preparing, "PrepareStage", stage)
+            patch.setattr(preparing, "SAMPLE_ROWS", SHARD_ROWS)
+            preparing.prepare(config, base / f"dataset-{shards}", workers=1, quiet=True)
         return base / f"dataset-{shards}"
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "load_parser", lambda _: NoParser())
-        patch.setattr(preparing, "PrepareStage", stage)
-        patch.setattr(preparing, "SAMPLE_ROWS", SHARD_ROWS)
-        work(1)
-        yield work
+    work(1)
+    return work
 
 
 def peaks(work):
@@ -76,7 +76,6 @@ def peaks(work):
 
 def assert_bounded(work):
     few, many = peaks(lambda: work(FEW)), peaks(lambda: work(MANY))
-    print(few, many)
     assert min(few) > 0
     assert many[0] < MARGIN * few[0]
     assert many[1] < MARGIN * few[1]
@@ -101,7 +100,7 @@ def test_of_caching(prepared_of, cache_plan, tmp_path):
     datasets = {shards: prepared_of(shards) for shards in (1, FEW, MANY)}
     values = {"signals": ["relations", "units", "states", "final"], "shard_tokens": 800}
     plans = {shards: cache_plan(dataset=str(dataset), **values) for shards, dataset in datasets.items()}
-    assert plans[MANY].shards > 4 * plans[FEW].shards > 4
+    assert plans[MANY].shards > 3 * plans[FEW].shards > 3
 
     def written(shards):
         cache(plans[shards], tmp_path / f"{shards}", workers=1, quiet=True)

@@ -84,7 +84,7 @@ def test_a_parser_that_would_run_something_runs_nothing(tmp_path, name):
     file, sprung = tmp_path / name, tmp_path / "sprung"
     torch.save({"config": Trap(sprung), "state_dict": {}}, file)
     (tmp_path / "config.json").write_text('{"benepar": {}}')
-    with pytest.raises(UserError, match=f"{name} is no file of weights, or holds more"):
+    with pytest.raises(UserError, match=f"{name} is damaged, or holds more"):
         model.load(str(tmp_path if name.endswith(".bin") else file))
     assert not sprung.exists()
     file.write_bytes(file.read_bytes()[:100])

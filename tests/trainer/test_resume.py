@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from launching import SEVERAL, launch
+from launching import finish, launch
 from schemas.errors import ResourceError, StateError, UserError
 from schemas.files import sha256_of
 from schemas.training import TrainConfig
@@ -135,7 +135,7 @@ def on_two_ranks(whole, prepared, tmp_path_factory):
     for stage, out in [*begun.items(), *gone_on.items()]:
         files.append(out.with_suffix(".yaml"))
         files[-1].write_text(yaml.safe_dump(config(prepared, out) | {"deepspeed": stage}))
-    launch(2, SEVERAL, *files)
+    launch(2, finish, *files)
     return begun, gone_on
 
 

@@ -58,7 +58,7 @@ class _Service:
     """wandb, and trackio, which has its face. A run that goes on is the same run there."""
 
     def __init__(self, name: str, project: str, out: Path, config: dict[str, Any], resumed: bool) -> None:
-        self._module = importlib.import_module(name)
+        self._module = _service(name)
         options = {"resume": "allow" if resumed else "never"}
         if name == "wandb":  # trackio knows a run by its name
             options["id"] = _run_id(out / WANDB_ID, resumed)
@@ -69,6 +69,17 @@ class _Service:
 
     def close(self) -> None:
         self._module.finish()
+
+
+def _service(name: str) -> Any:
+    """The module of a service, imported only if it is used."""
+    if name == "wandb":
+        import wandb
+
+        return wandb
+    import trackio
+
+    return trackio
 
 
 def require_trackers(config: LogConfig) -> None:
