@@ -1,5 +1,8 @@
 """The `mta-prep` command: its name, its help, and which commands there are."""
 
+from importlib.metadata import version as version_of
+from typing import Annotated
+
 import typer
 
 from pipeline.commands.align import align
@@ -25,6 +28,22 @@ for command in (parse, align, inspect, verify, info, cache_teacher, train_parser
     app.command()(command)
 app.add_typer(bench_app, name="bench")
 bench_app.command("parser")(bench_parser)
+
+
+def _tell_version(asked: bool) -> bool:
+    if asked:
+        console.stdout.print(f"mta-prep {version_of('mta-prep')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def mta_prep(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of no command."""
 
 
 def main() -> None:

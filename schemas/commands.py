@@ -1,36 +1,11 @@
 """How commands are spelled, for messages that name one."""
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
 
-from schemas.config import CacheConfig, ModelConfig, flat
+from schemas.config import CacheConfig, ModelConfig
+from schemas.keys import flat, spelled
 from schemas.manifest import CONFIG
-
-#: Flags of `mta-prep cache-teacher`, by the key of the config that each sets.
-_CACHE_FLAGS: Final[Mapping[str, str]] = {
-    "teacher.model": "--teacher",
-    "teacher.revision": "--teacher-revision",
-    "teacher.gguf_file": "--gguf-file",
-    "teacher.dtype": "--dtype",
-    "teacher.device": "--device",
-    "teacher.device_map": "--device-map",
-    "teacher.quantization": "--quantization",
-    "teacher.trust_remote_code": "--trust-remote-code",
-    "layers": "--layers",
-    "signals": "--signals",
-    "storage.units": "--units-storage",
-    "storage.states": "--states-storage",
-    "storage.final": "--final-storage",
-    "state_tokens": "--state-tokens",
-    "weights": "--weights",
-    "topk": "--topk",
-    "token_budget": "--token-budget",
-    "shard_bytes": "--shard-size",
-    "shard_tokens": "--shard-tokens",
-    "limit": "--limit",
-}
 
 
 def parse_again(dataset: Path) -> str:
@@ -41,27 +16,22 @@ def parse_again(dataset: Path) -> str:
 def cache_teacher(config: CacheConfig, like: tuple[Path, CacheConfig] | None = None) -> str:
     """The command for a cache of this config, into a folder OTHER. `like`: folder and config of a cache to begin with.
 
-    Flags are there for what differs from that one, or from the defaults. What is off has no flag: a `limit` of None is
-    not to be had from a cache with one.
+    It names what differs from that one, or from the defaults: by --set, but for what people write in other words.
     """
     words = ["mta-prep", "cache-teacher"]
     if like is None:
-        words.append(config.dataset)
-        before = flat(CacheConfig(dataset="", teacher=ModelConfig(model=""), signals=("final",)).model_dump())
-        del before["signals"]
+        words += [config.dataset, "--teacher", config.teacher.model]
+        base = CacheConfig(dataset=config.dataset, teacher=ModelConfig(model=config.teacher.model), signals=("final",))
     else:
         folder, base = like
-        words += [*([config.dataset] if config.dataset != base.dataset else []), "--config", str(folder / CONFIG)]
-        before = flat(base.model_dump())
-    values = flat(config.model_dump())
-    for key, flag in _CACHE_FLAGS.items():
-        value = values[key]
-        if value != before.get(key) and value is not None and value is not False:
-            words += [flag] if value is True else [flag, _spelled(value)]
+        words += [config.dataset] if config.dataset != base.dataset else []
+        words += ["--config", str(folder / CONFIG)]
+    if config.layers != base.layers:
+        words += ["--layers", ",".join(f"{layer.layer}:{layer.granularity}" for layer in config.layers)]
+    if config.signals != base.signals or like is None:
+        words += ["--signals", ",".join(config.signals)]
+    before = flat(base.model_dump(exclude={"dataset", "layers", "signals"}))
+    for key, value in flat(config.model_dump(exclude={"dataset", "layers", "signals"})).items():
+        if value != before[key]:
+            words += ["--set", spelled(key, value)]
     return shlex.join([*words, "-o", "OTHER"])
-
-
-def _spelled(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(_spelled, value))
-    return f"{value['layer']}:{value['granularity']}" if isinstance(value, Mapping) else str(value)

@@ -1,13 +1,24 @@
 """Typed configs: YAML in, frozen objects, resolved YAML out. Of an unknown key the nearest known one is named."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from schemas import keys
 from schemas.columns import Granularity
 from schemas.errors import UsageError, nearest, quoted
 from schemas.signals import Signal, StateTokens, Storage, Weights
@@ -34,10 +45,10 @@ class Strict(BaseModel):
     def from_yaml(cls, path: Path) -> dict[str, Any]:
         """The raw mapping in a YAML file, for flags to override before `parse`."""
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = keys.load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"No config file at {path}.") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
         if values is None:
             return {}
@@ -47,30 +58,22 @@ class Strict(BaseModel):
 
     def to_yaml(self) -> str:
         """YAML that gives this object back."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        return text
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to one with dotted keys: `{"optim": {"lr": 1}}` -> `{"optim.lr": 1}`."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        return keys.dump(self.model_dump(mode="json"))
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
     problems = error.errors()
     first = problems[0]["loc"][:1]
     # of the kinds that a value may be, the one that went furthest is meant
-    problem = max((each for each in problems if each["loc"][:1] == first), key=lambda each: len(each["loc"]))
+    problem = max((other for other in problems if other["loc"][:1] == first), key=lambda other: len(other["loc"]))
     *outer, last = problem["loc"] or ("the config",)
-    keys = [str(part) for part in outer if _KEY.fullmatch(str(part))]
-    if problem["type"] == "extra_forbidden" or _KEY.fullmatch(str(last)) or not keys:
-        keys.append(str(last))
-    place = ".".join(keys)
+    parts = [str(part) for part in outer if _KEY.fullmatch(str(part))]
+    if problem["type"] == "extra_forbidden" or _KEY.fullmatch(str(last)) or not parts:
+        parts.append(str(last))
+    place = ".".join(parts)
     if problem["type"] != "extra_forbidden":
-        return f"`{place}`: {problem['msg'].lower().removeprefix('value error, ')}, got {quoted(problem.get('input'))}."
+        told = problem["msg"].removeprefix("Value error, ")
+        return f"`{place}`: {told[:1].lower()}{told[1:]}, got {quoted(problem.get('input'))}."
     known: type[BaseModel] = model
     for part in problem["loc"][:-1]:
         if part in known.model_fields:  # else a place in a list, or which of several kinds was tried
@@ -221,6 +224,21 @@ class StorageConfig(Strict):
     final: Storage = "bf16"
 
 
+_BYTE_SIZE: Final = TypeAdapter(ByteSize)
+#: What pydantic takes the beginning of a text for, whatever follows.
+_SIZE: Final = re.compile(r"\s*[0-9]*\.?[0-9]+\s*[A-Za-z]*\s*")
+
+
+def _bytes(value: Any) -> Any:
+    """`512MiB`, `2GB` -> bytes; a number as it is."""
+    if not isinstance(value, str):
+        return value
+    if _SIZE.fullmatch(value):
+        with suppress(ValidationError):  # an unknown unit
+            return int(_BYTE_SIZE.validate_python(value))
+    raise ValueError("no size; write it like 512MiB, 2GB or 1000000")
+
+
 class CacheConfig(Strict):
     """Everything that decides the content of a teacher cache."""
 
@@ -233,6 +251,6 @@ class CacheConfig(Strict):
     weights: Weights = "centrality"  # of tokens
     topk: int = Field(default=64, ge=1)
     token_budget: int = Field(default=4096, ge=16)  # tokens in one batch; may move last bits, so it is recorded
-    shard_bytes: int = Field(default=1 << 30, ge=1 << 16)  # of one shard, about
+    shard_bytes: Annotated[int, BeforeValidator(_bytes)] = Field(default=1 << 30, ge=1 << 16)  # of one shard, about
     shard_tokens: int = Field(default=1 << 18, ge=1)  # of one shard, at most: what an interruption can cost
     limit: int | None = Field(default=None, ge=1)  # only the dataset's first rows

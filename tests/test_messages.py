@@ -4,12 +4,16 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
+from pydantic import BaseModel
 
 from pipeline import cli
+from schemas.config import CacheConfig, ParseConfig
 from schemas.console import counted
+from schemas.training import TrainConfig
 from trainer import evaluate, train
 
 ROOT = Path(cli.__file__).parents[1]
@@ -17,6 +21,7 @@ ROOT = Path(cli.__file__).parents[1]
 HOLE = "\0"
 FLAG = re.compile(rf"(?<![\w-])--[a-z{HOLE}][a-z0-9_{HOLE}-]*")
 COMMAND = re.compile(r"mta-prep ([a-z]+(?:-[a-z]+)*)((?:(?!mta-prep)[^`])*)")
+ASSIGNED = re.compile(r"--set ([a-z_.]+)=")
 #: Flags of programs that are not ours.
 FOREIGN = {
     "--long": "zstd",
@@ -32,6 +37,8 @@ FOREIGN = {
 }
 #: `console.run` takes it off every command line.
 EVERYWHERE = {"--debug"}
+#: Of `mta-prep` itself, before a command.
+OUTERMOST = {"--version"}
 #: Commands that make, judge and measure parsers: only files of these names may speak of flags that only they have.
 WORKSHOP = {"train-parser", "eval-parser", "export-parser", "bench"}
 WORKSHOP_FILES = {"cli.py", "commands.py", "training.py", "parser.py", "bench.py", "flags.py"}
@@ -73,7 +80,7 @@ def exists(flag: str, declared: set[str]) -> bool:
 def unknown(source: str, file: str, package: str) -> list[str]:
     """Every flag that the text names and no command has, with its line."""
     workshop = file in WORKSHOP_FILES
-    declared = EVERYWHERE | set(FOREIGN)
+    declared = EVERYWHERE | OUTERMOST | set(FOREIGN)
     declared |= set().union(*(flags for name, flags in PIPELINE.items() if workshop or name not in WORKSHOP))
     declared |= TRAINER if package == "trainer" else set()
     wrong = []
@@ -98,20 +105,42 @@ def test_every_flag_in_a_message_is_declared(package: str) -> None:
     assert not wrong
 
 
+def test_every_key_that_a_message_sets_exists() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {key}"
+        for package in ("schemas", "pipeline", "trainer")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for line, text in texts(path.read_text(encoding="utf-8"))
+        for key in ASSIGNED.findall(text)
+        if key != "key" and not any(has_key(model, key) for model in (ParseConfig, CacheConfig, TrainConfig))
+    ]
+    assert not wrong
+    assert has_key(CacheConfig, "teacher.device_map")
+    assert not has_key(CacheConfig, "teacher.devicemap")
+
+
+def has_key(model: type[BaseModel], key: str) -> bool:
+    first, _, rest = key.partition(".")
+    if first not in model.model_fields or not rest:
+        return first in model.model_fields
+    kinds = (model.model_fields[first].annotation, *get_args(model.model_fields[first].annotation))
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) and has_key(kind, rest) for kind in kinds)
+
+
 def test_the_scan_sees_flags_that_do_not_exist() -> None:
     source = (
         'raise UserError("add --response")\n'
         'raise UserError(f"add --{part}-felid")\n'
         'raise UserError(f"add --{part}-field, --out {out}")\n'
         'raise UserError("lower --max-words")\n'
-        'raise UserError(f"run `mta-prep align {folder} --sentences rules`")\n'
+        'raise UserError(f"run `mta-prep align {folder} --line-breaks hard`")\n'
         'raise UserError(f"run `mta-prep align {folder} --student {name}`")\n'
     )
     assert unknown(source, "engine.py", "pipeline") == [
         "1: --response",
         f"2: --{HOLE}-felid",
         "4: --max-words",
-        "5: mta-prep align --sentences",
+        "5: mta-prep align --line-breaks",
     ]
 
 

@@ -14,8 +14,6 @@ from trainer.teacher.shape import TeacherShape
 #: Recipes whose losses look at every token, not only at those in units: FDD at the response's, SRA at spans of its own.
 STATE_TOKENS: Final[dict[str, StateTokens]] = {"fdd": "all", "sra": "all"}
 DEFAULT_RECIPE: Final = "mta"
-#: Sizes as people write them.
-UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 @dataclass(frozen=True)
@@ -163,14 +161,3 @@ def _check(config: CacheConfig, shape: TeacherShape) -> None:
         raise UsageError("Layer 0 is the embeddings, which attend to nothing; leave it out, or the signal `attention`.")
     if "topk" in config.signals and config.topk > shape.vocabulary:
         raise UsageError(f"--topk {config.topk} is more than the {shape.vocabulary} tokens of the teacher {name!r}.")
-
-
-def size(text: str) -> int:
-    """`512MiB`, `2GB`, `1000000` -> bytes."""
-    number = text.strip().upper().removesuffix("B")
-    digits = number.rstrip("KMGI")
-    unit = number[len(digits) :]
-    try:
-        return int(float(digits) * UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"{text!r} is no size; write it like 512MiB, 2GB or 1000000.") from None

@@ -175,7 +175,7 @@ class CacheStage:
         def alone(row: int) -> str:
             return (
                 f"the row {rows.ids[row]!r} of {rows.lengths[row]} tokens alone in a batch. Use a smaller --dtype, "
-                "--device-map auto, or fewer workers."
+                "--set teacher.device_map=auto, or fewer workers."
             )
 
         return list(in_halves(lambda part: (part, self._batch(rows, part)), members, self.device, alone))

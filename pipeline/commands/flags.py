@@ -1,11 +1,14 @@
-"""Flags that several commands have, and how flags meet a config."""
+"""Flags that several commands have, and how flags and `--set` meet a config."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from schemas.errors import Exit, UsageError, quoted
+from schemas.config import Strict
+from schemas.errors import Exit, UsageError
+from schemas.keys import assign, assignment
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 WorkersFlag = Annotated[
@@ -22,22 +25,57 @@ FolderArgument = Annotated[
     Path, typer.Argument(help="Folder of a prepared dataset or a teacher cache.", metavar="FOLDER", show_default=False)
 ]
 
+ConfigFlag = Annotated[
+    Path | None,
+    typer.Option(help="YAML config; flags and --set override it. Every run writes its own to OUT/config.yaml."),
+]
+SetFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set any key of the config, all of which OUT/config.yaml shows; over flags and --config. The value is YAML, "
+        "and `null` the default.",
+        show_default=False,
+    ),
+]
 
-def merge(base: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """`base` with every flag that was given (dotted names reach into nested mappings)."""
-    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in base.items()}
-    for name, value in flags.items():
-        if value is None:
-            continue
-        place = merged
-        *path, last = name.split(".")
-        for part in path:
-            inner = place.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise UsageError(f"The config's `{part}` must be a mapping, it is {quoted(inner)}.")
-            place = inner
-        place[last] = value
-    return merged
+
+class Key:
+    """Beside a flag's type: the keys of the config that it sets. Of two flags for one key, the one declared last counts."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+def config_values(
+    command: Callable[..., Any], given: Mapping[str, Any], model: type[Strict]
+) -> tuple[dict[str, Any], str]:
+    """Values for `model` out of a command's arguments (`given`: its `locals()` at first), and what messages call them.
+
+    The file of --config, over it the flags that were given, over these each --set. Raises `UsageError` for what is no
+    assignment, or for a key below a value that has none; `model.parse` says what else is wrong.
+    """
+    values = {} if given["config"] is None else model.from_yaml(given["config"])
+    for flag, hint in get_type_hints(command, include_extras=True).items():
+        keys = [name for note in get_args(hint) if isinstance(note, Key) for name in note.names]
+        value = str(given[flag]) if isinstance(given.get(flag), Path) else given.get(flag)
+        for key in keys if value not in (None, []) else ():
+            assign(values, key, value)
+    for text in given["set_"] or ():
+        assign(values, *assignment(text))
+    return values, "command line" if given["config"] is None else str(given["config"])
+
+
+def require(values: Mapping[str, Any], key: str, named: str, command: str) -> None:
+    """Raises `UsageError` if a dotted key has no value, with what a person calls it."""
+    inner: Any = values
+    for part in key.split("."):
+        if not isinstance(inner, Mapping):
+            return  # of the wrong kind, as parsing says
+        if part not in inner:
+            raise UsageError(f"Nothing given for {named} (see mta-prep {command} --help).")
+        inner = inner[part]
 
 
 def run_workers() -> int:

@@ -21,6 +21,7 @@ from schemas import files
 from schemas.config import Strict
 from schemas.errors import StateError
 from schemas.files import flush
+from schemas.keys import differences
 from schemas.manifest import CONFIG, MANIFEST, OtherFile, ShardFile, is_finished
 
 WORK = ".mta-prep"
@@ -176,17 +177,13 @@ class Workspace:
         (self.work / RUN).unlink()
 
 
-def differences(old: Any, new: Any, place: str = "") -> list[str]:
-    """Where two run records differ, as `place: was …, is now …`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in dict.fromkeys([*old, *new])
-            for line in differences(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
-        ]
-    if old == new:
-        return []
-    return [f"`{place}` was {json.dumps(old, ensure_ascii=False)}, is now {json.dumps(new, ensure_ascii=False)}"]
+def _told(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Where two run records differ, as `place` was …, is now …."""
+
+    def shown(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    return [f"`{key}` was {shown(before)}, is now {shown(now)}" for key, before, now in differences(old, new)]
 
 
 def _clear(out: Path, mine: list[Path]) -> None:
@@ -243,7 +240,7 @@ def workspace(
 def require_same_run(out: Path, layout: Layout, record: dict[str, Any]) -> None:
     """Raises `StateError` unless the finished folder `out` was made by this very run."""
     manifest = _record_in(out / MANIFEST)
-    lines = differences({name: manifest.get(name) for name in layout.recorded}, _key(record))
+    lines = _told({name: manifest.get(name) for name in layout.recorded}, _key(record))
     if lines:
         told = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
         raise StateError(
@@ -275,7 +272,7 @@ def claim(work: Path, record: dict[str, Any]) -> None:
     if not path.exists():
         files.write_text(path, json.dumps(_key(record), indent=1, ensure_ascii=False))
         return
-    lines = differences(_record_in(path), _key(record))
+    lines = _told(_record_in(path), _key(record))
     if lines:
         raise StateError(
             f"{work.parent} holds an unfinished run that differs: {'; '.join(lines[:3])}. "

@@ -50,7 +50,7 @@ def parse(path: Path, out: Path) -> list[str]:
 
 def cache_teacher(dataset: Path, out: Path) -> list[str]:
     """Arguments of `mta-prep` for a cache of this dataset."""
-    kept = ["--signals", "relations,states,final", "--shard-tokens", str(SHARD_TOKENS)]
+    kept = ["--signals", "relations,states,final", "--set", f"shard_tokens={SHARD_TOKENS}"]
     return ["cache-teacher", str(dataset), "--teacher", TEACHER, "--out", str(out), *kept]
 
 

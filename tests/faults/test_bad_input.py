@@ -65,7 +65,7 @@ def rows(path, count, bad=None):
         (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/good.jsonl", *TOKENIZERS], Exit.STATE, "is a file"),
         (["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", "--max-lenght", "5"], Exit.USAGE, "--max-lenght"),
         (
-            ["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--teacher-max-length", "0"],
+            ["parse", "{tmp}/good.jsonl", "-o", "{tmp}/o", *TOKENIZERS, "--set", "teacher.max_length=0"],
             Exit.USAGE,
             "equal to 2",
         ),

@@ -387,8 +387,19 @@ def test_a_layer_that_is_too_deep(command, prepared, tiny_teacher, tmp_path):
         (["{prepared}", "-o", "{tmp}/o", "--teacher", "nobody/nothing"], Exit.RESOURCE, "nobody/nothing"),
         (["{prepared}", "-o", "{prepared}", "--teacher", "{teacher}"], Exit.STATE, "other files"),
         (["{prepared}", "-o", "{tmp}/o", "--teacher", "{teacher}", "--recipe", "mtb"], Exit.USAGE, "mta-dsa"),
-        (["{prepared}", "-o", "{tmp}/o", "--teacher", "{teacher}", "--shard-size", "big"], Exit.USAGE, "512MiB"),
+        (["{prepared}", "-o", "{tmp}/o", "--teacher", "{teacher}", "--set", "shard_bytes=big"], Exit.USAGE, "512MiB"),
         (["{prepared}", "-o", "{tmp}/o", "--teacher", "{teacher}", "--storage", "fp4"], Exit.USAGE, "fp8"),
+        (["{prepared}", "-o", "{tmp}/o", "--teacher", "{teacher}", "--set", "dataset=3"], Exit.USAGE, "`dataset`"),
+        (
+            ["{prepared}", "-o", "{tmp}/o", "--teacher", "{teacher}", "--recipe", "mta", "--set", "signals=[final]"],
+            Exit.USAGE,
+            "pass one of them",
+        ),
+        (
+            ["{prepared}", "-o", "{tmp}/o", "--teacher", "{teacher}", "--layers", "auto", "--set", "layers=[]"],
+            Exit.USAGE,
+            "pass one of them",
+        ),
     ],
 )
 def test_a_sentence_and_an_exit_code(command, prepared, tiny_teacher, tmp_path, arguments, code, told):

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from datasets import load_from_disk
 
 from schemas.columns import GRANULARITIES, SIDES
+from schemas.config import ParseConfig
 from schemas.errors import Exit
 
 TOKENIZERS = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:bytelevel-bpe"]
@@ -35,6 +37,44 @@ def test_every_command_explains_itself(command, name):
 def test_without_a_command_all_are_listed(command):
     _, out, _ = command("--help")
     assert all(name in out for name in COMMANDS)
+
+
+def test_the_version_is_told(command):
+    assert command("--version") == (0, f"mta-prep {version('mta-prep')}\n", "")
+
+
+def test_a_config_is_set_by_file_flags_and_keys_in_that_order(command, sample_file, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("limit: 9\nteacher: {max_length: 50, max_prompt_length: 30}\nparser: {max_words: 70}\n")
+    arguments = ["parse", sample_file, "-o", tmp_path / "o", *TOKENIZERS, "--config", file, "--workers", 1]
+    arguments += ["--max-length", 90, "--limit", 3, "--set", "student.max_length=80", "--set", "parser.max_words=20"]
+    code, _, err = command(*arguments, "--set", "teacher.max_prompt_length=null", "--set", "fields.form=instruction")
+    assert code == 0, err
+    config = ParseConfig.parse(ParseConfig.from_yaml(tmp_path / "o" / "config.yaml"), "o")
+    assert (config.limit, config.parser.max_words, config.fields.form) == (3, 20, "instruction")
+    assert (config.teacher.max_length, config.teacher.max_prompt_length, config.student.max_length) == (90, None, 80)
+
+
+@pytest.mark.parametrize("name", ["parse", "cache-teacher"])
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("limit", "--set 'limit' is no assignment; write it like optim.lr=2e-4."),
+        ("limti=3", "command line: unknown key `limti`; did you mean `limit`?"),
+        ("teacher.revisoin=main", "command line: unknown key `teacher.revisoin`; did you mean `revision`?"),
+        ("limit=many", "command line: `limit`: input should be a valid integer"),
+        ("limit=0", "command line: `limit`: input should be greater than or equal to 1, got 0."),
+        ("teacher=3", "command line: `teacher`: input should be a valid dictionary or instance of"),
+        ("teacher=null", "Nothing given for --teacher"),
+        ("limit.rows=3", "`limit` is 2 and has no keys, so none is `limit.rows`."),
+    ],
+)
+def test_what_cannot_be_set_is_told_in_a_sentence(command, sample_file, tmp_path, name, assignment, told):
+    teacher = {"parse": [*TOKENIZERS], "cache-teacher": ["--teacher", "embedded:teacher"]}[name]
+    code, out, err = command(name, sample_file, *teacher, "-o", tmp_path / "o", "--limit", 2, "--set", assignment)
+    assert (code, out) == (Exit.USAGE, "")
+    assert told in " ".join(err.split())
+    assert not (tmp_path / "o").exists()
 
 
 def test_inspect_shows_a_row_by_number_or_id(command, prepared):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipeline.commands.flags import merge
-from schemas.config import ParseConfig
+from schemas.config import CacheConfig, ParseConfig
 from schemas.errors import UsageError
 
 MINIMAL = {"inputs": ["a.jsonl"], "teacher": {"tokenizer": "t"}, "student": {"tokenizer": "s"}}
@@ -37,7 +36,13 @@ def test_yaml_gives_the_same_config_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "cannot be read as YAML"), ("- a", "a mapping"), ("é".encode("latin-1"), "YAML")]
+    ("text", "message"),
+    [
+        ("a: [", "cannot be read as YAML"),
+        ("- a", "a mapping"),
+        ("é".encode("latin-1"), "YAML"),
+        ("a: " + "[" * 10**5, "YAML"),
+    ],
 )
 def test_a_broken_file_is_named(tmp_path, text, message):
     path = tmp_path / "config.yaml"
@@ -48,8 +53,26 @@ def test_a_broken_file_is_named(tmp_path, text, message):
         ParseConfig.from_yaml(tmp_path / "none.yaml")
 
 
-def test_flags_override_the_file_and_absent_flags_do_not():
-    base = {"teacher": {"tokenizer": "t", "max_length": 9}, "limit": 5}
-    merged = merge(base, {"teacher.max_length": 7, "limit": None, "student.tokenizer": "s"})
-    assert merged == {"teacher": {"tokenizer": "t", "max_length": 7}, "limit": 5, "student": {"tokenizer": "s"}}
-    assert base == {"teacher": {"tokenizer": "t", "max_length": 9}, "limit": 5}
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1000000", 10**6),
+        ("512MiB", 2**29),
+        ("2GB", 2 * 10**9),
+        ("1.5 mib", 3 << 19),
+        ("640k", 640_000),
+        (1 << 20, 1 << 20),
+    ],
+)
+def test_sizes(text, expected):
+    values = {"dataset": "d", "teacher": {"model": "m"}, "signals": ["final"], "shard_bytes": text}
+    config = CacheConfig.parse(values, "here")
+    assert config.shard_bytes == expected
+    assert f"shard_bytes: {expected}\n" in config.to_yaml()
+
+
+@pytest.mark.parametrize("text", ["", "much", "5XB", "GiB", "nan", "infMB", "1..5K", "-1GB"])
+def test_no_sizes(text):
+    values = {"dataset": "d", "teacher": {"model": "m"}, "signals": ["final"], "shard_bytes": text}
+    with pytest.raises(UsageError, match="`shard_bytes`: no size; write it like 512MiB, 2GB or 1000000, got"):
+        CacheConfig.parse(values, "here")

@@ -349,10 +349,10 @@ def test_a_limited_cache_names_the_command_with_a_higher_limit(tmp_path):
     cache = TeacherCache(write_cache(tmp_path / "cache", config_of(limit=6)))
     with pytest.raises(UsageError, match="with a limit of 6") as caught:
         cache.final(6)
-    assert commands(str(caught.value))[0].endswith("config.yaml --limit 7 -o OTHER")
+    assert commands(str(caught.value))[0].endswith("config.yaml --set limit=7 -o OTHER")
     with pytest.raises(UsageError) as caught:
         cache.row_of("nobody")
-    assert commands(str(caught.value))[0].endswith("config.yaml --limit 12 -o OTHER")
+    assert commands(str(caught.value))[0].endswith("config.yaml --set limit=12 -o OTHER")
 
 
 def test_a_cache_without_layers(tmp_path):

@@ -36,6 +36,8 @@ def load(tmp_path):
         ("objectives.srkl={weight: 2}", lambda config: sorted(config.objectives), ["ce", "dsa", "srkl"]),
         ("objectives.dsa=null", lambda config: list(config.objectives), ["ce"]),
         ("objectives.absent=null", lambda config: sorted(config.objectives), ["ce", "dsa"]),
+        ("out=2026-11-26", lambda config: config.out, "2026-11-26"),  # no date
+        ("out='2e-4'", lambda config: config.out, "2e-4"),
         (" out = runs/a=b ", lambda config: config.out, "runs/a=b"),
         ("student.init={layers: [0, 3]}", lambda config: config.student.init.layers, (0, 3)),
     ],
@@ -55,7 +57,9 @@ def test_later_ones_win(load):
         ("steps", "--set 'steps' is no assignment; write it like optim.lr=2e-4"),
         ("=7", "is no assignment"),
         ("steps.more=7", "`steps` is 60 and has no keys"),
+        ("steps..more=7", "is no assignment"),
         ("out={", "'{' is no YAML value"),
+        ("out=" + "[" * 10**5, "is no YAML value"),
         ("optim.warmpu=3", "unknown key `optim.warmpu`; did you mean `warmup`"),
         ("stesp=3", "unknown key `stesp`; did you mean `steps`"),
         ("steps=many", "`steps`: .* got 'many'"),
@@ -79,7 +83,8 @@ def test_what_may_differ_when_a_run_goes_on(load, tmp_path):
         ("optim.lr", "optim.lr=1"),
         ("data.limit", "data.limit=5"),
         ("objectives.dsa.weight", "objectives.dsa.weight=3"),
-        ("objectives.ce.weight", "objectives.ce=null"),
+        ("objectives.ce", "objectives.ce=null"),
+        ("objectives.dsa", "objectives.dsa=null"),
         ("student.model", "student.model=other"),
     ):
         with pytest.raises(StateError, match=rf"another config: its `{key}` is .* or pass --overwrite"):

@@ -210,14 +210,14 @@ def loading_options(config: ModelConfig, source: ModelFiles) -> dict[str, Any]:
         if importlib.util.find_spec("gguf") is None:
             raise UsageError("A GGUF file needs the package `gguf`: pip install 'mta-prep[gguf]'.")
         if config.quantization:
-            raise UsageError("A GGUF file is quantized already and is loaded unpacked; leave out --quantization.")
+            raise UsageError("A GGUF file is quantized already and is loaded unpacked; leave out `quantization`.")
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         if config.dtype == "auto":
             options["dtype"] = torch.float32
     if config.quantization:
         if importlib.util.find_spec("bitsandbytes") is None:
             raise UsageError(
-                f"Loading in {config.quantization} needs the package `bitsandbytes`; install it, or leave out --quantization."
+                f"Loading in {config.quantization} needs the package `bitsandbytes`; install it, or leave out `quantization`."
             )
         options["quantization_config"] = transformers.BitsAndBytesConfig(**{f"load_in_{config.quantization}": True})
         options.setdefault("device_map", {"": config.device})

@@ -119,7 +119,7 @@ class Student(nn.Module):
         if self.max_length is not None and longest > self.max_length:
             raise UserError(
                 f"A document has {longest} tokens, and the student ({self.architecture}) takes at most {self.max_length}; "
-                f"prepare the dataset with `mta-prep parse … --student-max-length {self.max_length}`, or give this one's "
+                f"prepare the dataset with `mta-prep parse … --set student.max_length={self.max_length}`, or give this one's "
                 f"student that limit with `mta-prep align DATASET --student TOKENIZER --max-length {self.max_length}`."
             )
 

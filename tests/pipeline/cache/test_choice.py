@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.cache.choice import Choice, automatic_layers, listed_layers, mapped_layers, resolved, size
+from pipeline.cache.choice import Choice, automatic_layers, listed_layers, mapped_layers, resolved
 from schemas.errors import UsageError
 from schemas.signals import RECIPES
 from trainer.teacher.shape import TeacherShape
@@ -104,17 +104,3 @@ def test_what_does_not_fit_is_told(choice, told):
 def test_more_likely_tokens_than_there_are():
     with pytest.raises(UsageError, match="more than the 1000 tokens"):
         settle(Choice(signals="topk"), topk=1001)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("1000000", 10**6), ("512MiB", 2**29), ("2GB", 2 * 10**9), ("1.5 kib", 1536), ("64k", 64_000), ("1GiB", 2**30)],
-)
-def test_sizes(text, expected):
-    assert size(text.replace(" ", "")) == expected
-
-
-@pytest.mark.parametrize("text", ["", "much", "5TB", "GiB", "nan", "infMB", "1..5K"])
-def test_no_sizes(text):
-    with pytest.raises(UsageError, match="is no size"):
-        size(text)

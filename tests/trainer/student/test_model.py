@@ -419,7 +419,7 @@ def test_layers_that_are_not_there(folder_of, student_of):
 def test_documents_that_are_too_long(student_of, packing):
     student = student_of("llama", packing=packing)
     student(batch_of((32,)), ())
-    with pytest.raises(UserError, match=r"33 tokens.*at most 32.*--student-max-length 32"):
+    with pytest.raises(UserError, match=r"33 tokens.*at most 32.*--set student\.max_length=32"):
         student(batch_of((3, 33)), ())
 
 

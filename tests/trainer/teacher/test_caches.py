@@ -119,7 +119,7 @@ def test_other_weights(make_cache, prepared):
         UsageError, match="made with `weights: centrality`, and this config says `weights: uniform`"
     ) as error:
         source_of(prepared, [make_cache()], CHUNKS, weights="uniform")
-    assert "--weights uniform" in command_in(error)
+    assert "--set weights=uniform -o" in command_in(error)
 
 
 def test_final_and_states_of_all_tokens_that_no_cache_has(make_cache, same):
@@ -131,7 +131,7 @@ def test_final_and_states_of_all_tokens_that_no_cache_has(make_cache, same):
     cache = make_cache(signals=["states"])
     with pytest.raises(UsageError, match=r"states of all tokens \(recipe fdd\) of teacher layer 4") as error:
         source_of(same, [cache], CHUNKS, needs=("position_states",))
-    assert command_in(error).endswith("--layers 4:chunks --state-tokens all -o OTHER")
+    assert command_in(error).endswith("--layers 4:chunks --set state_tokens=all -o OTHER")
     with pytest.raises(UsageError, match="the teacher's output matrix") as error:
         source_of(same, [cache], CHUNKS, needs=("states",)).head  # noqa: B018  # it is looked for when asked for
     assert command_in(error).endswith("--signals final -o OTHER")
@@ -197,4 +197,4 @@ def test_a_limited_cache(make_cache, prepared):
     assert source_of(prepared, [make_cache()], CHUNKS, limit=1000).rows == 24
     with pytest.raises(UsageError, match=r"asks for 7 rows, .* the first 6; set `data.limit: 6`") as error:
         source_of(prepared, [cache], CHUNKS, limit=7)
-    assert command_in(error).endswith(f"{cache}/config.yaml --limit 7 -o OTHER")
+    assert command_in(error).endswith(f"{cache}/config.yaml --set limit=7 -o OTHER")
