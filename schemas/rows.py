@@ -1,6 +1,6 @@
 """What is in a row of named values: what can be used of it, and why a row cannot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -70,6 +70,23 @@ def holds_something(value: Any) -> bool:
     return not (
         value is None or value is False or value == [] or value == {} or (isinstance(value, str) and not value.strip())
     )
+
+
+def row_id(row: Mapping[str, Any], field: str | None = None) -> str | None:
+    """The row's own id, integers as decimal strings: in a field that is named, or in `id` if what stands there can be one.
+
+    Raises `RowError` for what cannot be one in a field that is named, and for an id that is unusable.
+    """
+    name = field or "id"
+    value = row.get(name)
+    usable = isinstance(value, str | int) and not isinstance(value, bool)
+    if value is None or value == "" or (not usable and field is None):
+        return None
+    if isinstance(value, Unusable):
+        raise value.error(f"field `{name}`")
+    if not usable:
+        raise RowError(f"`{name}` is {type_of(value)}, an id is a string or an integer")
+    return str(value)
 
 
 def listed(names: Sequence[str], last: str = ", ") -> str:

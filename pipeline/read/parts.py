@@ -12,7 +12,7 @@ from pipeline.read.turns import Conversation, conversation
 from schemas.alpaca import question
 from schemas.config import FieldsConfig
 from schemas.part_names import AFTER_INSTRUCTION, INPUTS, MESSAGES, names_of
-from schemas.rows import RowError, Unusable, holds_something, listed, type_of, unusable_in
+from schemas.rows import RowError, Unusable, holds_something, listed, row_id, type_of, unusable_in
 
 #: What belongs to a prompt or a response beside its text.
 UNPLACED: Final = (
@@ -79,17 +79,10 @@ class Parts:
 
     def id(self) -> str | None:
         """The row's own id: in the field that the user names, or in `id` if what stands there can be one."""
-        name = self._fields.id or "id"
-        value = self._row.get(name)
-        usable = isinstance(value, str | int) and not isinstance(value, bool)
-        if value is None or value == "" or (not usable and self._fields.id is None):
-            return None
-        if isinstance(value, Unusable):
-            raise value.error(f"field `{name}`")
-        if not usable:
-            raise RowError(f"`{name}` is {type_of(value)}, an id is a string or an integer")
-        self._used.add(name)
-        return str(value)
+        own = row_id(self._row, self._fields.id)
+        if own is not None:
+            self._used.add(self._fields.id or "id")
+        return own
 
     def instruction(self) -> tuple[str, str]:
         """Instruction and input; a question that stands in the input alone is the instruction."""
