@@ -302,7 +302,11 @@ LAST = ("assistant", "Hello.")
         ([SYSTEM, Q, A], {"system_into_user": True}, [("user", "S\n\nHi"), ("assistant", "Hello.")]),
         ([SYSTEM, A], {"system_into_user": True}, [("user", "S"), ("assistant", "Hello.")]),
         ([Q, SYSTEM, Q, A], {"system_into_user": True}, [("user", "Hi"), ("user", "S\n\nHi"), ("assistant", "Hello.")]),
-        ([Q, CALLS | {"content": ""}, CALLS | {"content": ""}, A], {}, [("user", "Hi"), *[("assistant", "")] * 2, LAST]),
+        (
+            [Q, CALLS | {"content": ""}, CALLS | {"content": ""}, A],
+            {},
+            [("user", "Hi"), *[("assistant", "")] * 2, LAST],
+        ),
         (
             [Q, CALLS | {"content": ""}, CALLS | {"content": ""}, NOON, A],
             {"merge_turns": True},
@@ -602,7 +606,9 @@ def test_what_cannot_be_joined(messages, reason):
 def test_a_system_prompt_that_has_a_name_stays_the_systems():
     row = {"messages": [SYSTEM | {"name": "rules"}, Q, A]}
     assert conversation_of(row)
-    with pytest.raises(RowError, match=r"^the system's turn in `messages` has a name, and cannot be the user's: turn 1"):
+    with pytest.raises(
+        RowError, match=r"^the system's turn in `messages` has a name, and cannot be the user's: turn 1"
+    ):
         conversation_of(row, system_into_user=True)
 
 
