@@ -49,6 +49,11 @@ SIDE_COLUMNS: Final[dict[str, tuple[pa.DataType, str]]] = {
 TREES: Final = ("trees", LABELS, "bracketed parse of each sentence, empty where it was not parsed")
 
 
+def label_column(name: Granularity) -> str:
+    """`chunks` -> `chunk_labels`; of `LABELLED` units."""
+    return f"{name.removesuffix('s')}_labels"
+
+
 def side_column(side: Side, name: str) -> str:
     """`teacher`, `input_ids` -> `teacher_input_ids`."""
     return f"{side}_{name}"

@@ -38,14 +38,6 @@ Weights = Literal["centrality", "uniform"]
 LAYER_SIGNALS: Final[frozenset[Signal]] = frozenset({"relations", "units", "states", "attention"})
 #: Signals of vectors, whose storage type can be chosen.
 VECTOR_SIGNALS: Final[frozenset[Signal]] = frozenset({"units", "states", "final"})
-#: Bytes of one number, and whether each vector has a float32 scale.
-STORAGE: Final[dict[Storage, tuple[int, bool]]] = {
-    "fp32": (4, False),
-    "bf16": (2, False),
-    "fp16": (2, False),
-    "fp8": (1, True),
-    "int8": (1, True),
-}
 #: What a method needs, by name. `mta` takes states only where both tokenizers are the same.
 RECIPES: Final[dict[str, tuple[Signal, ...]]] = {
     "mta": ("relations", "states"),

@@ -16,13 +16,12 @@ from pipeline.parse import chart
 from pipeline.parse.engine import Engine
 from pipeline.text import Words
 from schemas.config import ModelConfig
-from schemas.signals import STORAGE
 from schemas.training import StudentConfig
 from stand_in_cuda import DEVICE, OnDevice, StandInCuda
 from trainer.evaluation.generate import Generator, Prompt, Sampling
 from trainer.maths import geometry, ragged, triangle
 from trainer.maths.layer_signals import layer_signals
-from trainer.maths.quantization import decode, encode, refuse_unstorable
+from trainer.maths.quantization import DTYPES, decode, encode, refuse_unstorable
 from trainer.models.head import Head, likeliest
 from trainer.models.hidden_states import Forward, Request
 from trainer.models.loading import load_model
@@ -117,7 +116,7 @@ def test_layer_signals(weights, state_tokens):
     assert through(work, values(16, FEATURES)) == set()
 
 
-@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize("storage", DTYPES)
 def test_storage(storage):
     def stored(vectors):
         encoded = encode(vectors, storage)

@@ -1,8 +1,12 @@
 """Arrows between packages, folders and files point one way: schemas ← trainer ← pipeline, and nothing goes round."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -64,3 +68,37 @@ def test_nothing_goes_round(arrows):
         list(TopologicalSorter(arrows).static_order())
     except CycleError as circle:
         pytest.fail(" -> ".join(circle.args[1]))
+
+
+#: What a package brings along as a part of itself, imported by another name.
+PARTS = {"pydantic_core": "pydantic"}
+#: The standard library's from Python 3.14 on, and trackers that a person chooses and installs.
+UNDECLARED = {"compression", "wandb", "trackio"}
+
+
+def test_what_is_imported_is_declared():
+    declared = {
+        re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-")
+        for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "dependencies"
+        ]
+    }
+    names = packages_distributions()
+    wrong = {
+        f"{module}: {package}"
+        for module, path in MODULES.items()
+        for package in roots(path) - sys.stdlib_module_names - ALLOWED.keys() - UNDECLARED
+        if not {name.lower().replace("_", "-") for name in names.get(PARTS.get(package, package), [package])} & declared
+    }
+    assert not wrong
+
+
+def roots(path: Path) -> set[str]:
+    """Outermost packages of everything that a file imports."""
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            packages.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+    return packages

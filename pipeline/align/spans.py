@@ -143,15 +143,6 @@ class Tokens:
         return Ragged(spans, units.rows), reasons
 
 
-def token_spans(
-    units: Int32[np.ndarray, "units 2"], offsets: Int32[np.ndarray, "tokens 2"], text: str
-) -> tuple[Int32[np.ndarray, "units 2"], Int8[np.ndarray, " units"]]:
-    """Token span and `Reason` of each unit of one document; see `Tokens`."""
-    tokens = Tokens.of(Ragged.join([offsets]), Texts.of([text]))
-    spans, reasons = tokens.spans_of(Ragged.join([units]))
-    return spans.spans, reasons
-
-
 def audit(reasons: Mapping[Side, Mapping[Granularity, Int8[np.ndarray, " _"]]]) -> dict[str, dict[str, dict[str, int]]]:
     """Units of each side and granularity counted by reason; parts of a corpus add up with `pipeline.shards.counts.added`.
 

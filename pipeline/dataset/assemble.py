@@ -18,7 +18,18 @@ from pipeline.read.template import Rendered
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
 from pipeline.shards import counts
 from pipeline.text import Document, Units
-from schemas.columns import GRANULARITIES, LABELS, SIDES, TREES, Granularity, Side, arrow_schema, side_column
+from schemas.columns import (
+    GRANULARITIES,
+    LABELLED,
+    LABELS,
+    SIDES,
+    TREES,
+    Granularity,
+    Side,
+    arrow_schema,
+    label_column,
+    side_column,
+)
 from schemas.rows import Reason
 
 Spans = Int32[np.ndarray, "_ 2"]
@@ -70,8 +81,7 @@ class DocumentColumns:
             sentences=tables.spans_of(table.column("sentences")),
             units={name: tables.spans_of(table.column(name)) for name in GRANULARITIES},
             labels={
-                "chunks": [tuple(labels) for labels in table.column("chunk_labels").to_pylist()],
-                "phrases": [tuple(labels) for labels in table.column("phrase_labels").to_pylist()],
+                name: [tuple(labels) for labels in table.column(label_column(name)).to_pylist()] for name in LABELLED
             },
             trees=[tuple(trees) for trees in table.column(TREES[0]).to_pylist()]
             if TREES[0] in table.column_names
@@ -167,7 +177,7 @@ def shard(
     for name in GRANULARITIES:
         columns[name] = tables.span_column(documents.units[name])
         if name in documents.labels:
-            columns[f"{name[:-1]}_labels"] = pa.array([list(labels) for labels in documents.labels[name]], LABELS)
+            columns[label_column(name)] = pa.array([list(labels) for labels in documents.labels[name]], LABELS)
     for side in SIDES:
         columns[side_column(side, "input_ids")] = tables.int_list_column([row.input_ids for row in encodings[side]])
         columns[side_column(side, "offsets")] = tables.span_column([row.offsets for row in encodings[side]])

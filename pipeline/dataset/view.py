@@ -10,7 +10,7 @@ from jaxtyping import Int
 from rich.style import Style
 
 from schemas import console
-from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, side_column
+from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, label_column, side_column
 from schemas.console import Text, counted
 from schemas.dataset import open_shard
 from schemas.errors import UsageError
@@ -141,7 +141,7 @@ def _striped(text: str, spans: Spans) -> Text:
 
 
 def _labelled(row: Row, name: Granularity, chosen: list[int]) -> Text:
-    text, spans, labels = row.values["text"], row.spans(name), row.values[f"{name[:-1]}_labels"]
+    text, spans, labels = row.values["text"], row.spans(name), row.values[label_column(name)]
     line = Text()
     for index in chosen:
         start, end = spans[index].tolist()

@@ -167,7 +167,7 @@ class _Opener:
             raise UsageError(f"{given}: a dataset of a hub is written {HUB}OWNER/NAME[@REVISION][/PATH].")
         revision = self._revision
         if parts["revision"] and revision and parts["revision"] != revision:
-            raise UsageError(f"{given} names a revision, and the flag names another ({revision!r}); keep one.")
+            raise UsageError(f"{given} names a revision, and `input_revision` another ({revision!r}); keep one.")
         return self._hub_dataset(given, parts["id"], parts["path"], parts["revision"] or revision)
 
     def _hub_dataset(self, given: str, name: str, path: str | None, revision: str | None) -> Source:

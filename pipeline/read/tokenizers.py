@@ -92,7 +92,8 @@ class OffsetTokenizer:
         self.side = side
         self.config = config
         self.overflow = overflow
-        #: Running counts over everything encoded; see `audit` for the keys.
+        #: Running counts over everything encoded: `rows`, `rows_refused`, `tokens`, `exact` (the library's own offset
+        #: was right, leading space aside), `repaired` (it was not), `shared_character` (that hold part of a character).
         self.offset_counts: Counter[str] = Counter()
         loaded = load_fast_tokenizer(side, config)
         #: The library's tokenizer, for a text's beginning.
@@ -164,15 +165,13 @@ class OffsetTokenizer:
             "overflow": self.overflow,
         }
 
-    def audit(self, texts: Sequence[str], response_starts: Sequence[int]) -> dict[str, int]:
+    def audit(self, texts: Sequence[str], response_starts: Sequence[int]) -> None:
         """Verify every token of these rows, without limits.
 
-        Counts: `rows`, `rows_refused`, `tokens`, `exact` (the library's own offset was right, leading space aside),
-        `repaired` (it was not), `shared_character` (tokens that hold part of a character). Raises `UserError` naming
-        the tokenizer if more than `MAX_REFUSED` of the rows, and more than one, cannot be verified.
+        Raises `UserError` naming the tokenizer if more than `MAX_REFUSED` of the rows, and more than one, cannot be
+        verified.
         """
-        counts: Counter[str] = Counter()
-        rows = self._encode_rows(texts, response_starts, counts)
+        rows = self._encode_rows(texts, response_starts, Counter())
         refused = [i for i, row in enumerate(rows) if isinstance(row, str)]
         if len(refused) > max(1, MAX_REFUSED * len(rows)):
             raise UserError(
@@ -180,7 +179,6 @@ class OffsetTokenizer:
                 f"audited rows its tokens could not be traced to the text (first: row {refused[0]}). Choose "
                 "another tokenizer."
             )
-        return dict(counts)
 
     def encode(self, texts: Sequence[str], response_starts: Sequence[int]) -> list[Encoding | str]:
         """Each row's encoding, or the reason to drop it. A response starts at 0 in plain text."""

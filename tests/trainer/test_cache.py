@@ -20,11 +20,11 @@ from schemas import signals as names
 from schemas.config import CacheConfig
 from schemas.errors import StateError, UsageError
 from schemas.manifest import CacheManifest, OtherFile, ShardFile, read_cache_manifest, read_manifest
-from schemas.signals import LAYER_SIGNALS, STORAGE
+from schemas.signals import LAYER_SIGNALS
 from trainer.cache import TeacherCache
 from trainer.maths.geometry import units_with_span
 from trainer.maths.layer_signals import layer_signals
-from trainer.maths.quantization import decode, encode
+from trainer.maths.quantization import DTYPES, decode, encode
 from trainer.maths.ragged import pointers
 
 EVERY = ("relations", "units", "states", "final", "topk", "attention")
@@ -181,7 +181,7 @@ def change_manifest(folder, change):
 
 
 @pytest.mark.parametrize("state_tokens", ["covered", "all"])
-@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize("storage", DTYPES)
 def test_every_signal_of_every_row(tmp_path, storage, state_tokens):
     config = config_of(storage={"units": storage, "states": storage, "final": storage}, state_tokens=state_tokens)
     cache = TeacherCache(write_cache(tmp_path / "cache", config))

@@ -118,17 +118,6 @@ def centrality_weights(
     return torch.cat(buffers).index_select(0, place + torch.arange(len(hidden), device=hidden.device))
 
 
-@torch.no_grad()
-def attention_weights(
-    attention: Float[Tensor, "heads tokens"], rows: Int64[Tensor, " pointers"]
-) -> Float[Tensor, " tokens"]:
-    """The attention that a document's last query pays each token, summed over heads, adding up to 1. No gradient.
-
-    What SRA (arXiv 2605.01205) pools with.
-    """
-    return normalize_rows(at_least_float32(attention).sum(0), rows)
-
-
 def uniform_weights(rows: Int64[Tensor, " pointers"], device: torch.device | str = "cpu") -> Float[Tensor, " tokens"]:
     """1/N for each of a document's N tokens, so that units are plain means."""
     return spread(1 / rows.diff().to(device, torch.float32), rows)

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.align.spans import Ragged, Reason, Texts, Tokens, audit, token_spans
+from one_document import token_spans
+from pipeline.align.spans import Ragged, Reason, Texts, Tokens, audit
 from pipeline.shards.counts import added
 from schemas.columns import GRANULARITIES, SIDES
 

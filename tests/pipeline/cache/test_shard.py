@@ -9,9 +9,10 @@ from safetensors.torch import save
 from pipeline.cache.shard import Counts, LayerCounts, ShardRows, ShardTensors, layer_rows, pack, specs
 from schemas.config import StorageConfig
 from schemas.errors import UserError
-from schemas.signals import LAYER_SIGNALS, STORAGE
+from schemas.signals import LAYER_SIGNALS
 from trainer.maths.geometry import units_with_span
 from trainer.maths.layer_signals import layer_signals
+from trainer.maths.quantization import DTYPES
 from trainer.maths.ragged import pointers
 from trainer.maths.triangle import to_fixed_point
 
@@ -128,7 +129,7 @@ def test_values_of_a_row():
 
 
 @pytest.mark.parametrize("state_tokens", ["covered", "all"])
-@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize("storage", DTYPES)
 def test_the_size_is_known_beforehand(storage, state_tokens):
     choices = [(), *((each,) for each in EVERY), ("relations", "states"), EVERY]
     for signals in choices:

@@ -42,8 +42,9 @@ def test_its_offsets_hold_on_every_embedded_row(name, prefix, suffix, bare):
     assert (identity["name"], identity["prefix"], identity["suffix"]) == (name, prefix, suffix)
     assert identity["response_without_dummy_prefix"] is bare
     rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
-    counts = tokenizer.audit(
+    tokenizer.encode(
         [row["instruction"] + "\n" + row["output"] for row in rows], [len(row["instruction"]) + 1 for row in rows]
     )
+    counts = tokenizer.offset_counts
     assert counts["rows_refused"] == 0
     assert counts["tokens"] > 20_000

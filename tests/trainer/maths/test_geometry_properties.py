@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.maths.geometry import (
-    attention_weights,
     centrality_weights,
     covered,
     pool,
@@ -423,15 +422,3 @@ def test_fixed_point_is_within_half_a_step(cosines):
     back = from_fixed_point(stored)
     assert bool(((back.double() - given_.double()).abs() <= 0.5 / 32767 + 2.0**-25).all())
     assert torch.equal(to_fixed_point(back), stored)
-
-
-@FEWER
-@given(batches(), st.integers(1, 3))
-def test_attention_of_all_heads_adds_up_to_one(batch, heads):
-    attention = torch.rand(heads, len(batch.hidden), generator=torch.Generator().manual_seed(heads)) + 0.01
-    weights = attention_weights(attention, batch.rows)
-    for own, got in zip(
-        attention.sum(0).split(batch.rows.diff().tolist()), weights.split(batch.rows.diff().tolist()), strict=True
-    ):
-        total = math.fsum(own.tolist())
-        close(got, [each / total for each in own.tolist()], relative=(len(got) + 4) * ROUNDING)

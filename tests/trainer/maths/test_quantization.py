@@ -1,13 +1,17 @@
 """Edges of the storage types: what is refused and how it is said, what stays as it was."""
 
 import re
+from typing import get_args
 
 import pytest
 import torch
 
 from schemas.errors import UserError
-from schemas.signals import STORAGE
+from schemas.signals import Storage
 from trainer.maths.quantization import DTYPES, decode, encode, refuse_unstorable
+
+#: Bytes of one number, and whether each vector has a float32 scale.
+STORAGE = {"fp32": (4, False), "bf16": (2, False), "fp16": (2, False), "fp8": (1, True), "int8": (1, True)}
 
 
 def refused(values, storage):
@@ -89,4 +93,4 @@ def test_what_comes_back_is_nobody_elses_memory():
 
 
 def test_every_storage_has_a_torch_type():
-    assert DTYPES.keys() == STORAGE.keys()
+    assert DTYPES.keys() == STORAGE.keys() == set(get_args(Storage))
