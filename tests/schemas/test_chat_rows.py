@@ -577,6 +577,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "a conversation of this form has no place for `tool_calls`",
     ),
     ({"prompt": "Other", "chosen": [Q, A]}, "the conversation in `chosen` is not that of `prompt`"),
+    ({"prompt": [Q], "chosen": [A, Q, A]}, "the conversation in `chosen` is not that of `prompt`"),
+    (
+        {"prompt": [Q, A | {"weight": 0}, Q], "chosen": [Q, A, Q, A]},
+        "the conversation in `chosen` is not that of `prompt`",
+    ),
     ({"prompt": [A, Q], "chosen": [Q, A]}, "the conversation in `chosen` is not that of `prompt`"),
 ]
 
