@@ -4,15 +4,8 @@ Whatever can be told from the template alone is told when it is made: syntax, na
 it would pull in (they would escape its hash). What depends on the row is the row's fault.
 """
 
-import resource
-import signal
-import sys
-import threading
 import traceback
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import jinja2
@@ -21,23 +14,16 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.errors import UsageError
+from schemas.limits import SECONDS, TooLong, limited
 from schemas.rows import RowError
 
 _OTHER_TEMPLATES: Final = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
-#: A template is given so much processor time for one row; honest ones take microseconds.
-SECONDS: Final = 10.0
-#: Memory that it may take on the way.
-BYTES: Final = 2**30
 #: Characters of a prompt, and of a text or list that an operator makes within a template.
 LARGEST: Final = 2**24
 #: Bits of a number that an operator makes.
 LARGEST_NUMBER: Final = 2**12
 #: What an expression raises on a value that does not suit it.
 _VALUE_ERRORS: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-
-
-class _TooLong(BaseException):
-    """The time of a row is over. Nothing on the way may take it for an error of its own."""
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -54,34 +40,6 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         elif isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > LARGEST_NUMBER:
             raise OverflowError(f"a power of more than {LARGEST_NUMBER:,} bits")
         return super().call_binop(context, operator, left, right)
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    """Raises `_TooLong` within, once `SECONDS` of processor time are over, and MemoryError for more than `BYTES` anew.
-
-    Where it can: on Linux, in the main thread, in which rows are rendered.
-    """
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(_signal: int, _frame: FrameType | None) -> None:
-        raise _TooLong
-
-    handler = signal.signal(signal.SIGVTALRM, ring)
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_bytes().split()[0])
-    room = pages * resource.getpagesize() + BYTES
-    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-    try:
-        if soft == resource.RLIM_INFINITY or room < soft:
-            resource.setrlimit(resource.RLIMIT_AS, (room, hard))
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGVTALRM, handler)
 
 
 class PromptTemplate:
@@ -102,12 +60,12 @@ class PromptTemplate:
         )
         self._name = name
         try:
-            with _limited():  # constants are computed here
+            with limited():  # constants are computed here
                 tree = environment.parse(source, name, name)
                 code = environment.compile(source, name, name)
         except jinja2.TemplateSyntaxError as error:
             raise UsageError(f"{name}, line {error.lineno}: {error.message}") from None
-        except (_TooLong, MemoryError, RecursionError):
+        except (TooLong, MemoryError, RecursionError):
             raise UsageError(f"{name}: the template is too large, or computes too much, to be prepared.") from None
         for node in tree.find_all(_OTHER_TEMPLATES):
             raise UsageError(f"{name}, line {node.lineno}: a template stands alone; put the other file's text here.")
@@ -128,9 +86,9 @@ class PromptTemplate:
         than any model reads, and `UsageError` when the sandbox forbids what the template does, or it does not end.
         """
         try:
-            with _limited():
+            with limited():
                 prompt = self._template.render(values)
-        except _TooLong:
+        except TooLong:
             raise UsageError(
                 f"{self._name}: the template takes more than {SECONDS:.0f} s for one row; does it end? Look at its loops."
             ) from None
