@@ -1,0 +1,236 @@
+"""A side's chat template: what a model sees of a conversation, and where in it people's words and the answers stand.
+
+A conversation is rendered exactly as transformers' `tokenizer.apply_chat_template(messages, tools=..., tokenize=False)`
+does it, in its sandbox. `layout` then finds the contents in the text (`chat_outline`, `chat_placing`); a template that
+rewrites them, leaves them out, or refuses a conversation rejects the row in its own words.
+
+What a template may be told in more ways than one: a call's arguments are given as a mapping, and as JSON text where the
+template fails with it or does not show it; the same holds for a message with calls alone, whose content is left away, and
+else "". `strftime_now` tells a fixed date, for a dataset must not depend on the day on which it is made.
+"""
+
+import datetime
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+from jaxtyping import Int32
+
+from schemas.conversations import Conversation
+from schemas.errors import UsageError, UserError, nearest
+from schemas.limits import SECONDS, TooLong, limited
+from schemas.rows import RowError
+from trainer.models.built_in_templates import BUILT_IN, built_in
+from trainer.models.chat_calls import CallShape, Messages, shaped
+from trainer.models.chat_outline import Outline, Position, marks_for, message_of_contents, outline
+from trainer.models.chat_placing import LEFT_OUT, MisfitError, Shown, placed
+
+__all__ = ["BUILT_IN", "ChatTemplate", "Layout"]
+
+#: A template that names any of these knows reasoning, and may leave it out where a model never sees it.
+_KNOWS_REASONING: Final = re.compile(r"reasoning_content|thinking|</think>")
+_ASKS_DATE: Final = "strftime_now"
+#: Directives of `strftime` that say something of a date; the time is midnight.
+_DIRECTIVES: Final = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdDeFHIjmMpSTuUwWxXyY"]
+#: Outlines that are kept: most conversations are of a few frames.
+_KEPT_OUTLINES: Final = 256
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A rendered conversation. All numbers but `shown` are characters of `text`."""
+
+    text: str
+    places: Int32[np.ndarray, " contents"]  # where what is shown of each content begins; -1: not shown as it stands
+    shown: Int32[np.ndarray, "contents 2"]  # characters [first, last) of each content that are shown (templates strip)
+    turns: Int32[np.ndarray, "turns 2"]  # of each message of the assistant: behind the generation prompt, next message
+    endings: Int32[np.ndarray, " turns"]  # behind the last content or call of the turn: its end token follows
+
+
+class ChatTemplate:
+    """A template by name, for one tokenizer (transformers.PreTrainedTokenizerBase)."""
+
+    def __init__(self, name: str, tokenizer: Any, subject: str, date: str) -> None:
+        """`name`: `native` (the tokenizer's own), one of `BUILT_IN`, or a Jinja file; `date`: as 2024-07-26.
+
+        `subject` begins errors. Raises `UserError` for a tokenizer without a template of its own, `UsageError` for a
+        name that is none or a template that is no Jinja.
+        """
+        self._label = f"{subject}, chat template {name}"
+        self._tokenizer = tokenizer
+        self._source = name if name in ("native", *BUILT_IN) else Path(name).name
+        self._templates = _templates(name, tokenizer, subject)
+        self._date = datetime.date.fromisoformat(date)
+        self._outlines: dict[tuple[Any, ...], Outline] = {}
+        added = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
+        self._added = re.compile("|".join(map(re.escape, added))) if added else None
+        self._check_syntax()
+
+    @property
+    def text(self) -> str:
+        """The Jinja text, of several named ones the default."""
+        return self._templates["default"]
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides what it makes of a conversation."""
+        named = self._templates
+        source = self.text if len(named) == 1 else json.dumps(named, sort_keys=True)
+        identity = {"source": self._source, "sha256": hashlib.sha256(source.encode()).hexdigest()}
+        asks_date = any(_ASKS_DATE in template for template in named.values())
+        return identity | ({"date": self._date.isoformat()} if asks_date else {})
+
+    def render(self, conversation: Conversation, add_generation_prompt: bool = False) -> str:
+        """What the model sees. Raises `RowError` for what the template refuses, or leaves out of calls and tools."""
+        with self._limited():
+            shape = self._outline(conversation).shape if _is_shaped(conversation) else CallShape()
+            return self._apply(shaped(conversation.filled(), shape), conversation.tools, add_generation_prompt)
+
+    def layout(self, conversation: Conversation) -> Layout:
+        """The rendered conversation, and where everything is in it.
+
+        Raises `RowError` for a template that refuses it, rewrites a content or leaves one out. Reasoning may be left out
+        by a template that knows it; the result of a tool that stands in a JSON string is template text (-1 both).
+        """
+        with self._limited():
+            frame = self._outline(conversation)
+            messages = shaped(conversation.filled(), frame.shape)
+            text = self._apply(messages, conversation.tools, False)
+            try:
+                occurrences = placed(text, frame, conversation.contents)
+            except MisfitError as misfit:
+                message = message_of_contents(conversation.messages)[misfit.content]
+                role = conversation.messages[message]["role"]
+                raise RowError("it rewrites a content", f"message {message + 1} ({role})") from None
+        return _layout(text, frame, occurrences)
+
+    def _outline(self, conversation: Conversation) -> Outline:
+        frame = conversation.to_json()
+        texts = chain((content.text for content in conversation.contents), [frame], self._templates.values())
+        marks = marks_for(conversation, texts)
+        roles = tuple(content.role for content in conversation.contents)
+        key = (frame, roles, marks)
+        if key not in self._outlines:
+            if len(self._outlines) >= _KEPT_OUTLINES:
+                del self._outlines[next(iter(self._outlines))]
+            knows_reasoning = _KNOWS_REASONING.search(self._chosen(conversation.tools)) is not None
+            self._outlines[key] = outline(conversation, marks, self._apply, self._added, knows_reasoning)
+        return self._outlines[key]
+
+    def _apply(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool) -> str:
+        """The one place that renders. Raises `RowError` with the template's own words."""
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(tools) or None,
+                chat_template=self._dated(self._chosen(tools)),
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        except (MemoryError, RecursionError):
+            raise
+        except (jinja2.TemplateSyntaxError, jinja2.exceptions.SecurityError) as error:
+            raise UsageError(f"{self._label}: {error}") from None
+        except jinja2.TemplateError as error:
+            refuses = type(error) is jinja2.TemplateError  # of `raise_exception`
+            raise RowError("it refuses the conversation" if refuses else "it fails", str(error)) from None
+        except Exception as error:  # an expression on a value that does not suit it raises anything
+            raise RowError("it fails", str(error)) from None
+        return str(rendered)
+
+    def _chosen(self, tools: Sequence[Any]) -> str:
+        """The template for a conversation with or without tools, as transformers chooses among named ones."""
+        return self._templates["tool_use"] if tools and "tool_use" in self._templates else self._templates["default"]
+
+    def _dated(self, template: str) -> str:
+        """The template with `strftime_now` defined in front of it: functions cannot be given to it from outside."""
+        if _ASKS_DATE not in template:
+            return template
+        midnight = datetime.datetime.combine(self._date, datetime.time())
+        replaced = "".join(f"|replace({way!r}, {midnight.strftime(way)!r})" for way in _DIRECTIVES)
+        return f"{{% macro {_ASKS_DATE}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{template}"
+
+    def _check_syntax(self) -> None:
+        """Compiles every template by a question to it; what it makes of that is of no account."""
+        for tools in ((), ({"type": "function", "function": {"name": "a", "parameters": {}}},)):
+            with suppress(RowError), self._limited():
+                self._apply([{"role": "user", "content": "a"}], tools, True)
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """One conversation's time and memory; its template's name is put before the reason why a row is rejected."""
+        try:
+            with limited():
+                yield
+        except TooLong:
+            raise UserError(f"{self._label}: it takes more than {SECONDS:.0f} s for one conversation.") from None
+        except (MemoryError, RecursionError) as error:
+            wants = "more memory than there is" if isinstance(error, MemoryError) else "to call itself without end"
+            raise UserError(f"{self._label}: it wants {wants}.") from None
+        except RowError as error:
+            raise RowError(f"{self._label}: {error.reason.kind}", error.reason.detail) from None
+
+
+def _templates(name: str, tokenizer: Any, subject: str) -> dict[str, str]:
+    """The Jinja texts by name, among them `default`."""
+    if name in BUILT_IN:
+        return {"default": built_in(name, tokenizer)}
+    if name == "native":
+        own = tokenizer.chat_template
+        if isinstance(own, dict) and own and "default" not in own:
+            raise UserError(
+                f"{subject} has several chat templates ({', '.join(sorted(own))}), none of which is its default."
+            )
+        if not own:
+            raise UserError(
+                f"{subject} has no chat template of its own. Choose one with --teacher-template or --student-template: "
+                f"{', '.join(BUILT_IN)}, or a Jinja file."
+            )
+        return own if isinstance(own, dict) else {"default": own}
+    if not Path(name).is_file():
+        near = nearest(name, ["native", *BUILT_IN])
+        hint = f"Did you mean {near}?" if near else f"Built in: native, {', '.join(BUILT_IN)}."
+        raise UsageError(f"Chat template {name!r} is neither built in nor a file. {hint}")
+    try:
+        return {"default": Path(name).read_text(encoding="utf-8-sig")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Chat template {name} cannot be read ({error}).") from None
+
+
+def _is_shaped(conversation: Conversation) -> bool:
+    """Whether there is more than one way to tell a template of it, or something that it must not leave out."""
+    plain = all(
+        message.get("content") is not None and not message.get("tool_calls") for message in conversation.messages
+    )
+    return not plain or bool(conversation.tools)
+
+
+def _layout(text: str, frame: Outline, occurrences: Sequence[tuple[int, Shown]]) -> Layout:
+    """Positions of the outline as characters of the text."""
+    begins = [0, *(start + len(shown.text) for start, shown in occurrences)]  # of literals
+
+    def character(position: Position) -> int:
+        return begins[position.literal] + position.offset
+
+    places = [occurrences[number][0] if number >= 0 else -1 for number in frame.chosen]
+    shown = [occurrences[number][1] if number >= 0 else LEFT_OUT for number in frame.chosen]
+    turns = [(character(start), character(end)) for start, end in frame.turns]
+    ends = [place + len(part.text) for place, part in zip(places, shown, strict=True) if place >= 0]
+    endings = [
+        max([start, *(end for end in ends if start <= end <= limit), *([character(calls)] if calls else [])])
+        for (start, limit), calls in zip(turns, frame.calls, strict=True)
+    ]
+    return Layout(
+        text,
+        np.array([place if part.first >= 0 else -1 for place, part in zip(places, shown, strict=True)], np.int32),
+        np.array([(part.first, part.last) if part.first >= 0 else (0, 0) for part in shown], np.int32).reshape(-1, 2),
+        np.array(turns, np.int32).reshape(-1, 2),
+        np.array(endings, np.int32),
+    )
