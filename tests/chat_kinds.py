@@ -48,7 +48,10 @@ KINDS = {
         prefix=False,
     ),
     "question-as-title": Kind(
-        "{{ '# ' + (messages|selectattr('role', 'equalto', 'user')|first)['content'] + '\n' }}{% for m in messages %}" + _TURN + "{% endfor %}" + _PROMPT,
+        "{{ '# ' + (messages|selectattr('role', 'equalto', 'user')|first)['content'] + '\n' }}{% for m in messages %}"
+        + _TURN
+        + "{% endfor %}"
+        + _PROMPT,
         prefix=False,
     ),
     "always-prompted": Kind("{% for m in messages %}" + _TURN + "{% endfor %}{{ '<|assistant|>\n' }}", prefix=True),

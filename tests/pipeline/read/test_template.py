@@ -15,6 +15,7 @@ from pipeline.read.fields import resolve_fields
 from pipeline.read.parts import KNOWN, Parts
 from pipeline.read.records import Record
 from pipeline.read.template import Rendered, Renderer, resolve_template
+from schemas import limits
 from schemas.config import FieldsConfig, Form
 from schemas.errors import UsageError, UserError
 from schemas.rows import UNPAIRED, RowError, Unusable, holds_something
@@ -491,7 +492,7 @@ def test_identity_follows_the_content(template: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_template_that_asks_for_too_much_is_told_of(body, monkeypatch):
-    monkeypatch.setattr(jinja, "SECONDS", 0.3)
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
     with pytest.raises((UsageError, RowError), match=r"^loop\.jinja"):
         jinja.PromptTemplate(body, "loop.jinja", {"instruction"}).render({"instruction": "What?"})
 
