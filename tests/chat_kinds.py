@@ -1,4 +1,4 @@
-"""Chat templates, one for each kind of behaviour that published ones show, and conversations to try them on."""
+"""Chat templates, one for each kind of behaviour that published ones show, conversations to try them on, and what holds."""
 
 from dataclasses import dataclass
 
@@ -81,6 +81,32 @@ KINDS = {
     ),
 }
 
+_CALLS = "{% for c in m['tool_calls'] or [] %}<call>{{ WRITTEN }}</call>{% endfor %}"
+_CALLING = (
+    "{% for t in tools or [] %}{{ t['function']['name'] + '\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' }}{{ CONTENT }}"
+    + _CALLS
+    + "{{ '<|end|>\n' }}{% endfor %}"
+    + _PROMPT
+)
+_JSON = """'{"name": "' + c['function']['name'] + '", "arguments": ' + ARGUMENTS + '}'"""
+
+
+def _calling(content="m['content']", arguments="c['function']['arguments']|tojson"):
+    return _CALLING.replace("CONTENT", content).replace("WRITTEN", _JSON).replace("ARGUMENTS", arguments)
+
+
+#: Kinds by how they write calls of tools, and results.
+CALLING = {
+    "mapping": _calling(),
+    "text": _calling(arguments="c['function']['arguments']"),
+    "printed": _CALLING.replace("CONTENT", "m['content']").replace(
+        "WRITTEN", "c['function']['name'] }} {{ c['function']['arguments']"
+    ),
+    "content-needed": _calling(content="m['content'] + ''"),
+    "result-as-json": _calling(content="m['content']|tojson if m['role'] == 'tool' else m['content']"),
+}
+
 
 def conversation(*messages, tools=()):
     """Of (role, content) or (role, content, more keys); `reasoning` among these is a content of its own."""
@@ -114,3 +140,45 @@ def exchanges(draw):
     system = [("system", draw(said))] if draw(st.booleans()) else []
     turns = draw(st.lists(st.tuples(said, said), min_size=1, max_size=4))
     return [*system, *(message for q, a in turns for message in (("user", q), ("assistant", a)))]
+
+
+CALL = {
+    "type": "function",
+    "id": "abcdefghi",
+    "function": {"name": "weather", "arguments": {"city": "Ulm <|end|>", "days": 3}},
+}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+ASKED = [
+    ("user", "How warm?"),
+    ("assistant", None, {"tool_calls": [CALL]}),
+    ("tool", '{"t": "3"}'),
+    ("assistant", "Three."),
+]
+
+
+def check(template, row):
+    """What holds of every layout."""
+    layout = template.layout(row)
+    assert layout.text == template.render(row)
+    for content, place, (first, last) in zip(row.contents, layout.places, layout.shown, strict=True):
+        if place >= 0:
+            assert layout.text[place : place + last - first] == content.text[first:last]
+            assert content.text.strip() in content.text[first:last]
+    flat = layout.turns.ravel().tolist()
+    assert flat == sorted(flat)
+    assert flat[-1] <= len(layout.text)
+    numbers = {
+        part: n
+        for n, m in enumerate(row.messages)
+        for key in ("reasoning_content", "content")
+        for part in m.get(key) or ()
+        if isinstance(part, int)
+    }
+    for turn, (start, end), ending in zip(row.turns(), layout.turns, layout.endings, strict=True):
+        assert start <= ending <= end
+        for content, (place, (first, last)) in enumerate(zip(layout.places, layout.shown, strict=True)):
+            if place >= 0:
+                inside = start <= place and place + last - first <= end
+                assert inside == (numbers[content] == turn)
+                assert not inside or place + last - first <= ending
+    return layout

@@ -29,8 +29,9 @@ from schemas.errors import UsageError, UserError, nearest
 from schemas.limits import SECONDS, TooLong, limited
 from schemas.rows import RowError
 from trainer.models.built_in_templates import BUILT_IN, built_in
-from trainer.models.chat_calls import CallShape, Messages, shaped
-from trainer.models.chat_outline import Outline, Position, marks_for, message_of_contents, outline
+from trainer.models.chat_calls import Messages, shaped
+from trainer.models.chat_marked import MARKS_IN_TEXT, marks_for, message_of_contents
+from trainer.models.chat_outline import Outline, Position, outline
 from trainer.models.chat_placing import LEFT_OUT, MisfitError, Shown, placed
 
 __all__ = ["BUILT_IN", "ChatTemplate", "Layout"]
@@ -89,8 +90,10 @@ class ChatTemplate:
 
     def render(self, conversation: Conversation, add_generation_prompt: bool = False) -> str:
         """What the model sees. Raises `RowError` for what the template refuses, or leaves out of calls and tools."""
-        with self._limited():
-            shape = self._outline(conversation).shape if _is_shaped(conversation) else CallShape()
+        with self._named():
+            if not _is_shaped(conversation):
+                return self._apply(conversation.filled(), conversation.tools, add_generation_prompt)
+            shape = self._outline(conversation).shape
             return self._apply(shaped(conversation.filled(), shape), conversation.tools, add_generation_prompt)
 
     def layout(self, conversation: Conversation) -> Layout:
@@ -99,10 +102,9 @@ class ChatTemplate:
         Raises `RowError` for a template that refuses it, rewrites a content or leaves one out. Reasoning may be left out
         by a template that knows it; the result of a tool that stands in a JSON string is template text (-1 both).
         """
-        with self._limited():
+        text = self.render(conversation)
+        with self._named():
             frame = self._outline(conversation)
-            messages = shaped(conversation.filled(), frame.shape)
-            text = self._apply(messages, conversation.tools, False)
             try:
                 occurrences = placed(text, frame, conversation.contents)
             except MisfitError as misfit:
@@ -127,15 +129,19 @@ class ChatTemplate:
     def _apply(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool) -> str:
         """The one place that renders. Raises `RowError` with the template's own words."""
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                list(messages),
-                tools=list(tools) or None,
-                chat_template=self._dated(self._chosen(tools)),
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-            )
-        except (MemoryError, RecursionError):
-            raise
+            with limited():
+                rendered = self._tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=list(tools) or None,
+                    chat_template=self._dated(self._chosen(tools)),
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                )
+        except TooLong:
+            raise UserError(f"{self._label}: it takes more than {SECONDS:.0f} s for one conversation.") from None
+        except (MemoryError, RecursionError) as error:
+            wants = "more memory than there is" if isinstance(error, MemoryError) else "to call itself without end"
+            raise UserError(f"{self._label}: it wants {wants}.") from None
         except (jinja2.TemplateSyntaxError, jinja2.exceptions.SecurityError) as error:
             raise UsageError(f"{self._label}: {error}") from None
         except jinja2.TemplateError as error:
@@ -160,22 +166,17 @@ class ChatTemplate:
     def _check_syntax(self) -> None:
         """Compiles every template by a question to it; what it makes of that is of no account."""
         for tools in ((), ({"type": "function", "function": {"name": "a", "parameters": {}}},)):
-            with suppress(RowError), self._limited():
+            with suppress(RowError):
                 self._apply([{"role": "user", "content": "a"}], tools, True)
 
     @contextmanager
-    def _limited(self) -> Iterator[None]:
-        """One conversation's time and memory; its template's name is put before the reason why a row is rejected."""
+    def _named(self) -> Iterator[None]:
+        """Puts the template's name before the reason why a row is rejected."""
         try:
-            with limited():
-                yield
-        except TooLong:
-            raise UserError(f"{self._label}: it takes more than {SECONDS:.0f} s for one conversation.") from None
-        except (MemoryError, RecursionError) as error:
-            wants = "more memory than there is" if isinstance(error, MemoryError) else "to call itself without end"
-            raise UserError(f"{self._label}: it wants {wants}.") from None
+            yield
         except RowError as error:
-            raise RowError(f"{self._label}: {error.reason.kind}", error.reason.detail) from None
+            detail = MARKS_IN_TEXT.sub("…", error.reason.detail)  # for contents that the template repeats
+            raise RowError(f"{self._label}: {error.reason.kind}", detail) from None
 
 
 def _templates(name: str, tokenizer: Any, subject: str) -> dict[str, str]:

@@ -1,20 +1,20 @@
 """Chat templates: renderings are transformers' own, and contents, turns and ends are where they stand in them."""
 
 import copy
+import datetime
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from chat_kinds import KINDS, conversation, exchanges
+from chat_kinds import ASKED, CALLING, KINDS, TOOL, check, conversation, exchanges
+from schemas import limits
+from schemas.alpaca import alpaca
+from schemas.conversations import Content, Conversation
+from schemas.errors import UsageError, UserError
+from schemas.rows import RowError
 from trainer.models.chat_template import BUILT_IN, ChatTemplate
 from trainer.models.tokenizer import load_tokenizer
-
-CALL = {
-    "type": "function",
-    "id": "abcdefghi",
-    "function": {"name": "weather", "arguments": {"city": "Ulm <|end|>", "days": 3}},
-}
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
 
 @pytest.fixture(scope="module")
@@ -37,34 +37,6 @@ def templates(tokenizer):
     return kinds | {name: ChatTemplate(name, tokenizer, "Student", "2024-07-26") for name in BUILT_IN}
 
 
-def check(template, row):
-    """What holds of every layout."""
-    layout = template.layout(row)
-    assert layout.text == template.render(row)
-    for content, place, (first, last) in zip(row.contents, layout.places, layout.shown, strict=True):
-        if place >= 0:
-            assert layout.text[place : place + last - first] == content.text[first:last]
-            assert content.text.strip() in content.text[first:last]
-    flat = layout.turns.ravel().tolist()
-    assert flat == sorted(flat)
-    assert flat[-1] <= len(layout.text)
-    numbers = {
-        part: n
-        for n, m in enumerate(row.messages)
-        for key in ("reasoning_content", "content")
-        for part in m.get(key) or ()
-        if isinstance(part, int)
-    }
-    for turn, (start, end), ending in zip(row.turns(), layout.turns, layout.endings, strict=True):
-        assert start <= ending <= end
-        for content, (place, (first, last)) in enumerate(zip(layout.places, layout.shown, strict=True)):
-            if place >= 0:
-                inside = start <= place and place + last - first <= end
-                assert inside == (numbers[content] == turn)
-                assert not inside or place + last - first <= ending
-    return layout
-
-
 @pytest.mark.parametrize("kind", [*KINDS, *BUILT_IN])
 @settings(max_examples=20)
 @given(messages=exchanges())
@@ -77,3 +49,218 @@ def test_contents_and_turns_are_found(templates, kind, messages):
             assert templates[kind].render(row.before(turn), add_generation_prompt=True) == layout.text[:start]
         if known is not None:
             assert layout.text[ending:end].startswith(known.end)
+
+
+@pytest.mark.parametrize("kind", CALLING)
+def test_calls_are_shown_in_the_shape_that_the_template_takes(tokenizer, kind):
+    row = conversation(*ASKED, tools=[TOOL])
+    layout = check(native(tokenizer, CALLING[kind]), row)
+    call, answer = (layout.text[start:end] for start, end in layout.turns)
+    assert call.startswith("<call>")
+    assert '{"city": "Ulm <|end|>", "days": 3}' in call
+    assert call.endswith("</call><|end|>\n")
+    assert layout.text[layout.endings[0] :].startswith(
+        '", "days": 3}'
+    )  # the end token in the call does not end the turn
+    assert answer == "Three.<|end|>\n"
+
+
+def test_a_result_written_as_json_is_text_of_the_template(tokenizer):
+    layout = native(tokenizer, CALLING["result-as-json"]).layout(conversation(*ASKED))
+    assert r'"{\"t\": \"3\"}"' in layout.text
+    assert (layout.places >= 0).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("kind", ["header", "always-prompted", "last-ends-otherwise"])
+def test_calls_and_tools_that_a_template_leaves_out_reject_the_row(tokenizer, kind):
+    template = native(tokenizer, KINDS[kind].text)
+    with pytest.raises(RowError, match=r"chat template native: it leaves out calls of tools: message 2"):
+        template.layout(conversation(*ASKED))
+    with pytest.raises(RowError, match=r"it has no place for tools"):
+        template.render(conversation(("user", "a"), ("assistant", "b"), tools=[TOOL]))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_templates_refuse_tools(templates, name):
+    for row in (conversation(*ASKED), conversation(("user", "a"), ("assistant", "b"), tools=[TOOL])):
+        with pytest.raises(RowError, match="there is no place for"):
+            templates[name].layout(row)
+
+
+def test_a_template_speaks_for_itself_when_it_refuses(tokenizer):
+    text = "{% for m in messages %}{{ raise_exception('no ' + m['content']) }}{% endfor %}"
+    with pytest.raises(RowError) as told:
+        native(tokenizer, text).layout(conversation(("user", "x" * 500), ("assistant", "b")))
+    assert told.value.reason.kind == "Student tokenizer 'x', chat template native: it refuses the conversation"
+    assert told.value.reason.detail == "no " + "x" * 197
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{% for m in messages %}[{{ m['content']|upper }}]{% endfor %}", "it rewrites a content: message 1 .user."),
+        ("{% for m in messages %}[{{ m['content'][:9] }}]{% endfor %}", "it rewrites a content: message 2 .assistant."),
+        ("{% for m in messages[-1:] %}[{{ m['content'] }}]{% endfor %}", "it leaves out a content: message 1 .user."),
+        (
+            "{% for m in messages %}[{{ m['content'] + m['extra'] }}]{% endfor %}",
+            "it fails: 'dict object' has no attribute",
+        ),
+        ("{% for m in messages %}{{ m['content']|join('-') }}{% endfor %}", "it rewrites a content: message 1"),
+    ],
+)
+def test_a_content_that_is_not_shown_as_it_stands_rejects_the_row(tokenizer, text, reason):
+    with pytest.raises(RowError, match=reason):
+        native(tokenizer, text).layout(conversation(("user", "short"), ("assistant", "longer than nine")))
+
+
+def test_reasoning_is_left_out_by_templates_that_know_it_alone(tokenizer):
+    row = conversation(
+        ("user", "a"), ("assistant", "b", {"reasoning": "R"}), ("user", "c"), ("assistant", "d", {"reasoning": "S"})
+    )
+    layout = check(native(tokenizer, KINDS["empty-thought"].text), row)
+    assert layout.places[[1, 4]].tolist() == [-1, layout.text.index("S\n</think>")]
+    assert [layout.text[start:end] for start, end in layout.turns] == [
+        "b<|end|>\n",
+        "<think>\nS\n</think>\n\nd<|end|>\n",
+    ]
+    with pytest.raises(RowError, match=r"it leaves out a content: message 2 .reasoning."):
+        native(tokenizer, KINDS["header"].text).layout(row)
+
+
+def test_thoughts_within_a_content_are_left_out_of_it(tokenizer):
+    contents = (Content("user", "a"), Content("reasoning", "R"), Content("assistant", "b"))
+    messages = ({"role": "user", "content": [0]}, {"role": "assistant", "content": ["<think>\n", 1, "\n</think>", 2]})
+    layout = native(tokenizer, KINDS["thought-prompted"].text).layout(Conversation(messages, contents))
+    assert layout.text == "<|user|>a<|assistant|>b<|end|>"
+    assert layout.places.tolist() == [8, -1, 22]
+    assert layout.turns.tolist() == [[22, 30]]
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in [*KINDS, *BUILT_IN] if kind not in ("system-late", "question-as-title")]
+)
+@pytest.mark.parametrize("first", [[("assistant", "Hello.")], [("system", "Be kind."), ("assistant", "Hello.")]])
+def test_the_assistant_may_speak_first_and_twice(templates, kind, first):
+    row = conversation(*first, ("user", "Hi."), ("assistant", "One."), ("assistant", "Two."))
+    layout = check(templates[kind], row)
+    turns = [layout.text[start:end].removeprefix("<think>\n\n</think>\n\n") for start, end in layout.turns]
+    assert [turn.startswith(said) for turn, said in zip(turns, ("Hello.", "One.", "Two."), strict=True)] == [True] * 3
+
+
+def test_turns_that_a_template_joins(tokenizer):
+    text = (
+        "{% for m in messages %}{{ ('<|' + m['role'] + '|>\n') if loop.first or loop.previtem['role'] != m['role'] else '\n' }}"
+        "{{ m['content'] }}{{ '<|end|>\n' if loop.last or loop.nextitem['role'] != m['role'] else '' }}{% endfor %}"
+        "{{ '<|assistant|>\n' if add_generation_prompt else '' }}"
+    )
+    layout = check(native(tokenizer, text), conversation(("user", "a"), ("assistant", "b"), ("assistant", "c")))
+    assert [layout.text[start:end] for start, end in layout.turns] == ["b", "\nc<|end|>\n"]
+
+
+def test_empty_contents_have_a_place_in_the_template_alone(templates):
+    layout = check(
+        templates["header"], conversation(("user", ""), ("assistant", "b"), ("user", ""), ("assistant", "c"))
+    )
+    assert [layout.text[start:end] for start, end in layout.turns] == ["b<|end|>\n", "c<|end|>\n"]
+
+
+def test_the_same_content_may_stand_twice(templates):
+    row = conversation(("system", "S"), ("user", "q"), ("assistant", "a"))
+    assert check(templates["system-repeated"], row).places[0] == len("<|system|>\n")
+    titled = check(templates["question-as-title"], conversation(("user", "q"), ("assistant", "a")))
+    assert titled.places[0] == len("# q\n<|user|>\n")
+
+
+def test_the_date_is_the_one_that_is_told(tokenizer, monkeypatch):
+    date = "{{ strftime_now('%d %b %Y, %-d.%m, %A') }}"
+    text = f"\n  {{% if strftime_now is defined %}}{date}{{% endif %}}\n{{{{ messages[0]['content'] }}}}"
+    template = native(tokenizer, text)
+    row = conversation(("user", "a"))
+    assert template.identity()["date"] == "2024-07-26"
+    assert "date" not in native(tokenizer, KINDS["header"].text).identity()
+
+    class Frozen(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2024, 7, 26)
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Frozen)
+    own = copy.copy(tokenizer)
+    own.chat_template = text
+    assert (
+        template.render(row) == own.apply_chat_template(row.filled(), tokenize=False) == "\n26 Jul 2024, 26.07, Fridaya"
+    )
+
+
+def test_named_templates_are_chosen_as_transformers_does(tokenizer):
+    named = {"default": KINDS["header"].text, "tool_use": CALLING["mapping"], "rag": "x"}
+    template = native(tokenizer, named)
+    assert template.text == named["default"]
+    assert "<call>" in template.render(conversation(*ASKED, tools=[TOOL]))
+    assert template.identity() != native(tokenizer, named | {"rag": "y"}).identity()
+    with pytest.raises(UserError, match=r"several chat templates \(rag\), none of which is its default"):
+        native(tokenizer, {"rag": "x"})
+
+
+def test_alpaca_asks_as_alpaca_does(templates):
+    row = conversation(("user", "Name a fruit."), ("assistant", "Pear."))
+    assert templates["alpaca"].layout(row).text == f"<s>{alpaca('Name a fruit.')}Pear.</s>"
+    assert templates["alpaca"].render(row.before(1), add_generation_prompt=True) == f"<s>{alpaca('Name a fruit.')}"
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_templates_begin_as_the_tokenizer_does_and_end_answers_with_its_eos(name):
+    own = load_tokenizer("embedded:sentencepiece-bpe", None, "Tokenizer")
+    row = conversation(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d", {"reasoning": "R"}))
+    layout = check(ChatTemplate(name, own, "Student", "2024-07-26"), row)
+    assert layout.text.startswith("<s>")
+    assert layout.text.count("<s>") == 1
+    assert layout.text.count("</s>") == 2
+    assert "<think>\nR\n</think>\n\nd" in layout.text
+    own.eos_token = None
+    assert "</s>" not in ChatTemplate(name, own, "Student", "2024-07-26").render(row)
+    own.add_tokens("<|im_end|>", special_tokens=True)
+    own.eos_token = "<|im_end|>"
+    assert ChatTemplate(name, own, "Student", "2024-07-26").render(row).count("<|im_end|>") == (
+        4 if name == "chatml" else 2
+    )
+
+
+def test_a_template_that_is_none(tokenizer, tmp_path):
+    own = copy.copy(tokenizer)
+    own.chat_template = None
+    with pytest.raises(
+        UserError, match=r"^Student tokenizer 'x' has no chat template .* --student-template: alpaca, plain, chatml"
+    ):
+        ChatTemplate("native", own, "Student tokenizer 'x'", "2024-07-26")
+    with pytest.raises(UsageError, match="Did you mean alpaca"):
+        ChatTemplate("alpacca", own, "Student", "2024-07-26")
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"mine\.jinja: .*endfor"):
+        ChatTemplate(str(file), own, "Student", "2024-07-26")
+    file.write_text(KINDS["header"].text, encoding="utf-8")
+    template = ChatTemplate(str(file), own, "Student", "2024-07-26")
+    assert template.text == KINDS["header"].text
+    assert template.identity()["source"] == "mine.jinja"
+
+
+def test_a_template_that_does_not_end_is_told_of(tokenizer, monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(UserError, match=r"^Student tokenizer 'x', chat template native: it takes more than"):
+        native(tokenizer, loop)
+
+
+@settings(max_examples=20)
+@given(text=st.text(st.sampled_from(" \n\ta"), min_size=1, max_size=8).filter(str.strip))
+def test_white_space_is_shown_or_stripped(templates, text):
+    row = conversation(("user", text), ("assistant", text), ("user", text), ("assistant", text))
+    for kind, strip in (("header", str), ("stripped", str.strip), ("line-feeds-stripped", lambda t: t.lstrip("\n"))):
+        layout = check(templates[kind], row)
+        assert [text[first:last] for first, last in layout.shown] == [strip(text)] * 4
+
+
+def test_a_long_conversation_of_blanks_is_placed_in_time(templates):
+    row = conversation(*[("user", " \n x\n \n"), ("assistant", "\n \n.\n ")] * 150)
+    assert len(check(templates["stripped"], row).turns) == 150
