@@ -151,7 +151,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 ASKED = [
     ("user", "How warm?"),
     ("assistant", None, {"tool_calls": [CALL]}),
-    ("tool", '{"t": "3"}'),
+    ("tool", '{"t": "3"}', {"tool_call_id": "abcdefghi"}),
     ("assistant", "Three."),
 ]
 

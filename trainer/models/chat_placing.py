@@ -83,7 +83,11 @@ def placed(text: str, outline: Outline, contents: Sequence[Content]) -> list[tup
             del chosen[-1:]
             continue
         behind, literal = branch.start + len(shown.text), literals[number + 1]
-        if not text.startswith(shown.text, branch.start) or not text.startswith(literal, behind):
+        if not text.startswith(shown.text, branch.start):
+            continue
+        if not text.startswith(literal, behind):
+            if literal and text.startswith(literal[0], behind):  # what differs stands before the next content
+                deepest = max(deepest, min(number + 1, count - 1))
             continue
         end = behind + len(literal)
         if number + 1 == count:

@@ -44,8 +44,8 @@ class Turns:
                 raise RowError("it does not tell where the assistant's turn ends", f"message {message + 1}")
             earliest = self._behind_own(message, start)
             turns.append((start, end))
-        following = [start for start, _ in turns[1:]] + [len(self._whole)]
-        return [(start, min(end, limit)) for (start, end), limit in zip(turns, following, strict=True)]
+        limits = [*(start for start, _ in turns[1:]), len(self._whole)]
+        return [(start, min(end, limits[number])) for number, (start, end) in enumerate(turns)]
 
     def _start(self, message: int, earliest: int) -> int | None:
         """Between the same words as an earlier turn it begins where that did; else renderings tell."""

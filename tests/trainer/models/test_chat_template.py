@@ -65,6 +65,14 @@ def test_calls_are_shown_in_the_shape_that_the_template_takes(tokenizer, kind):
     assert answer == "Three.<|end|>\n"
 
 
+@pytest.mark.parametrize("kind", CALLING)
+def test_a_question_with_tools_is_a_prompt(tokenizer, kind):
+    row, template = conversation(*ASKED, tools=[TOOL]), native(tokenizer, CALLING[kind])
+    layout = template.layout(row)
+    for turn, (start, _) in zip(row.turns(), layout.turns, strict=True):
+        assert template.render(row.before(turn), add_generation_prompt=True) == layout.text[:start]
+
+
 def test_a_result_written_as_json_is_text_of_the_template(tokenizer):
     layout = native(tokenizer, CALLING["result-as-json"]).layout(conversation(*ASKED))
     assert r'"{\"t\": \"3\"}"' in layout.text
@@ -106,6 +114,14 @@ def test_a_template_speaks_for_itself_when_it_refuses(tokenizer):
             "it fails: 'dict object' has no attribute",
         ),
         ("{% for m in messages %}{{ m['content']|join('-') }}{% endfor %}", "it rewrites a content: message 1"),
+        (
+            "{% for m in messages %}[{{ m['content']|length }}{{ m['content'] }}]{% endfor %}",
+            "it rewrites a content: message 1",
+        ),
+        (
+            "{% for m in messages %}[{{ 'long' if 'nine' in m['content'] else '' }}{{ m['content'] }}]\n{% endfor %}",
+            "it rewrites a content: message 2 .assistant.",
+        ),
     ],
 )
 def test_a_content_that_is_not_shown_as_it_stands_rejects_the_row(tokenizer, text, reason):
