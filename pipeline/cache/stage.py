@@ -101,7 +101,7 @@ class CacheStage:
         plain = not (teacher.device_map or teacher.quantization)
         self.threads = {"cpu": threads, "cuda": GPU_THREADS}.get(self.device.type, 1) if plain else 1
         self._idle: SimpleQueue[_Runner] = SimpleQueue()
-        first = Forward(loaded, request)
+        first = Forward(loaded, request, longest)
         self._require_widths(first)
         self._head = first.head
         for number in range(self.threads):

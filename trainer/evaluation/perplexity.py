@@ -56,7 +56,7 @@ def held_out_loss(model: LanguageModel, documents: Documents, token_budget: int 
     A text without a prompt is a response from its second token on. Documents run packed, about `token_budget` tokens at
     a time, and logits exist for some positions at a time. Raises `UserError` for a loss that is no finite number.
     """
-    forward = Forward(model, Request(final=True))
+    forward = Forward(model, Request(final=True), int(documents.lengths("student").max(initial=1)))
     assert forward.head is not None
     total, tokens = 0.0, 0
     for rows in batches_of(documents.lengths("student"), token_budget):

@@ -15,13 +15,13 @@ from schemas.errors import UserError
 from trainer.maths.ragged import flat_index, flatten, normalize_rows, pointers, spread
 from trainer.models.head import likeliest
 from trainer.models.loading import LanguageModel
-from trainer.models.packed_attention import NotPackable, Pack, packed
+from trainer.models.packed_attention import Pack, packed
+from trainer.models.probes import probes
 
 #: How far hidden states of the probe may differ, relative to a token's norm: another order of sums, amplified by depth.
 #: Attending to another document, or to padding, moves them by about their own size.
 _TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-3}
 _TOLERANCE_HALF: Final = 0.1
-_PROBE_LENGTHS: Final = (9, 5, 9)
 #: Kinds of layers, as configs name them, that a pack may have.
 _KINDS: Final = frozenset({"full_attention", "sliding_attention"})
 
@@ -86,8 +86,10 @@ class Forward:
     models, OPT-350m for one, project the last one).
     """
 
-    def __init__(self, teacher: LanguageModel, request: Request) -> None:
-        """Raises UserError naming the architecture if neither way gives the hidden states of documents alone, or if the
+    def __init__(self, teacher: LanguageModel, request: Request, longest: int | None = None) -> None:
+        """`longest`: tokens of the longest document to come, if that is known; ways to run are tried up to there.
+
+        Raises UserError naming the architecture if neither way gives the hidden states of documents alone, or if the
         model's logits are asked for and not understood; ValueError for layers that the teacher does not have."""
         loaded = len(teacher.layers)
         logits = request.final or request.topk is not None
@@ -108,7 +110,7 @@ class Forward:
         )
         self._sliding = frozenset(layer for layer, kind in enumerate(windowed, 1) if kind == "sliding_attention")
         self.widths: dict[int, int] = {}
-        self.packed = self._can_pack()
+        self.packed = self._can_pack(longest)
 
     @torch.no_grad()
     def __call__(self, documents: Sequence[Int[np.ndarray, " _"]]) -> Captured:
@@ -207,7 +209,7 @@ class Forward:
                 if pack is not None:
                     pack.layer = layer
                 if layer == 1 and 0 in wanted:
-                    found[0] = arguments[0] if arguments else named["hidden_states"]
+                    found[0] = arguments[0] if arguments else named.get("hidden_states")
                 if deepest == 0:
                     raise _DeepEnough
 
@@ -216,7 +218,7 @@ class Forward:
         def behind(layer: int) -> Callable[..., None]:
             def note(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
                 if layer in wanted:
-                    found[layer] = output[0] if isinstance(output, tuple) else output
+                    found[layer] = output[0] if isinstance(output, tuple | list) else output
                 if layer == deepest:
                     raise _DeepEnough
 
@@ -232,52 +234,77 @@ class Forward:
             try:
                 output = self.teacher.body(**inputs, use_cache=False, return_dict=True)
             except _DeepEnough:
-                return found, None
-        if depth in wanted:
+                output = None
+        if output is not None and depth in wanted:
             found[depth] = output[0]
+        self._require_vectors(found, inputs["input_ids"])
         return found, output
 
+    def _require_vectors(self, states: dict[int, Tensor], ids: Int64[Tensor, "documents width"]) -> None:
+        """Whatever a model calls its hidden states, one vector a token is needed of it."""
+        for layer, each in states.items():
+            shape = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
+            if not isinstance(each, Tensor) or each.ndim != 3 or shape[:2] != tuple(ids.shape):
+                raise UserError(
+                    f"The teacher ({self.teacher.architecture}) has no hidden state of one vector a token at layer {layer} "
+                    f"({shape} for tokens {tuple(ids.shape)}), so it cannot be cached; choose a decoder-only language model."
+                )
+
     @torch.no_grad()
-    def _can_pack(self) -> bool:
+    def _can_pack(self, longest: int | None) -> bool:
         """Whether documents in a pack get the hidden states that they have alone; if not, padded ones must."""
         teacher = self.teacher
-        ids = np.arange(sum(_PROBE_LENGTHS)) * 7 % teacher.vocab_size
-        documents = np.split(ids, np.cumsum(_PROBE_LENGTHS)[:-1])
-        alone = [self._alone(document) for document in documents]
-        expected = {layer: torch.cat([states[layer] for states in alone]) for layer in alone[0]}
-        self.widths.update((layer, each.shape[-1]) for layer, each in expected.items())
-        wanted = frozenset(expected)
-        if teacher.model.is_backend_compatible() and set(self._kinds) <= _KINDS:
-            with suppress(NotPackable):
-                if _close(self._run_packed(documents, wanted, frozenset())[0], expected):
-                    return True
-        if not _close(self._run_padded(documents, wanted, frozenset())[0], expected):
-            raise UserError(
-                f"The teacher ({teacher.architecture}) gives a document other hidden states in a batch than alone, so they "
-                "cannot be cached; choose another model."
-            )
-        return False
+        expected = {}
+        for probe in probes(teacher, longest):
+            with teacher.running():
+                alone = [self._alone(document, probe.deepest) for document in probe.documents]
+            expected[probe] = {layer: torch.cat([states[layer] for states in alone]) for layer in alone[0]}
+            self.widths.update((layer, each.shape[-1]) for layer, each in expected[probe].items())
 
-    def _alone(self, document: Int[np.ndarray, " _"]) -> dict[int, Tensor]:
-        """Every hidden state of one document by the plain model, also as it tells them itself."""
+        def agrees(run: Callable[..., _Result]) -> bool:
+            return all(
+                _close(run(probe.documents, frozenset(states), frozenset())[0], states)
+                for probe, states in expected.items()
+            )
+
+        if teacher.model.is_backend_compatible() and set(self._kinds) <= _KINDS:
+            # what a model asks for that attention here does not know, or makes of what it gives, is a reason to pad
+            with suppress(UserError), teacher.running():
+                if agrees(self._run_packed):
+                    return True
+        with teacher.running():
+            if agrees(self._run_padded):
+                return False
+        raise UserError(
+            f"The teacher ({teacher.architecture}) gives a document other hidden states in a batch than alone, so they "
+            "cannot be cached; choose another model."
+        )
+
+    def _alone(self, document: Int[np.ndarray, " _"], deepest: int) -> dict[int, Tensor]:
+        """The hidden states 0 to `deepest` of one document by the plain model; of all its layers, also as it tells them."""
         loaded = len(self.teacher.layers)
         ids = torch.from_numpy(document.astype(np.int64))[None].to(self.teacher.device)
-        every = frozenset(range(loaded + 1))
-        found, output = self._states({"input_ids": ids, "output_hidden_states": True}, every, None, stop=False)
+        wanted = frozenset(range(deepest + 1))
+        if deepest < loaded:
+            states, _ = self._states({"input_ids": ids}, wanted, None)
+            return {layer: each.squeeze(0) for layer, each in states.items()}
+        states, output = self._states({"input_ids": ids, "output_hidden_states": True}, wanted, None, stop=False)
         told = getattr(output, "hidden_states", None) or ()
         # behind a cut, the last one told is wrongly normed
         known = {layer: each for layer, each in enumerate(told) if layer < loaded or self.teacher.whole}
-        if len(told) != loaded + 1 or not _close(found, known):
+        if len(told) != loaded + 1 or not _close(states, known):
             raise UserError(
                 f"The teacher ({self.teacher.architecture}) does not give the outputs of its decoder layers as its hidden "
                 "states, so they cannot be told apart; choose a decoder-only language model."
             )
-        return {layer: each.squeeze(0) for layer, each in found.items()}
+        return {layer: each.squeeze(0) for layer, each in states.items()}
 
 
 def _close(found: dict[int, Tensor], expected: dict[int, Tensor]) -> bool:
     """Whether every token's hidden states agree but for rounding; NaN is no matter of this comparison's."""
     for layer, each in expected.items():
+        if found[layer].shape != each.shape:
+            return False
         difference = torch.linalg.vector_norm((found[layer] - each).float(), dim=-1)
         bound = _TOLERANCE.get(each.dtype, _TOLERANCE_HALF) * torch.linalg.vector_norm(each.float(), dim=-1)
         if bool((difference > bound).any()):

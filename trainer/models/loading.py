@@ -1,6 +1,9 @@
 """Loading a teacher: any causal language model of transformers, no deeper than needed, in evaluation mode."""
 
 import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,12 +23,20 @@ from trainer.models.pickles import require_readable_pickles
 
 #: Names under which configs of transformers keep a factor on logits. Some multiply by it, some divide: the probe tells.
 _SCALES: Final = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+#: Names under which they keep how long a document may be.
+_LIMITS: Final = ("max_position_embeddings", "max_seq_len", "max_target_positions", "model_max_length", "n_positions")
+#: How tables of learned absolute positions are called.
+_POSITIONS: Final = re.compile(r"^(embed_positions|positions?_embeddings?|positions?_embed|pos_embed|wpe)$")
 _SOFT_CAP: Final = "final_logit_softcapping"
 _PROBE: Final = ((11, 5, 2, 7, 3, 13, 1, 6),)  # token ids
 #: Standard deviation of the probe's raw logits: far beyond any soft cap's linear part.
 _PROBE_LOGITS: Final = 60.0
 #: Of logits, relative to the largest: sums in another order. (In half precision, two of its own last digits.)
 _ROUNDING: Final = 1e-5
+
+
+class UnknownLogits(UserError):  # noqa: N818  # says what, as the others do
+    """A model's logits are not what an output matrix makes of its last hidden states."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +65,10 @@ class LanguageModel:
         Beyond it learned positions end, and scaled rotary positions would depend on the other documents of a batch.
         """
         config = self.model.config.get_text_config(decoder=True)
-        limit: int | None = getattr(config, "max_position_embeddings", None)
+        told = (value for name in _LIMITS if isinstance(value := getattr(config, name, None), int))
+        limit = next(told, None)
+        if limit is not None:
+            limit = min([limit, *_learned_positions(self.body, limit)])
         ropes = getattr(config, "rope_parameters", None) or {}
         for rope in (ropes, *(each for each in ropes.values() if isinstance(each, dict))):
             if rope.get("rope_type") == "longrope" and "original_max_position_embeddings" in rope:
@@ -80,12 +94,18 @@ class LanguageModel:
         matrix = self.model.get_output_embeddings()
         weight = getattr(matrix, "weight", None)
         if weight is None or weight.ndim != 2 or not weight.is_floating_point():
-            raise UserError(
+            raise UnknownLogits(
                 f"The teacher ({self.architecture}) has no plain output matrix, so its logits cannot be had from a cache; "
                 "leave out the signals `final` and `topk`, or load it unquantized."
             )
         plain = Head(weight, getattr(matrix, "bias", None))
-        final, logits = self._probe(matrix, plain)
+        with self.running():
+            final, logits = self._probe(matrix, plain)
+        if not bool(final.isfinite().all() & logits.isfinite().all()):
+            raise UserError(
+                f"The model ({self.architecture}) gives NaN or infinite logits on a few tokens: its files are damaged, or "
+                f"{str(self.dtype).removeprefix('torch.')} is too small for it; download it again, or load it in float32."
+            )
         # some, ELECTRA for one, project the last hidden state on its way to the output matrix
         fits = final.shape[1] == weight.shape[1]
         candidates = _candidates(self.model.config.get_text_config(decoder=True), plain) if fits else []
@@ -93,10 +113,24 @@ class LanguageModel:
         for head in candidates:
             if float((head.logits(final).float() - logits.float()).abs().max()) <= tolerance:
                 return head
-        raise UserError(
+        raise UnknownLogits(
             f"The teacher ({self.architecture}) does something to its logits that is not known here, so a cache could not "
             "reproduce them; leave out the signals `final` and `topk`."
         )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While it lasts, whatever goes wrong in the model's own code, but for lack of memory, is a UserError naming it."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # some want an image, a language, or another mask, and say so in any way
+            if out_of_memory(error):
+                raise
+            raise UserError(
+                f"The model ({self.architecture}) does not run on a few tokens alone: {first_line(error)} Choose another one."
+            ) from error
 
     @torch.no_grad()
     def _probe(
@@ -118,6 +152,19 @@ class LanguageModel:
         finally:
             hook.remove()
         return (final * factor.to(final)).flatten(0, 1), logits.flatten(0, 1).to(final.device)
+
+
+def _learned_positions(body: nn.Module, told: int) -> list[int]:
+    """Tokens that tables of position embeddings reach to, of those with at least as many as the config has told.
+
+    RoBERTa and its kin count a row for padding, and those before it, among their positions.
+    """
+    tables = [module for name, module in body.named_modules() if _POSITIONS.search(name.rpartition(".")[2])]
+    return [
+        table.num_embeddings - (getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1)
+        for table in tables
+        if isinstance(table, nn.Embedding) and table.num_embeddings >= told
+    ]
 
 
 def _candidates(config: Any, plain: Head) -> list[Head]:

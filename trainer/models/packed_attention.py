@@ -124,7 +124,7 @@ class Pack:
         """What its blocks give as `flat`, in the order of the tokens; one permutation, whose gradient is one too."""
         device = parts[0].device
         if len(parts) == 1 and self.blocks(device)[0].tokens is None:
-            return parts[0]
+            return parts[0].contiguous()  # as the library's own functions give it: some models take views of it
         if device not in self._back:
             self._back[device] = torch.cat([block.order() for block in self.blocks(device)]).argsort()
         return torch.cat(list(parts)).index_select(0, self._back[device])

@@ -14,7 +14,7 @@ from schemas.training import StudentConfig
 from trainer.batches.batch import Batch
 from trainer.maths.ragged import flat_index, flatten, pointers, spread
 from trainer.models.hidden_states import Forward, Request
-from trainer.models.loading import LanguageModel, decoder
+from trainer.models.loading import LanguageModel, UnknownLogits, decoder
 from trainer.models.packed_attention import NAME, PACK, NotPackable, Pack
 from trainer.student.initialization import initial_model
 from trainer.student.lora import with_adapters
@@ -149,7 +149,7 @@ class Student(nn.Module):
         try:
             with torch.no_grad():
                 known = probe.head()
-        except UserError as error:
+        except UnknownLogits as error:
             raise UserError(
                 f"The student ({self.architecture}) does something to its logits that is not known here; choose another "
                 "architecture."

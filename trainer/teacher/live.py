@@ -43,8 +43,9 @@ class LiveTeacher:
         self._demand = demand
         request = Request(layers=tuple(demand.layers), final=demand.final, topk=topk if demand.topk else None)
         teacher = load_model(config, request.deepest)
-        teacher.require_room(int(documents.lengths("teacher").max(initial=0)), documents.folder, config.model)
-        self._forward = Forward(teacher, request)
+        longest = int(documents.lengths("teacher").max(initial=0))
+        teacher.require_room(longest, documents.folder, config.model)
+        self._forward = Forward(teacher, request, longest)
 
     @property
     def head(self) -> Head:

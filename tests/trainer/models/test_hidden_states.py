@@ -19,6 +19,7 @@ from trainer.models.head import Head, likeliest
 from trainer.models.hidden_states import Forward, Request, batches_of
 from trainer.models.loading import load_model
 from trainer.models.packed_attention import blocks
+from trainer.models.probes import first_of_every_kind
 
 VOCABULARY = 97
 DEPTH = 4
@@ -56,6 +57,16 @@ PACKED = {
     "opt_projected": transformers.OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False),
     "phi3": transformers.Phi3Config(**GROUPED, sliding_window=WINDOW),
     "mixtral": transformers.MixtralConfig(**GROUPED, num_local_experts=4),
+    "afmoe": transformers.AfmoeConfig(
+        **GROUPED,
+        head_dim=8,
+        sliding_window=WINDOW,
+        layer_types=MIXED,
+        num_dense_layers=1,
+        moe_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+    ),
 }
 PADDED = {
     "bloom": transformers.BloomConfig(
@@ -212,6 +223,18 @@ def test_the_model_is_left_as_it_was(teacher_of, name):
     assert not any(module.training for module in teacher.model.modules())
 
 
+@pytest.mark.parametrize("name", ["gemma2", "mistral", "afmoe", "llama"])
+def test_a_document_alone_in_a_batch(teacher_of, name, monkeypatch):
+    """In one block, of which no part is moved; past its window and past the queries that are computed at once."""
+    monkeypatch.setattr(packed_attention, "QUERIES_AT_ONCE", 4)
+    teacher, (document,) = teacher_of(name), documents_of((30,))
+    run = Forward(teacher, Request(layers=EVERY))
+    assert run.packed
+    captured, output = run([document]), plain(teacher, document, output_hidden_states=True)
+    for layer in EVERY:
+        assert_close(captured.states[layer], output.hidden_states[layer][0])
+
+
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral"])
 def test_long_documents_are_attended_to_in_parts(teacher_of, name, monkeypatch):
     teacher, documents = teacher_of(name), documents_of((30, 17, 29))
@@ -249,6 +272,52 @@ def test_a_model_that_mixes_the_documents_of_a_batch_is_refused(teacher_of):
     teacher.layers[0].register_forward_hook(lambda _m, _a, out: out + out.mean((0, 1)))
     with pytest.raises(UserError, match=r"LlamaForCausalLM.*other hidden states in a batch than alone"):
         Forward(teacher, Request(layers=(2,)))
+
+
+@pytest.mark.parametrize(("longest", "refused"), [(None, True), (40, True), (24, False)])
+def test_a_model_is_tried_past_every_length_that_its_config_names(teacher_of, longest, refused):
+    """Here it mixes the documents of a batch once it is longer than a chunk of attention."""
+    teacher = teacher_of("llama")
+    teacher.model.config.attention_chunk_size = 24
+    teacher.layers[0].register_forward_hook(lambda _m, _a, out: out + (out.shape[1] > 24) * out.mean((0, 1)))
+    if refused:
+        with pytest.raises(UserError, match=r"LlamaForCausalLM.*other hidden states in a batch than alone"):
+            Forward(teacher, Request(layers=(2,)), longest)
+    else:
+        assert Forward(teacher, Request(layers=(2,)), longest).packed
+
+
+def test_the_long_document_runs_as_deep_as_the_first_layer_of_every_kind(teacher_of):
+    assert {name: first_of_every_kind(teacher_of(name)) for name in ("llama", "gemma3", "afmoe", "llama4")} == {
+        "llama": 1,
+        "gemma3": 2,
+        "afmoe": 2,
+        "llama4": 4,
+    }
+
+
+@pytest.mark.parametrize("change", [lambda out: out[..., None].expand(-1, -1, -1, 4), lambda out: out[:, 1:], lambda _: 3])
+def test_a_hidden_state_is_one_vector_a_token(teacher_of, change):
+    teacher = teacher_of("llama")
+    teacher.layers[0].register_forward_pre_hook(lambda _m, arguments: (change(arguments[0]), *arguments[1:]))
+    with pytest.raises(UserError, match=r"LlamaForCausalLM\) has no hidden state of one vector a token at layer 0"):
+        Forward(teacher, Request(layers=(2,)))
+
+
+def test_a_model_that_does_not_run_on_text_alone_is_refused_in_a_sentence(teacher_of):
+    teacher = teacher_of("llama")
+    teacher.layers[0].register_forward_pre_hook(lambda *_: {}["pixel_values"])
+    for request in (Request(layers=(2,)), Request(final=True)):
+        with pytest.raises(UserError, match=r"LlamaForCausalLM\) does not run on a few tokens alone: 'pixel_values'"):
+            Forward(teacher, request)
+
+
+def test_what_attention_here_does_to_a_model_is_a_reason_to_pad(teacher_of, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("view size is not compatible with input tensor's size and stride")
+
+    monkeypatch.setattr(packed_attention.Pack, "join", fail)
+    assert not Forward(teacher_of("llama"), Request(layers=(2,))).packed
 
 
 def test_a_sliding_window_that_is_not_told_is_not_packed(teacher_of):
@@ -290,7 +359,16 @@ def test_what_a_cut_teacher_does_not_have(teacher_of, request_):
         Forward(teacher_of("llama", 2), request_)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
+PLACES = {
+    "roberta": transformers.RobertaConfig(**SIZES | {"max_position_embeddings": 50, "pad_token_id": 1}, is_decoder=True),
+    "mpt": transformers.MptConfig(
+        d_model=32, n_heads=4, n_layers=DEPTH, max_seq_len=48, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=1
+    ),
+}
+ALL |= PLACES
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", *PLACES])
 def test_documents_that_the_teacher_cannot_take(teacher_of, name):
     run = Forward(teacher_of(name), Request(layers=(1,)))
     longest = SIZES["max_position_embeddings"]
