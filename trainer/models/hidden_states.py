@@ -16,12 +16,8 @@ from trainer.maths.ragged import flat_index, flatten, normalize_rows, pointers, 
 from trainer.models.head import likeliest
 from trainer.models.loading import LanguageModel
 from trainer.models.packed_attention import Pack, packed
-from trainer.models.probes import probes
+from trainer.models.probes import close, probes
 
-#: How far hidden states of the probe may differ, relative to a token's norm: another order of sums, amplified by depth.
-#: Attending to another document, or to padding, moves them by about their own size.
-_TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-3}
-_TOLERANCE_HALF: Final = 0.1
 #: Kinds of layers, as configs name them, that a pack may have.
 _KINDS: Final = frozenset({"full_attention", "sliding_attention"})
 
@@ -156,13 +152,13 @@ class Forward:
         rows = pointers([len(document) for document in documents])
         ids = torch.from_numpy(np.concatenate(documents).astype(np.int64))
         position = torch.arange(len(ids)) - spread(rows[:-1], rows)
-        ids, position = (each[None].to(self.teacher.device, non_blocking=True) for each in (ids, position))
+        ids, position = (tokens[None].to(self.teacher.device, non_blocking=True) for tokens in (ids, position))
         pack = Pack(rows, self.teacher.hidden_size, attention, self._sliding)
         with packed(self.teacher.model, pack):
             states, _ = self._states(
                 {"input_ids": ids, "position_ids": position}, wanted, pack, max(attention, default=0)
             )
-        return {layer: each.squeeze(0) for layer, each in states.items()}, pack.kept
+        return {layer: state.squeeze(0) for layer, state in states.items()}, pack.kept
 
     def _run_padded(
         self, documents: Sequence[Int[np.ndarray, " _"]], wanted: frozenset[int], attention: frozenset[int]
@@ -177,7 +173,7 @@ class Forward:
         }
         if not attention:
             states, _ = self._states(inputs, wanted, None)
-            return {layer: flatten(each, index) for layer, each in states.items()}, {}
+            return {layer: flatten(state, index) for layer, state in states.items()}, {}
         with _eager(self.teacher.model):
             states, output = self._states(inputs | {"output_attentions": True}, wanted, None, stop=False)
         matrices = getattr(output, "attentions", None) or ()
@@ -191,7 +187,7 @@ class Forward:
             matrix = matrices[layer - 1]
             row = matrix.take_along_dim(last.to(matrix.device)[:, None, None, None], 2).squeeze(2)
             kept[layer] = normalize_rows(flatten(row.float().sum(1)[..., None], index).squeeze(1), tokens)
-        return {layer: flatten(each, index) for layer, each in states.items()}, kept
+        return {layer: flatten(state, index) for layer, state in states.items()}, kept
 
     def _states(
         self, inputs: dict[str, Any], wanted: frozenset[int], pack: Pack | None, deepest: int = 0, stop: bool = True
@@ -200,7 +196,7 @@ class Forward:
 
         It ends behind the deepest layer of `wanted`, or `deepest` if that is more, unless `stop` is False.
         """
-        found: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
         depth = self.teacher.depth
         deepest = max((*wanted, deepest)) if stop else depth
 
@@ -209,7 +205,7 @@ class Forward:
                 if pack is not None:
                     pack.layer = layer
                 if layer == 1 and 0 in wanted:
-                    found[0] = arguments[0] if arguments else named.get("hidden_states")
+                    states[0] = arguments[0] if arguments else named.get("hidden_states")
                 if deepest == 0:
                     raise _DeepEnough
 
@@ -218,7 +214,7 @@ class Forward:
         def behind(layer: int) -> Callable[..., None]:
             def note(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
                 if layer in wanted:
-                    found[layer] = output[0] if isinstance(output, tuple | list) else output
+                    states[layer] = output[0] if isinstance(output, tuple | list) else output
                 if layer == deepest:
                     raise _DeepEnough
 
@@ -236,15 +232,15 @@ class Forward:
             except _DeepEnough:
                 output = None
         if output is not None and depth in wanted:
-            found[depth] = output[0]
-        self._require_vectors(found, inputs["input_ids"])
-        return found, output
+            states[depth] = output[0]
+        self._require_vectors(states, inputs["input_ids"])
+        return states, output
 
-    def _require_vectors(self, states: dict[int, Tensor], ids: Int64[Tensor, "documents width"]) -> None:
-        """Whatever a model calls its hidden states, one vector a token is needed of it."""
-        for layer, each in states.items():
-            shape = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
-            if not isinstance(each, Tensor) or each.ndim != 3 or shape[:2] != tuple(ids.shape):
+    def _require_vectors(self, states: dict[int, Any], ids: Int64[Tensor, "documents width"]) -> None:
+        """Whatever a model calls its hidden states: one vector a token is needed."""
+        for layer, state in states.items():
+            shape = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+            if not isinstance(state, Tensor) or state.ndim != 3 or state.shape[:2] != ids.shape:
                 raise UserError(
                     f"The teacher ({self.teacher.architecture}) has no hidden state of one vector a token at layer {layer} "
                     f"({shape} for tokens {tuple(ids.shape)}), so it cannot be cached; choose a decoder-only language model."
@@ -259,11 +255,11 @@ class Forward:
             with teacher.running():
                 alone = [self._alone(document, probe.deepest) for document in probe.documents]
             expected[probe] = {layer: torch.cat([states[layer] for states in alone]) for layer in alone[0]}
-            self.widths.update((layer, each.shape[-1]) for layer, each in expected[probe].items())
+            self.widths.update((layer, state.shape[-1]) for layer, state in expected[probe].items())
 
         def agrees(run: Callable[..., _Result]) -> bool:
             return all(
-                _close(run(probe.documents, frozenset(states), frozenset())[0], states)
+                close(run(probe.documents, frozenset(states), frozenset())[0], states)
                 for probe, states in expected.items()
             )
 
@@ -287,29 +283,17 @@ class Forward:
         wanted = frozenset(range(deepest + 1))
         if deepest < loaded:
             states, _ = self._states({"input_ids": ids}, wanted, None)
-            return {layer: each.squeeze(0) for layer, each in states.items()}
+            return {layer: state.squeeze(0) for layer, state in states.items()}
         states, output = self._states({"input_ids": ids, "output_hidden_states": True}, wanted, None, stop=False)
         told = getattr(output, "hidden_states", None) or ()
         # behind a cut, the last one told is wrongly normed
-        known = {layer: each for layer, each in enumerate(told) if layer < loaded or self.teacher.whole}
-        if len(told) != loaded + 1 or not _close(states, known):
+        known = {layer: state for layer, state in enumerate(told) if layer < loaded or self.teacher.whole}
+        if len(told) != loaded + 1 or not close(states, known):
             raise UserError(
                 f"The teacher ({self.teacher.architecture}) does not give the outputs of its decoder layers as its hidden "
                 "states, so they cannot be told apart; choose a decoder-only language model."
             )
-        return {layer: each.squeeze(0) for layer, each in states.items()}
-
-
-def _close(found: dict[int, Tensor], expected: dict[int, Tensor]) -> bool:
-    """Whether every token's hidden states agree but for rounding; NaN is no matter of this comparison's."""
-    for layer, each in expected.items():
-        if found[layer].shape != each.shape:
-            return False
-        difference = torch.linalg.vector_norm((found[layer] - each).float(), dim=-1)
-        bound = _TOLERANCE.get(each.dtype, _TOLERANCE_HALF) * torch.linalg.vector_norm(each.float(), dim=-1)
-        if bool((difference > bound).any()):
-            return False
-    return True
+        return {layer: state.squeeze(0) for layer, state in states.items()}
 
 
 @contextmanager

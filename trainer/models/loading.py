@@ -1,7 +1,6 @@
 """Loading a teacher: any causal language model of transformers, no deeper than needed, in evaluation mode."""
 
 import importlib.util
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,15 +17,12 @@ from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UsageError, UserError
 from trainer.models.head import Head
 from trainer.models.hub import ModelFiles, first_line, folder_of, locate, unreachable, untrusted
+from trainer.models.limits import longest_document
 from trainer.models.memory import out_of_memory
 from trainer.models.pickles import require_readable_pickles
 
 #: Names under which configs of transformers keep a factor on logits. Some multiply by it, some divide: the probe tells.
 _SCALES: Final = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
-#: Names under which they keep how long a document may be.
-_LIMITS: Final = ("max_position_embeddings", "max_seq_len", "max_target_positions", "model_max_length", "n_positions")
-#: How tables of learned absolute positions are called.
-_POSITIONS: Final = re.compile(r"^(embed_positions|positions?_embeddings?|positions?_embed|pos_embed|wpe)$")
 _SOFT_CAP: Final = "final_logit_softcapping"
 _PROBE: Final = ((11, 5, 2, 7, 3, 13, 1, 6),)  # token ids
 #: Standard deviation of the probe's raw logits: far beyond any soft cap's linear part.
@@ -60,20 +56,8 @@ class LanguageModel:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens of the longest document it can take; None: no limit.
-
-        Beyond it learned positions end, and scaled rotary positions would depend on the other documents of a batch.
-        """
-        config = self.model.config.get_text_config(decoder=True)
-        told = (value for name in _LIMITS if isinstance(value := getattr(config, name, None), int))
-        limit = next(told, None)
-        if limit is not None:
-            limit = min([limit, *_learned_positions(self.body, limit)])
-        ropes = getattr(config, "rope_parameters", None) or {}
-        for rope in (ropes, *(each for each in ropes.values() if isinstance(each, dict))):
-            if rope.get("rope_type") == "longrope" and "original_max_position_embeddings" in rope:
-                limit = int(rope["original_max_position_embeddings"])
-        return limit
+        """Tokens of the longest document it can take; None: no limit."""
+        return longest_document(self.model.config.get_text_config(decoder=True), self.body)
 
     def require_room(self, longest: int, folder: Path, name: str) -> None:
         """Raises UserError, for a teacher of this name, if it does not take the longest row of a dataset."""
@@ -152,19 +136,6 @@ class LanguageModel:
         finally:
             hook.remove()
         return (final * factor.to(final)).flatten(0, 1), logits.flatten(0, 1).to(final.device)
-
-
-def _learned_positions(body: nn.Module, told: int) -> list[int]:
-    """Tokens that tables of position embeddings reach to, of those with at least as many as the config has told.
-
-    RoBERTa and its kin count a row for padding, and those before it, among their positions.
-    """
-    tables = [module for name, module in body.named_modules() if _POSITIONS.search(name.rpartition(".")[2])]
-    return [
-        table.num_embeddings - (getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1)
-        for table in tables
-        if isinstance(table, nn.Embedding) and table.num_embeddings >= told
-    ]
 
 
 def _candidates(config: Any, plain: Head) -> list[Head]:

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import torch
 from jaxtyping import Int64
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.models.loading import LanguageModel
 from trainer.models.packed_attention import QUERIES_AT_ONCE
 
+#: How far hidden states of the probe may differ, relative to a token's norm: another order of sums, amplified by depth.
+#: Attending to another document, or to padding, moves them by about their own size.
+_TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-3}
+_TOLERANCE_HALF: Final = 0.1
 #: Of documents that run through all layers: together in one batch, and alone.
 SHORT: Final = ((9, 5, 9), (9,))
 #: Tokens by which the long document is longer than what may change; and the one beside it.
@@ -38,15 +43,26 @@ class Probe:
 
 def probes(model: LanguageModel, longest: int | None) -> list[Probe]:
     """Batches to try with documents of at most `longest` tokens to come; None: not known."""
-    loaded = len(model.layers)
-    found = [Probe(_documents(lengths, model.vocab_size), loaded) for lengths in SHORT]
-    room = min(length for length in (longest or FAR, model.max_length or FAR))
-    passed = [each for each in _thresholds(model.model.config.get_text_config(decoder=True)) if each < room]
-    if passed:
-        long = min(max(passed) + BEYOND, room)
+    batches = [Probe(_documents(lengths, model.vocab_size), len(model.layers)) for lengths in SHORT]
+    room = min(length for length in (longest or FAR, model.max_length) if length is not None)
+    thresholds = [length for length in _thresholds(model.model.config.get_text_config(decoder=True)) if length < room]
+    if thresholds:
+        long = min(max(thresholds) + BEYOND, room)
         deepest = first_of_every_kind(model)
-        found += [Probe(_documents(lengths, model.vocab_size), deepest) for lengths in ((long,), (long, BESIDE))]
-    return found
+        batches += [Probe(_documents(lengths, model.vocab_size), deepest) for lengths in ((long,), (long, BESIDE))]
+    return batches
+
+
+def close(states: dict[int, Tensor], expected: dict[int, Tensor]) -> bool:
+    """Whether every token's hidden states agree but for rounding; NaN is no matter of this comparison's."""
+    for layer, state in expected.items():
+        if states[layer].shape != state.shape:
+            return False
+        difference = torch.linalg.vector_norm((states[layer] - state).float(), dim=-1)
+        bound = _TOLERANCE.get(state.dtype, _TOLERANCE_HALF) * torch.linalg.vector_norm(state.float(), dim=-1)
+        if bool((difference > bound).any()):
+            return False
+    return True
 
 
 def first_of_every_kind(model: LanguageModel) -> int:

@@ -93,7 +93,7 @@ def documents_of(lengths, seed=0):
 
 @pytest.fixture(scope="module")
 def teacher_of(tmp_path_factory):
-    """Tiny random teachers by name, whole or cut; weights large enough for attention to be far from uniform."""
+    """Tiny random teachers by name, whole or cut; matrices large enough for attention to be far from uniform."""
     folders = {}
 
     def load(name, deepest=None):
@@ -102,7 +102,8 @@ def teacher_of(tmp_path_factory):
             model = transformers.AutoModelForCausalLM.from_config(ALL[name])
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter.mul_(3)
+                    if parameter.ndim >= 2:
+                        parameter.mul_(3)
             folders[name] = tmp_path_factory.mktemp(name)
             model.save_pretrained(folders[name])
         return load_model(ModelConfig(model=str(folders[name]), dtype="float32"), deepest)
@@ -296,7 +297,9 @@ def test_the_long_document_runs_as_deep_as_the_first_layer_of_every_kind(teacher
     }
 
 
-@pytest.mark.parametrize("change", [lambda out: out[..., None].expand(-1, -1, -1, 4), lambda out: out[:, 1:], lambda _: 3])
+@pytest.mark.parametrize(
+    "change", [lambda out: out[..., None].expand(-1, -1, -1, 4), lambda out: out[:, 1:], lambda _: 3]
+)
 def test_a_hidden_state_is_one_vector_a_token(teacher_of, change):
     teacher = teacher_of("llama")
     teacher.layers[0].register_forward_pre_hook(lambda _m, arguments: (change(arguments[0]), *arguments[1:]))
@@ -360,7 +363,9 @@ def test_what_a_cut_teacher_does_not_have(teacher_of, request_):
 
 
 PLACES = {
-    "roberta": transformers.RobertaConfig(**SIZES | {"max_position_embeddings": 50, "pad_token_id": 1}, is_decoder=True),
+    "roberta": transformers.RobertaConfig(
+        **SIZES | {"max_position_embeddings": 50, "pad_token_id": 1}, is_decoder=True
+    ),
     "mpt": transformers.MptConfig(
         d_model=32, n_heads=4, n_layers=DEPTH, max_seq_len=48, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=1
     ),
