@@ -1,6 +1,7 @@
 """What is made of every causal architecture of transformers, seen on a tiny model of each with random weights.
 
-python tests/architectures.py [KIND …] prints the table of docs/architectures.md, or some of its lines.
+python tests/architectures.py [KIND …] prints the table of docs/architectures.md, or some of its lines; and,
+to stderr, how far each is from the plain model.
 """
 
 import os
@@ -131,7 +132,9 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     print(HEAD)
     for kind in sys.argv[1:] or zoo.kinds():
-        print(outcome(kind), flush=True)
+        seen = outcome(kind)
+        print(seen, flush=True)
+        print(f"{kind}: {seen.error:.1e}", file=sys.stderr)
 
 
 if __name__ == "__main__":

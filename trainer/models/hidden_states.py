@@ -196,7 +196,7 @@ class Forward:
 
         It ends behind the deepest layer of `wanted`, or `deepest` if that is more, unless `stop` is False.
         """
-        states: dict[int, Tensor] = {}
+        states: dict[int, Any] = {}  # until they are known to be tensors
         depth = self.teacher.depth
         deepest = max((*wanted, deepest)) if stop else depth
 
