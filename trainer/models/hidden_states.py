@@ -196,7 +196,8 @@ class Forward:
 
         It ends behind the deepest layer of `wanted`, or `deepest` if that is more, unless `stop` is False.
         """
-        states: dict[int, Any] = {}  # until they are known to be tensors
+        states: dict[int, Tensor] = {}
+        ids = inputs["input_ids"]
         depth = self.teacher.depth
         deepest = max((*wanted, deepest)) if stop else depth
 
@@ -205,7 +206,7 @@ class Forward:
                 if pack is not None:
                     pack.layer = layer
                 if layer == 1 and 0 in wanted:
-                    states[0] = arguments[0] if arguments else named.get("hidden_states")
+                    states[0] = self._vectors(0, arguments[0] if arguments else named.get("hidden_states"), ids)
                 if deepest == 0:
                     raise _DeepEnough
 
@@ -214,7 +215,7 @@ class Forward:
         def behind(layer: int) -> Callable[..., None]:
             def note(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
                 if layer in wanted:
-                    states[layer] = output[0] if isinstance(output, tuple | list) else output
+                    states[layer] = self._vectors(layer, output[0] if isinstance(output, tuple | list) else output, ids)
                 if layer == deepest:
                     raise _DeepEnough
 
@@ -232,19 +233,18 @@ class Forward:
             except _DeepEnough:
                 output = None
         if output is not None and depth in wanted:
-            states[depth] = output[0]
-        self._require_vectors(states, inputs["input_ids"])
+            states[depth] = self._vectors(depth, output[0], ids)
         return states, output
 
-    def _require_vectors(self, states: dict[int, Any], ids: Int64[Tensor, "documents width"]) -> None:
-        """Whatever a model calls its hidden states: one vector a token is needed."""
-        for layer, state in states.items():
-            shape = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
-            if not isinstance(state, Tensor) or state.ndim != 3 or state.shape[:2] != ids.shape:
-                raise UserError(
-                    f"The teacher ({self.teacher.architecture}) has no hidden state of one vector a token at layer {layer} "
-                    f"({shape} for tokens {tuple(ids.shape)}), so it cannot be cached; choose a decoder-only language model."
-                )
+    def _vectors(self, layer: int, state: Any, ids: Int64[Tensor, "documents width"]) -> Tensor:
+        """Whatever a model calls its hidden state at a layer: one vector a token is needed, else UserError."""
+        if isinstance(state, Tensor) and state.ndim == 3 and state.shape[:2] == ids.shape:
+            return state
+        shape = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+        raise UserError(
+            f"The teacher ({self.teacher.architecture}) has no hidden state of one vector a token at layer {layer} "
+            f"({shape} for tokens {tuple(ids.shape)}), so it cannot be cached; choose a decoder-only language model."
+        )
 
     @torch.no_grad()
     def _can_pack(self, longest: int | None) -> bool:
