@@ -3,10 +3,44 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
+
+from schemas.columns import Placed
+from schemas.conversations import Conversation
+
+#: Stands between the contents of a conversation in its text.
+SEPARATOR: Final = "\n\n"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row's text, and what of it is learnt: a rendered prompt with its response, or the contents of a conversation.
+
+    All are characters of `text`, half-open.
+    """
+
+    id: str
+    text: str
+    responses: tuple[tuple[int, int], ...]
+    messages: tuple[Placed, ...] = ()  # of a conversation, each of its contents
+    conversation: Conversation | None = None
+    used: tuple[str, ...] = ()  # fields of the row that it was made of
+    unused: tuple[str, ...] = ()  # what was left out of it
+
+    @property
+    def response_start(self) -> int:
+        """Where the response of a rendered text begins; 0 for a text without a prompt."""
+        return self.responses[0][0]
+
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """Characters, rising, that no sentence and no unit reaches over."""
+        if self.conversation is None:
+            return (self.response_start,) if self.response_start else ()
+        return tuple(message.start for message in self.messages[1:])
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The prepared dataset's Arrow schema: one row per document, one line of meaning per column.
 
 Character offsets count Unicode code points into `text`. Spans are half-open [start, end) pairs of int32; [-1, -1) stands
-for "no faithful span on this side" (units) and for special tokens (offsets).
+for "no faithful span on this side" (units) and for tokens that stand for no character of the text (offsets): special tokens,
+and those of a chat template.
 """
 
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -21,12 +22,27 @@ MISSING: Final = -1
 SPAN: Final = pa.list_(pa.int32(), 2)
 SPANS: Final = pa.list_(SPAN)
 LABELS: Final = pa.list_(pa.string())
+MESSAGES: Final = pa.list_(pa.struct({"role": pa.string(), "start": pa.int32(), "end": pa.int32()}))
+
+
+class Placed(NamedTuple):
+    """A content of a conversation: whose it is (`schemas.conversations.ContentRole`), and its characters in `text`."""
+
+    role: str
+    start: int
+    end: int
+
 
 #: Columns that no tokenizer has a say in.
 DOCUMENT_COLUMNS: Final[dict[str, tuple[pa.DataType, str]]] = {
     "id": (pa.string(), "the row's own id, or one derived from its content"),
-    "text": (pa.large_string(), "rendered prompt + response"),
-    "response_start": (pa.int32(), "character at which the response begins; 0 for plain text"),
+    "text": (
+        pa.large_string(),
+        "rendered prompt and response, or the contents of a conversation, a blank line between them",
+    ),
+    "messages": (MESSAGES, "role and characters of each content of a conversation; empty for a rendered text"),
+    "responses": (SPANS, "what is learnt, characters: the response, or contents of the assistant"),
+    "conversation": (pa.large_string(), "what chat templates are given, as JSON, contents by their number; else empty"),
     "sentences": (SPANS, "sentence spans, characters"),
     "words": (SPANS, "word spans, characters, in order; no punctuation, no space"),
     "chunks": (SPANS, "flat base phrases, characters: NPs that hold no NP, and verb groups"),
@@ -39,7 +55,7 @@ DOCUMENT_COLUMNS: Final[dict[str, tuple[pa.DataType, str]]] = {
 SIDE_COLUMNS: Final[dict[str, tuple[pa.DataType, str]]] = {
     "input_ids": (pa.list_(pa.int32()), "token ids, special tokens included as the manifest records"),
     "offsets": (SPANS, "audited character range of each token, leading space excluded"),
-    "response_start": (pa.int32(), "index of the first response token"),
+    "responses": (SPANS, "what is learnt, tokens: the response or each turn of the assistant, its end token included"),
     "words": (SPANS, "token span of each word"),
     "chunks": (SPANS, "token span of each chunk"),
     "phrases": (SPANS, "token span of each phrase"),

@@ -92,7 +92,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 #: What the fields of a row are to each other (see `pipeline.read.fields`).
-Form = Literal["messages", "ready-made", "instruction", "prompt", "text"]
+Form = Literal["conversation", "ready-made", "instruction", "prompt", "text"]
 
 
 class FieldsConfig(Strict):
@@ -143,10 +143,12 @@ _CHARACTERS: Final = {"tab": "\t", r"\t": "\t", "none": ""}
 
 
 class SideConfig(Strict):
-    """One tokenizer, how it ends a response, and its limits."""
+    """One tokenizer, its chat template, how it ends a response, and its limits."""
 
     tokenizer: str
     revision: str | None = None
+    #: of conversations: `native`, `alpaca`, `plain`, `chatml` or a Jinja file; None: what the whole config says
+    template: str | None = None
     eos: str | None = None  # ends a response; None: what the tokenizer puts there, or its own eos
     max_length: int | None = Field(default=None, ge=2)
     max_prompt_length: int | None = Field(default=None, ge=1)
@@ -178,6 +180,19 @@ class SegmentConfig(Strict):
     line_breaks: LineBreaks = "auto"
 
 
+Learn = Literal["all", "last", "no-reasoning"]
+
+
+class ConversationsConfig(Strict):
+    """What is done with conversations."""
+
+    learn: Learn = "all"  # every turn of the assistant, the last one, or all without reasoning
+    merge_turns: bool = False  # neighbours of one role become one message
+    system_into_user: bool = False  # a system prompt stands at the beginning of the first message of the user
+    #: what a template is told that asks for the day, so that a dataset does not depend on when it is made
+    date: str = Field(default="2024-07-26", pattern=r"^\d{4}-\d{2}-\d{2}$")
+
+
 class ParseConfig(Strict):
     """Everything that decides the content of a prepared dataset."""
 
@@ -187,13 +202,19 @@ class ParseConfig(Strict):
     limit: int | None = Field(default=None, ge=1)
     csv: CsvConfig = CsvConfig()
     fields: FieldsConfig = FieldsConfig()
-    template: str = "auto"  # auto | alpaca | plain | chat | a Jinja file
+    template: str = "auto"  # of both sides: auto, native, alpaca, plain, chatml, or a Jinja file
+    conversations: ConversationsConfig = ConversationsConfig()
     teacher: SideConfig
     student: SideConfig
     overflow: Literal["truncate", "drop"] = "truncate"
     segment: SegmentConfig = SegmentConfig()
     parser: ParserConfig = ParserConfig()
     shard_rows: int | None = Field(default=None, ge=1)  # None: chosen from the number of rows
+
+    @property
+    def of_conversations(self) -> bool:
+        """Whether rows are conversations, which each side renders by its own template; of a resolved config."""
+        return self.teacher.template is not None
 
 
 class ModelConfig(Strict):

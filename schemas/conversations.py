@@ -76,6 +76,10 @@ class Conversation:
         """Numbers of the assistant's messages, from 0."""
         return [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
 
+    def contents_of(self, message: int) -> list[int]:
+        """Numbers of the contents that one message holds."""
+        return [number for _, number in _numbers(self.messages[message : message + 1])]
+
     def to_json(self) -> str:
         """All but the contents."""
         frame: dict[str, Any] = {"messages": self.messages, "tools": self.tools}

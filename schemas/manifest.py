@@ -5,6 +5,7 @@ What is read of it beyond its first level is checked as well (`schemas.records`)
 """
 
 import json
+import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -23,7 +24,9 @@ MANIFEST: Final = "manifest.json"
 CONFIG: Final = "config.yaml"
 DATASET_FORMAT: Final = "mta-prep/dataset"
 CACHE_FORMAT: Final = "mta-prep/teacher-cache"
-FORMAT_VERSION: Final = 1
+#: What this version writes and reads.
+DATASET_VERSION: Final = 2
+CACHE_VERSION: Final = 1
 #: Of a tokenizer's identity, what says nothing of the tokens that it gives.
 _NAMES: Final = frozenset({"name", "revision"})
 #: Characters told of what is wrong with a manifest.
@@ -87,7 +90,7 @@ class Manifest(_Sealed):
     """Identity, counts and files of a prepared dataset."""
 
     format: str = DATASET_FORMAT
-    format_version: int = FORMAT_VERSION
+    format_version: int = DATASET_VERSION
     fingerprint: Sha256
     teacher_fingerprint: Sha256
     versions: dict[str, str]
@@ -123,7 +126,7 @@ class CacheManifest(_Sealed):
     """Identity, shapes and files of a teacher cache."""
 
     format: str = CACHE_FORMAT
-    format_version: int = FORMAT_VERSION
+    format_version: int = CACHE_VERSION
     teacher_fingerprint: Sha256  # of the dataset: texts, units and the teacher's tokens
     versions: dict[str, str]
     config: dict[str, Any]  # CacheConfig, resolved
@@ -144,6 +147,7 @@ class CacheManifest(_Sealed):
 
 
 AnyManifest = TypeVar("AnyManifest", Manifest, CacheManifest)
+_VERSIONS: Final = {DATASET_FORMAT: DATASET_VERSION, CACHE_FORMAT: CACHE_VERSION}
 #: What a format's folders are called, and the commands that make them.
 MADE_BY: Final = {
     DATASET_FORMAT: ("prepared dataset", "mta-prep parse"),
@@ -201,10 +205,11 @@ def _read(
         raise StateError(f"{folder} is a {MADE_BY[name][0]}, not a {what}; `{command}` makes those.")
     if name != wanted:
         raise StateError(f"{path} is damaged or not the manifest of a {what} (its format is not {wanted!r}).")
-    if version != FORMAT_VERSION:
+    if version != _VERSIONS[wanted]:
+        again = shlex.join([*MADE_BY[wanted][1].split(), "--config", str(folder / CONFIG), "-o", "OTHER"])
         raise StateError(
-            f"{path} is of format version {version}, this mta-prep reads version {FORMAT_VERSION}: run "
-            f"`{command}` again into a new folder, or install the version of mta-prep that the manifest names."
+            f"{path} is of format version {version}, this mta-prep reads version {_VERSIONS[wanted]}: make it anew with "
+            f"`{again}`, or install the version of mta-prep that the manifest names."
         )
     try:
         manifest = model.model_validate_json(text, strict=True)

@@ -11,7 +11,13 @@ AFTER_PROMPT: Final = ("response", "completion", "output", "chosen")
 
 #: Parts of each form, and their usual names.
 USUAL_NAMES: Final[dict[Form, dict[str, tuple[str, ...]]]] = {
-    "messages": {"messages": MESSAGES},
+    "conversation": {
+        "messages": MESSAGES,
+        "prompt": ("prompt",),
+        "instruction": ("instruction",),
+        "input": INPUTS,
+        "response": AFTER_PROMPT,
+    },
     "ready-made": {
         "prompt": ("prompt",),
         "instruction": ("instruction",),

@@ -160,10 +160,10 @@ def documents_of(inputs: Sequence[str], longest: int) -> list[list[Words]]:
         plan = prepare.plan(config, Path(spool))
         stage = prepare.PrepareStage(plan.config)
         rows, _ = stage.render(list(plan.read(0, plan.rows)))
-    texts, starts = [row.text for _, row in rows], [row.response_start for _, row in rows]
+    texts, borders = [row.text for _, row in rows], [row.borders for _, row in rows]
     sentences = [
         [part.words for part in document.sentences if part.parse and 0 < len(part.words.words) <= longest]
-        for document in stage.segmenter.segment(texts, starts)
+        for document in stage.segmenter.segment(texts, borders)
     ]
     return [document for document in sentences if document]
 

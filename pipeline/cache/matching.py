@@ -6,16 +6,20 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import transformers
 from transformers.utils import cached_file
 
 from pipeline.cache.documents import TeacherSide
 from pipeline.cache.sizes import Measured
+from pipeline.dataset.rows import ROW_COLUMNS, stored_rows
+from pipeline.read.chat_tokenizer import open_tokenizer
 from pipeline.read.tokenizers import OffsetTokenizer
 from schemas.columns import MISSING, side_column
 from schemas.config import ModelConfig, ParseConfig
 from schemas.errors import UserError
 from schemas.manifest import Manifest
+from schemas.rows import Reason
 from trainer.models.hub import ModelFiles, first_line, locate
 from trainer.models.tokenizer import TOKENIZER_FILES
 from trainer.teacher.shape import TeacherShape
@@ -45,10 +49,11 @@ def require_match(
     split_otherwise = 0
     rows = np.unique(np.linspace(0, documents.rows - 1, SAMPLED_ROWS).astype(int)).tolist()
     for row in rows:
-        stored = _row(documents, row)
-        (found,) = tokenizer.encode([stored["text"]], [stored["response_start"]])
+        table = _table(documents, row)
+        stored = table.to_pylist()[0]
+        (encoding,) = tokenizer.encode(stored_rows(table))
         mine: list[int] = stored[side_column("teacher", "input_ids")]
-        theirs: list[int] = [] if isinstance(found, str) else found.input_ids.tolist()
+        theirs: list[int] = [] if isinstance(encoding, Reason) else encoding.input_ids.tolist()
         place = _first_difference(mine, theirs)
         if place is None:
             continue
@@ -87,7 +92,7 @@ def _tokenizer(source: ModelFiles, teacher: ModelConfig, config: ParseConfig) ->
     if name.is_dir() and not any((name / file).is_file() for file in TOKENIZER_FILES):
         return without
     side = config.teacher.model_copy(update={"tokenizer": source.name, "revision": source.revision})
-    return OffsetTokenizer("teacher", side, config.overflow), None
+    return open_tokenizer("teacher", side, config), None
 
 
 def _of_gguf(source: ModelFiles, config: ParseConfig) -> tuple[OffsetTokenizer, Any]:
@@ -98,7 +103,7 @@ def _of_gguf(source: ModelFiles, config: ParseConfig) -> tuple[OffsetTokenizer, 
         built = transformers.AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
         built.save_pretrained(Path(folder) / "saved")
         side = config.teacher.model_copy(update={"tokenizer": str(Path(folder) / "saved"), "revision": None})
-        return OffsetTokenizer("teacher", side, config.overflow), built
+        return open_tokenizer("teacher", side, config), built
 
 
 def _spells(vocabulary: Any, stored: dict[str, Any]) -> bool:
@@ -118,11 +123,11 @@ def _spells(vocabulary: Any, stored: dict[str, Any]) -> bool:
     return True
 
 
-def _row(documents: TeacherSide, row: int) -> dict[str, Any]:
-    columns = ["id", "text", "response_start", *(side_column("teacher", name) for name in ("input_ids", "offsets"))]
+def _table(documents: TeacherSide, row: int) -> pa.Table:
+    """One row."""
+    columns = [*ROW_COLUMNS, *(side_column("teacher", name) for name in ("input_ids", "offsets"))]
     (table,) = documents.tables(columns, row, row + 1)
-    found: dict[str, Any] = table.to_pylist()[0]
-    return found
+    return table
 
 
 def _first_difference(mine: list[int], theirs: list[int]) -> int | None:

@@ -1,6 +1,7 @@
 """Texts, units and tokens to one shard of the dataset: alignment on both sides, Arrow columns, digests, counts."""
 
 import hashlib
+import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from jaxtyping import Int32
 
 from pipeline.align.spans import Ragged, Texts, Tokens, audit
 from pipeline.dataset import columns as tables
+from pipeline.dataset.rows import skeleton, stored_rows
 from pipeline.dataset.shards import ID_BYTES, RowDigest, ShardOutput
 from pipeline.read.records import Rejected
-from pipeline.read.template import Rendered
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
 from pipeline.shards import counts
-from pipeline.text import Document, Units
+from pipeline.text import Document, Rendered, Units
 from schemas.columns import (
     GRANULARITIES,
     LABELLED,
@@ -39,9 +40,7 @@ Spans = Int32[np.ndarray, "_ 2"]
 class DocumentColumns:
     """The columns that no tokenizer has a say in, one entry a row."""
 
-    ids: list[str]
-    texts: list[str]
-    response_starts: list[int]
+    rows: list[Rendered]
     sentences: list[Spans]
     units: dict[Granularity, list[Spans]]
     labels: dict[Granularity, list[tuple[str, ...]]]  # chunks and phrases
@@ -49,13 +48,11 @@ class DocumentColumns:
 
     @classmethod
     def of(
-        cls, rendered: Sequence[Rendered], documents: Sequence[Document], units: Sequence[Units], keep_trees: bool
+        cls, rows: Sequence[Rendered], documents: Sequence[Document], units: Sequence[Units], keep_trees: bool
     ) -> "DocumentColumns":
         """From the stages' own objects."""
         return cls(
-            ids=[row.id for row in rendered],
-            texts=[row.text for row in rendered],
-            response_starts=[row.response_start for row in rendered],
+            rows=list(rows),
             sentences=[document.sentence_spans for document in documents],
             units={
                 "words": [document.word_spans for document in documents],
@@ -73,11 +70,9 @@ class DocumentColumns:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "DocumentColumns":
-        """From a shard that was written earlier."""
+        """From a shard that was written earlier. Raises ValueError for a conversation that is none."""
         return cls(
-            ids=table.column("id").to_pylist(),
-            texts=table.column("text").to_pylist(),
-            response_starts=table.column("response_start").to_pylist(),
+            rows=stored_rows(table),
             sentences=tables.spans_of(table.column("sentences")),
             units={name: tables.spans_of(table.column(name)) for name in GRANULARITIES},
             labels={
@@ -91,9 +86,7 @@ class DocumentColumns:
     def take(self, rows: Sequence[int]) -> "DocumentColumns":
         """Only these rows."""
         return DocumentColumns(
-            ids=[self.ids[row] for row in rows],
-            texts=[self.texts[row] for row in rows],
-            response_starts=[self.response_starts[row] for row in rows],
+            rows=[self.rows[row] for row in rows],
             sentences=[self.sentences[row] for row in rows],
             units={name: [spans[row] for row in rows] for name, spans in self.units.items()},
             labels={name: [labels[row] for row in rows] for name, labels in self.labels.items()},
@@ -107,42 +100,42 @@ def notes_on(tokenizers: Mapping[Side, OffsetTokenizer]) -> tuple[str, ...]:
 
 
 def encode_sides(
-    tokenizers: Mapping[Side, OffsetTokenizer], texts: Sequence[str], starts: Sequence[int]
+    tokenizers: Mapping[Side, OffsetTokenizer], rows: Sequence[Rendered]
 ) -> tuple[list[int], dict[Side, list[Encoding]], dict[int, Reason]]:
     """Tokens of the rows that every tokenizer can take: (those rows, their encodings a side, reasons of the others).
 
     Of a row that several sides refuse the first side's reason is given.
     """
-    results = {side: tokenizer.encode(texts, starts) for side, tokenizer in tokenizers.items()}
-    kept: list[int] = []
+    results = {side: tokenizer.encode(rows) for side, tokenizer in tokenizers.items()}
+    usable: list[int] = []
     encodings: dict[Side, list[Encoding]] = {side: [] for side in tokenizers}
     dropped: dict[int, Reason] = {}
-    for row in range(len(texts)):
+    for row in range(len(rows)):
         of_row = {side: result[row] for side, result in results.items()}
-        reason = next((item for item in of_row.values() if isinstance(item, str)), None)
+        reason = next((item for item in of_row.values() if isinstance(item, Reason)), None)
         if reason is not None:
-            dropped[row] = Reason(reason)
+            dropped[row] = reason
             continue
-        kept.append(row)
+        usable.append(row)
         for side, item in of_row.items():
             assert isinstance(item, Encoding)
             encodings[side].append(item)
-    return kept, encodings, dropped
+    return usable, encodings, dropped
 
 
 def stored_encodings(table: pa.Table, side: Side) -> list[Encoding]:
     """One side's encodings out of a shard that was written earlier."""
     ids = tables.int_lists_of(table.column(side_column(side, "input_ids")))
     offsets = tables.spans_of(table.column(side_column(side, "offsets")))
-    starts = table.column(side_column(side, "response_start")).to_pylist()
-    return [Encoding(*parts, truncated=False) for parts in zip(ids, offsets, starts, strict=True)]
+    responses = tables.spans_of(table.column(side_column(side, "responses")))
+    return [Encoding(*parts, truncated=False) for parts in zip(ids, offsets, responses, strict=True)]
 
 
 def aligned(
     documents: DocumentColumns, encodings: Mapping[Side, Sequence[Encoding]]
 ) -> tuple[dict[Side, dict[Granularity, list[Spans]]], dict[str, Any]]:
     """Token spans of every unit on both sides, and the audit of what was lost."""
-    texts = Texts.of(documents.texts)
+    texts = Texts.of([row.text for row in documents.rows])
     units = {name: Ragged.join(documents.units[name]) for name in GRANULARITIES}
     spans: dict[Side, dict[Granularity, list[Spans]]] = {}
     reasons: dict[Side, dict[Granularity, Any]] = {}
@@ -168,10 +161,13 @@ def shard(
     `tokenizers` are those that have just encoded these rows: their offset counts go into the shard's.
     """
     spans, alignment = aligned(documents, encodings)
+    rows = documents.rows
     columns: dict[str, pa.Array] = {
-        "id": pa.array(documents.ids, pa.string()),
-        "text": pa.array(documents.texts, pa.large_string()),
-        "response_start": pa.array(documents.response_starts, pa.int32()),
+        "id": pa.array([row.id for row in rows], pa.string()),
+        "text": pa.array([row.text for row in rows], pa.large_string()),
+        "messages": tables.message_column([row.messages for row in rows]),
+        "responses": tables.span_column([np.array(row.responses, dtype=np.int32).reshape(-1, 2) for row in rows]),
+        "conversation": pa.array([skeleton(row) for row in rows], pa.large_string()),
         "sentences": tables.span_column(documents.sentences),
     }
     for name in GRANULARITIES:
@@ -181,9 +177,7 @@ def shard(
     for side in SIDES:
         columns[side_column(side, "input_ids")] = tables.int_list_column([row.input_ids for row in encodings[side]])
         columns[side_column(side, "offsets")] = tables.span_column([row.offsets for row in encodings[side]])
-        columns[side_column(side, "response_start")] = pa.array(
-            [row.response_start for row in encodings[side]], pa.int32()
-        )
+        columns[side_column(side, "responses")] = tables.span_column([row.responses for row in encodings[side]])
         for name in GRANULARITIES:
             columns[side_column(side, name)] = tables.span_column(spans[side][name])
     if documents.trees is not None:
@@ -195,7 +189,7 @@ def shard(
         tokenizer.offset_counts.clear()
     return ShardOutput(
         table=pa.table({name: columns[name] for name in schema.names}, schema=schema),
-        digests=tuple(_digest(documents, encodings, spans, row) for row in range(len(documents.texts))),
+        digests=tuple(_digest(documents, encodings, spans, row) for row in range(len(rows))),
         stats=stats | {"alignment": alignment, "offsets": offsets},
         left_out=tuple(row.entry() for row in left_out),
     )
@@ -221,11 +215,13 @@ def _digest(
 
     def of_side(side: Side) -> list[bytes]:
         encoding = encodings[side][row]
-        arrays = [encoding.input_ids, encoding.offsets, *(spans[side][name][row] for name in GRANULARITIES)]
-        return [encoding.response_start.to_bytes(4, "little"), *(array.astype("<i4").tobytes() for array in arrays)]
+        arrays = [encoding.input_ids, encoding.offsets, encoding.responses]
+        arrays += [spans[side][name][row] for name in GRANULARITIES]
+        return [array.astype("<i4").tobytes() for array in arrays]
 
-    parts = [documents.ids[row].encode(), documents.texts[row].encode()]
-    parts.append(documents.response_starts[row].to_bytes(4, "little"))
+    own = documents.rows[row]
+    parts = [own.id.encode(), own.text.encode(), json.dumps([own.messages, own.responses]).encode()]
+    parts.append(skeleton(own).encode())
     parts += [documents.units[name][row].astype("<i4").tobytes() for name in GRANULARITIES]
     parts += ["\0".join(labels[row]).encode() for labels in documents.labels.values()]
     teacher = hashlib.blake2b(digest_size=16)
@@ -233,8 +229,8 @@ def _digest(
     whole = teacher.copy()
     trees = [] if documents.trees is None else ["\0".join(documents.trees[row]).encode()]
     _update(whole, [documents.sentences[row].astype("<i4").tobytes(), *of_side("student"), *trees])
-    own = hashlib.blake2b(documents.ids[row].encode(), digest_size=ID_BYTES)
-    return RowDigest(whole.hexdigest(), teacher.hexdigest(), own.hexdigest())
+    id_digest = hashlib.blake2b(own.id.encode(), digest_size=ID_BYTES)
+    return RowDigest(whole.hexdigest(), teacher.hexdigest(), id_digest.hexdigest())
 
 
 def _update(digest: hashlib.blake2b, parts: Iterable[bytes]) -> None:

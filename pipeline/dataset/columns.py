@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
-from schemas.columns import SPAN, SPANS
+from schemas.columns import MESSAGES, SPAN, SPANS, Placed
 
 
 def lengths_to_pointers(lengths: Sequence[int]) -> Int32[np.ndarray, " rows_and_one"]:
@@ -20,6 +20,16 @@ def span_column(rows: Sequence[Int32[np.ndarray, "_ 2"]]) -> pa.Array:
     flat = np.concatenate([np.zeros((0, 2), dtype=np.int32), *rows]).astype(np.int32)
     pairs = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=SPAN)
     return pa.ListArray.from_arrays(pa.array(lengths_to_pointers([len(row) for row in rows])), pairs, type=SPANS)
+
+
+def message_column(rows: Sequence[Sequence[Placed]]) -> pa.Array:
+    """One list of contents with their roles a row."""
+    return pa.array([[message._asdict() for message in row] for row in rows], MESSAGES)
+
+
+def messages_of(column: pa.Array | pa.ChunkedArray) -> list[tuple[Placed, ...]]:
+    """Inverse of `message_column`."""
+    return [tuple(Placed(**message) for message in row) for row in column.to_pylist()]
 
 
 def int_list_column(rows: Sequence[Int32[np.ndarray, " _"]]) -> pa.Array:

@@ -16,7 +16,8 @@ from jaxtyping import Int32
 
 from pipeline.read.characters import CLUSTER
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
-from schemas.columns import Granularity
+from pipeline.text import Rendered
+from schemas.columns import MISSING, Granularity, Placed
 
 Spans = Int32[np.ndarray, "_ 2"]
 
@@ -60,11 +61,23 @@ class Decoder:
         """What the tokenizer sees of a stretch of text, without white space."""
         return "" if not text or text.isspace() else self._normalization.visible_alone(text)
 
-    def problem(self, text: str, encoding: Encoding, units: Mapping[Granularity, tuple[Spans, Spans]]) -> str | None:
+    def problem(
+        self, row: Rendered, encoding: Encoding, units: Mapping[Granularity, tuple[Spans, Spans]]
+    ) -> str | None:
         """The first thing that is wrong with a row's offsets or, if they are right, with its token spans.
 
-        `units`: of each granularity, the units' characters and the tokens that they claim.
+        `units`: of each granularity, the units' characters and the tokens that they claim. A conversation is looked at
+        content by content.
         """
+        if row.conversation is None:
+            return self._problem(row.text, encoding, units)
+        for content in row.messages:
+            part = _part(content, encoding, units)
+            if len(part[0].input_ids) and (wrong := self._problem(row.text[content.start : content.end], *part)):
+                return f"{wrong}, in the content at {content.start}"
+        return None
+
+    def _problem(self, text: str, encoding: Encoding, units: Mapping[Granularity, tuple[Spans, Spans]]) -> str | None:
         wrong = self._offset_problem(text, encoding)
         if wrong is not None:
             return f"offsets {wrong}"
@@ -129,6 +142,23 @@ class Decoder:
 
     def _nothing_between(self, text: str, one: int, other: int) -> bool:
         return not self.shows(text[min(one, other) : max(one, other)])
+
+
+def _part(
+    content: Placed, encoding: Encoding, units: Mapping[Granularity, tuple[Spans, Spans]]
+) -> tuple[Encoding, dict[Granularity, tuple[Spans, Spans]]]:
+    """The tokens and units of one content, counted from its first character and token."""
+    starts = encoding.offsets[:, 0]
+    tokens = np.flatnonzero((starts >= content.start) & (starts <= content.end))
+    tokens = tokens[encoding.offsets[tokens, 1] <= content.end]
+    first = int(tokens[0]) if len(tokens) else 0
+    offsets = encoding.offsets[tokens] - np.int32(content.start)
+    own: dict[Granularity, tuple[Spans, Spans]] = {}
+    for name, (characters, spans) in units.items():
+        inside = (characters[:, 0] >= content.start) & (characters[:, 1] <= content.end)
+        shifted = np.where(spans[inside] == MISSING, MISSING, spans[inside] - first).astype(np.int32)
+        own[name] = characters[inside] - np.int32(content.start), shifted
+    return Encoding(encoding.input_ids[tokens], offsets, encoding.responses[:0], truncated=False), own
 
 
 def _groups(encoding: Encoding) -> Iterator[_Group]:

@@ -19,15 +19,17 @@ from typing import Any
 
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.seal import DATASET, Outcome
+from pipeline.read.chat_tokenizer import open_tokenizer
+from pipeline.read.contents import ContentsRenderer
 from pipeline.read.fields import resolve_fields
 from pipeline.read.inputs import open_inputs
 from pipeline.read.records import RAW_LIMIT, Record, Rejected
 from pipeline.read.sources import Source, read_rows
-from pipeline.read.template import Rendered, Renderer, resolve_template
+from pipeline.read.template import Renderer, resolve_templates
 from pipeline.read.tokenizers import OffsetTokenizer
 from pipeline.shards import pool
 from pipeline.shards.publish import publish
-from pipeline.text import Parser
+from pipeline.text import Parser, Rendered
 from schemas import console, embedded
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig, ParserConfig
@@ -67,7 +69,11 @@ class PrepareStage:
 
     def __init__(self, config: ParseConfig) -> None:
         self.config = config
-        self.renderer = Renderer(config.fields, config.template)
+        self.renderer: Renderer | ContentsRenderer = (
+            ContentsRenderer(config.fields, config.conversations)
+            if config.of_conversations
+            else Renderer(config.fields, config.template)
+        )
         self.tokenizers = load_tokenizers(config, SIDES)
         # what takes seconds to import comes after all that a wrong name would be refused for
         pool.settle_torch()
@@ -110,15 +116,13 @@ class PrepareStage:
 
     def _group(self, rows: Sequence[Record | Rejected]) -> shards.ShardOutput:
         rendered, rejected = self.render(rows)
-        texts = [row.text for _, row in rendered]
-        starts = [row.response_start for _, row in rendered]
-        kept, encodings, reasons = assemble.encode_sides(self.tokenizers, texts, starts)
+        documents = [row for _, row in rendered]
+        usable, encodings, reasons = assemble.encode_sides(self.tokenizers, documents)
+        documents = [documents[row] for row in usable]
         dropped = [left_out(rendered[row][0], reason, rendered[row][1].id) for row, reason in reasons.items()]
-        documents = self.segmenter.segment([texts[row] for row in kept], [starts[row] for row in kept])
-        units = self.parser.extract(documents)
-        columns = assemble.DocumentColumns.of(
-            [rendered[row][1] for row in kept], documents, units, keep_trees=self.config.parser.keep_trees
-        )
+        segmented = self.segmenter.segment([row.text for row in documents], [row.borders for row in documents])
+        units = self.parser.extract(segmented)
+        columns = assemble.DocumentColumns.of(documents, segmented, units, keep_trees=self.config.parser.keep_trees)
         return assemble.shard(
             columns,
             encodings,
@@ -139,7 +143,7 @@ class PrepareStage:
 
 def load_tokenizers(config: ParseConfig, sides: Sequence[Side]) -> dict[Side, OffsetTokenizer]:
     """The tokenizers of these sides, ready."""
-    return {side: OffsetTokenizer(side, embedded.side(getattr(config, side)), config.overflow) for side in sides}
+    return {side: open_tokenizer(side, getattr(config, side), config) for side in sides}
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
         where = f" The first problem: {first.file}, line {first.line}: {first.reason}." if first else ""
         raise UserError(f"No usable row in {', '.join(config.inputs)}.{where}")
     fields = resolve_fields(config.fields, records)
-    config = config.model_copy(update={"fields": fields, "template": resolve_template(config.template, fields)})
+    config = resolve_templates(config.model_copy(update={"fields": fields}))
     stage = PrepareStage(config)
     rendered, rejected = stage.render(sample)
     if not rendered:
@@ -224,7 +228,7 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
             f"line {rejected[0].line}: {rejected[0].reason}."
         )
     for tokenizer in stage.tokenizers.values():
-        tokenizer.audit([row.text for _, row in rendered], [row.response_start for _, row in rendered])
+        tokenizer.audit([row for _, row in rendered])
     return PreparePlan(
         config,
         inputs,

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.prepare import load_tokenizers
+from pipeline.dataset.rows import ROW_COLUMNS, stored_rows
 from pipeline.dataset.seal import DATASET, Outcome
 from pipeline.read.records import RAW_LIMIT, Rejected
 from pipeline.shards import pool
@@ -41,18 +42,18 @@ class RealignStage:
         """A shard of the dataset in this folder, aligned anew. Raises `DamagedError` if it is not as it was written."""
         table = open_shard(*item, content=True)
         documents = assemble.DocumentColumns.from_table(table)
-        kept, encodings, reasons = assemble.encode_sides(self.tokenizers, documents.texts, documents.response_starts)
+        usable, encodings, reasons = assemble.encode_sides(self.tokenizers, documents.rows)
         for side in SIDES:
             if side not in encodings:
                 stored = assemble.stored_encodings(table, side)
-                encodings[side] = [stored[row] for row in kept]
+                encodings[side] = [stored[row] for row in usable]
         tick(table.num_rows, 0)
         dropped = [
-            Rejected(row, item[1].file, row + 1, reason, documents.texts[row][:RAW_LIMIT], documents.ids[row])
+            Rejected(row, item[1].file, row + 1, reason, documents.rows[row].text[:RAW_LIMIT], documents.rows[row].id)
             for row, reason in reasons.items()
         ]
         stats = {"rows_in": table.num_rows, "rejected": {}, "dropped": Counter(row.reason.kind for row in dropped)}
-        return assemble.shard(documents.take(kept), encodings, self.tokenizers, stats=stats, left_out=dropped)
+        return assemble.shard(documents.take(usable), encodings, self.tokenizers, stats=stats, left_out=dropped)
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,9 @@ def realign(
     changed = tuple(side for side in SIDES if side in sides)
     pool.settle_torch()
     stage = RealignStage(config, changed)
-    sample = open_shard(dataset, before.shards[0], ["text", "response_start"], content=True).slice(0, AUDIT_ROWS)
+    sample = open_shard(dataset, before.shards[0], ROW_COLUMNS, content=True).slice(0, AUDIT_ROWS)
     for tokenizer in stage.tokenizers.values():
-        tokenizer.audit(sample.column("text").to_pylist(), sample.column("response_start").to_pylist())
+        tokenizer.audit(stored_rows(sample))
     for note in assemble.notes_on(stage.tokenizers):
         console.stderr.print(Text(note, "yellow"))
     identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.shards.workspace import Layout, Receipt, Workspace
 from schemas import files
-from schemas.manifest import FORMAT_VERSION
+from schemas.manifest import DATASET_VERSION
 
 REJECTED = "rejected.jsonl"
 STATE = "state.json"
@@ -91,7 +91,7 @@ class Fingerprint:
     """One hash for all rows in order, wherever the borders of shards fall."""
 
     def __init__(self) -> None:
-        self._total = hashlib.sha256(f"mta-prep rows v{FORMAT_VERSION}".encode())
+        self._total = hashlib.sha256(f"mta-prep rows v{DATASET_VERSION}".encode())
 
     def update(self, digests: Iterable[str]) -> None:
         """Take in the next rows' digests."""

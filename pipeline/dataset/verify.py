@@ -17,14 +17,16 @@ import pyarrow as pa
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.columns import spans_of
 from pipeline.dataset.decoding import Decoder
+from pipeline.read.chat_tokenizer import open_tokenizer
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
-from schemas import embedded
+from pipeline.text import SEPARATOR, Rendered
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, arrow_schema, side_column
 from schemas.config import ParseConfig, Strict
 from schemas.console import counted
 from schemas.dataset import open_shard
 from schemas.errors import DamagedError, UsageError, UserError
 from schemas.manifest import CONFIG, Manifest, read_manifest
+from schemas.rows import Reason
 
 #: Problems listed in full; more are counted.
 LISTED = 20
@@ -113,11 +115,16 @@ def _tokenizers(
     loaded: dict[Side, OffsetTokenizer] = {}
     for side in SIDES:
         settings = getattr(config, side)
-        settings = embedded.side(settings.model_copy(update={"tokenizer": moved.get(side) or settings.tokenizer}))
+        settings = settings.model_copy(update={"tokenizer": moved.get(side) or settings.tokenizer})
         try:
-            tokenizer = OffsetTokenizer(side, settings, config.overflow)
+            tokenizer = open_tokenizer(side, settings, config)
         except UserError as error:
             findings.retokenized[side] = f"no: {error}"
+            continue
+        if tokenizer.identity().get("template") != manifest.tokenizers[side].get("template"):
+            findings.retokenized[side] = (
+                f"no: the chat template of {settings.tokenizer} is another one (its hash differs)"
+            )
             continue
         if tokenizer.identity()["sha256"] != manifest.tokenizers[side]["sha256"]:
             findings.retokenized[side] = f"no: the tokenizer at {settings.tokenizer} is another one (its hash differs)"
@@ -156,16 +163,22 @@ def _check_rows(
     decoders: Mapping[Side, Decoder],
     findings: Findings,
 ) -> tuple[shards.RowDigest, ...]:
-    documents = assemble.DocumentColumns.from_table(table)
+    try:
+        documents = assemble.DocumentColumns.from_table(table)
+    except ValueError as error:
+        findings.problem(f"{file}: {error}")
+        return ()
     stored = {side: assemble.stored_encodings(table, side) for side in SIDES}
     spans = {side: {name: spans_of(table.column(side_column(side, name))) for name in GRANULARITIES} for side in SIDES}
     findings.checked["rows"] += table.num_rows
     findings.checked["units"] += sum(len(of_row) for name in GRANULARITIES for of_row in documents.units[name])
     before = findings.found
-    for row, text in enumerate(documents.texts):
-        place = f"{file}, row {row} (id {documents.ids[row]})"
-        if not 0 <= documents.response_starts[row] <= len(text):
-            findings.problem(f"{place}: response_start {documents.response_starts[row]} is outside of the text.")
+    for row, own in enumerate(documents.rows):
+        text = own.text
+        place = f"{file}, row {row} (id {own.id})"
+        if wrong := row_problem(own):
+            findings.problem(f"{place}: {wrong}.")
+            continue
         units = {name: documents.units[name][row] for name in GRANULARITIES}
         for name in GRANULARITIES:
             wrong = span_problem(units[name], len(text), flat=name in flat)
@@ -181,19 +194,21 @@ def _check_rows(
             if wrong:
                 findings.problem(f"{place}: {side} tokens {wrong}.")
                 continue
-            wrong = offset_problem(text, documents.response_starts[row], encoding)
+            of_units = {name: (units[name], spans[side][name][row]) for name in GRANULARITIES}
+            wrong = offset_problem(own, encoding)
             if wrong is None and side in decoders:
-                of_units = {name: (units[name], spans[side][name][row]) for name in GRANULARITIES}
-                wrong = decoders[side].problem(text, encoding, of_units)
+                wrong = decoders[side].problem(own, encoding, of_units)
             if wrong:
                 findings.problem(f"{place}: {side} {wrong}.")
     if findings.found > before:
         return ()  # what follows takes spans and offsets at their word
     for side, tokenizer in tokenizers.items():
-        again = tokenizer.encode(documents.texts, documents.response_starts)
+        again = tokenizer.encode(documents.rows)
         for row, (new, old) in enumerate(zip(again, stored[side], strict=True)):
-            if isinstance(new, str) or not same_tokens(new, old):
-                findings.problem(f"{file}, row {row} (id {documents.ids[row]}): {side} tokens are not the tokenizer's.")
+            if isinstance(new, Reason) or not same_tokens(new, old):
+                findings.problem(
+                    f"{file}, row {row} (id {documents.rows[row].id}): {side} tokens are not the tokenizer's."
+                )
     output = assemble.shard(documents, stored, {}, stats={}, left_out=[])
     for side in SIDES:
         for name in GRANULARITIES:
@@ -204,11 +219,11 @@ def _check_rows(
 
 
 def same_tokens(new: Encoding, old: Encoding) -> bool:
-    """Whether two encodings agree in ids, offsets and the start of the response."""
+    """Whether two encodings agree in ids, offsets and what is learnt."""
     return (
         np.array_equal(new.input_ids, old.input_ids)
         and np.array_equal(new.offsets, old.offsets)
-        and new.response_start == old.response_start
+        and np.array_equal(new.responses, old.responses)
     )
 
 
@@ -230,16 +245,39 @@ def token_problem(encoding: Encoding) -> str | None:
         return f"are {len(encoding.input_ids)}, and their offsets {len(encoding.offsets)}"
     if (encoding.input_ids < 0).any():
         return "have ids below 0"
-    if not 0 <= encoding.response_start <= len(encoding.input_ids):
-        return f"do not reach to the response, which begins at token {encoding.response_start}"
+    starts, ends = encoding.responses.T
+    if (starts < 0).any() or (starts >= ends).any() or (starts[1:] < ends[:-1]).any():
+        return "have responses that are empty, out of order or overlap"
+    if (ends > len(encoding.input_ids)).any():
+        return f"do not reach to the end of a response at token {int(ends.max())}"
     return None
 
 
-def offset_problem(text: str, response_start: int, encoding: Encoding) -> str | None:
+def row_problem(row: Rendered) -> str | None:
+    """What is wrong with a row's text, contents and responses, if anything."""
+    contents, responses = (
+        np.array(spans, dtype=np.int64).reshape(-1, 2)
+        for spans in ([(content.start, content.end) for content in row.messages], row.responses)
+    )
+    for name, spans in (("messages", contents), ("responses", responses)):
+        wrong = span_problem(spans, len(row.text), flat=True)
+        if wrong:
+            return f"{name} {wrong}"
+    if row.conversation is None:
+        return None if len(responses) == 1 and not len(contents) else "a text without a conversation has one response"
+    if row.text != SEPARATOR.join(content.text for content in row.conversation.contents):
+        return "the text is not that of its messages"
+    return None if set(row.responses) <= set(map(tuple, contents.tolist())) else "a response is no content"
+
+
+def offset_problem(row: Rendered, encoding: Encoding) -> str | None:
     """What is wrong with a row's offsets, if anything: bounds, order, a letter or digit that no token covers.
 
     Of other characters only the tokenizer can tell whether it drops them.
     """
+    if row.conversation is not None:
+        return _offset_problem_of_contents(row, encoding)
+    text, response_start = row.text, row.response_start
     real = encoding.offsets[encoding.offsets[:, 0] >= 0].astype(np.int64)
     if not len(real):
         return "offsets are missing: the row has no token"
@@ -248,7 +286,7 @@ def offset_problem(text: str, response_start: int, encoding: Encoding) -> str | 
         return "offsets reach outside the text"
     if (np.diff(starts) < 0).any() or (np.diff(ends) < 0).any():
         return "offsets are not monotone"
-    first = encoding.offsets[encoding.response_start :]
+    first = encoding.offsets[encoding.responses[0, 0] :]
     if (first[first[:, 0] >= 0][:, 0] < response_start).any():
         return "offsets reach across the start of the response"
     depth = np.zeros(len(text) + 1, dtype=np.int64)
@@ -260,3 +298,21 @@ def offset_problem(text: str, response_start: int, encoding: Encoding) -> str | 
     gaps = np.flatnonzero(~covered[inside]) + inside.start
     bare = [int(at) for at in gaps if text[at].isalnum()]
     return f"offsets leave out the character at {bare[0]}" if bare else None
+
+
+def _offset_problem_of_contents(row: Rendered, encoding: Encoding) -> str | None:
+    """Of a conversation: every token lies in one content, and those of a content are neighbours and in order.
+
+    Which characters they must cover the template and the tokenizer decide; their rows are made anew.
+    """
+    real = np.flatnonzero(encoding.offsets[:, 0] >= 0)
+    starts, ends = encoding.offsets[real].astype(np.int64).T
+    borders = np.array([(content.start, content.end) for content in row.messages], dtype=np.int64).reshape(-1, 2)
+    content = np.searchsorted(borders[:, 0], starts, side="right") - 1
+    if (starts > ends).any() or (content < 0).any() or (ends > borders[content, 1]).any():
+        return "offsets reach outside the contents"
+    inside = content[1:] == content[:-1]
+    if (inside & ((np.diff(starts) < 0) | (np.diff(ends) < 0))).any():
+        return "offsets are not monotone within a content"
+    visits = content[np.append(True, ~inside)] if len(content) else content
+    return "tokens of one content stand apart" if len(visits) != len(set(visits.tolist())) else None

@@ -213,7 +213,7 @@ def _parse_documents(
     engine: Engine, segmenter: Segmenter, longest: int, texts: Sequence[RawText]
 ) -> tuple[list[Document], list[list[tuple[Sentence, Constituents | None]]]]:
     """Documents, and the parsed sentences (or their pieces) of each, as `BeneparParser.extract` parses them."""
-    documents = segmenter.segment([raw.text for raw in texts], [0] * len(texts))
+    documents = segmenter.segment([raw.text for raw in texts], [()] * len(texts))
     todo = [
         (row, part) for row, document in enumerate(documents) for _, part in parsed_parts(document, longest, Counter())
     ]

@@ -2,7 +2,8 @@
 
 A run reads one form, the first of these that a row of the sample has:
 
-1. `messages`: a list of {role, content}, or `conversations`, a list of {from, value};
+1. `conversation`: a list of turns, in `messages`, `conversations`, or for the prompt or the answer. What turns a row has, and
+   in which form, is then told row by row (`schemas.chat_rows`), and single prompts with their answers may stand between;
 2. `ready-made`: a `prompt` beside `instruction` and `output`, as MiniLLM writes: the prompt is made of the instruction;
 3. `instruction`: an `instruction`, an `input` or `context` where there is one, and a response; or a question that stands in
    `input` alone;
@@ -20,7 +21,7 @@ from typing import Any, Final
 from pipeline.read.records import Record
 from schemas.config import FieldsConfig, Form
 from schemas.errors import UsageError, UserError, nearest
-from schemas.part_names import AFTER_INSTRUCTION, MESSAGES, USUAL_NAMES
+from schemas.part_names import AFTER_INSTRUCTION, AFTER_PROMPT, MESSAGES, USUAL_NAMES
 from schemas.rows import listed, type_of
 
 #: Parts that any row may lack.
@@ -88,7 +89,8 @@ def _is_response(value: Any) -> bool:
     return isinstance(value, str | list)
 
 
-def _is_turns(value: Any) -> bool:
+def is_turns(value: Any) -> bool:
+    """Whether it is a list of turns."""
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
 
 
@@ -118,7 +120,7 @@ def _named_form(config: FieldsConfig, found: _Sample, names: Sequence[str]) -> F
     if not config.model_dump(exclude={"form", "id"}, exclude_none=True):
         return None
     if config.messages:
-        return "messages"
+        return "conversation"
     if config.text:
         return "text"
     if not (config.response or config.output or found.response()):
@@ -136,8 +138,8 @@ def _named_form(config: FieldsConfig, found: _Sample, names: Sequence[str]) -> F
 
 
 def _detected(found: _Sample) -> Form | None:
-    if found.any(MESSAGES, _is_turns):
-        return "messages"
+    if found.any((*MESSAGES, "prompt", *AFTER_PROMPT), is_turns):
+        return "conversation"
     if found.response():
         if found.text("instruction"):
             ready = found.text("prompt") and found.any(("output",), _is_response)
@@ -152,7 +154,7 @@ def _detected(found: _Sample) -> Form | None:
 def _no_form(found: _Sample, names: Sequence[str]) -> UserError:
     """What the fields lack for a known form: the right type, the other half, or any known name."""
     wanted = (
-        (MESSAGES, _is_turns, "a list of turns is wanted"),
+        (MESSAGES, is_turns, "a list of turns is wanted"),
         (("instruction", "prompt", "input"), _is_text, "text is wanted"),
         (AFTER_INSTRUCTION, _is_response, "text is wanted"),
         (("text",), _is_text, "text is wanted"),

@@ -1,6 +1,6 @@
 """The lines of a text, freed of Markdown marks: what a sentence splitter and a parser should see, and what not.
 
-A text is cut into blocks at line breaks (as `str.splitlines` knows them), at the response's start, and between the cells
+A text is cut into blocks at line breaks (as `str.splitlines` knows them), at its borders, and between the cells
 of a table row (pipes, or tabs inside a line). A block holds prose, or a line of fenced code. Which line breaks inside a
 paragraph are none for a sentence is for the config to say: `hard`, none of them; `soft`, all; `auto`, those that an
 editor seems to have made (`pipeline.read.wrapping`). A heading, and what has a mark of its own, begins a paragraph. List markers,
@@ -60,9 +60,9 @@ class Plain(NamedTuple):
 Part = Block | Plain | None
 
 
-def blocks(text: str, response_start: int, line_breaks: LineBreaks) -> list[Block]:
-    """Blocks of `text` in order. An open fence or table ends where the response begins."""
-    regions = (text[:response_start], 0), (text[response_start:], response_start)
+def blocks(text: str, borders: Sequence[int], line_breaks: LineBreaks) -> list[Block]:
+    """Blocks of `text` in order. An open fence or table ends at a border (`pipeline.text.Rendered.borders`)."""
+    regions = [(text[start:end], start) for start, end in itertools.pairwise((0, *borders, len(text)))]
     return [block for region in regions for block in _joined(_parts(*region), line_breaks)]
 
 

@@ -8,9 +8,10 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from pipeline.read.records import Record
-from pipeline.read.turns import Conversation, conversation
 from schemas.alpaca import question
+from schemas.chat_rows import conversation_of
 from schemas.config import FieldsConfig
+from schemas.conversations import Conversation
 from schemas.part_names import AFTER_INSTRUCTION, INPUTS, MESSAGES, names_of
 from schemas.rows import RowError, Unusable, holds_something, listed, row_id, type_of, unusable_in
 
@@ -67,15 +68,14 @@ class Parts:
         """The response; of a list of them the first."""
         return self._needed("response", (str, list))
 
-    def conversation(self) -> Conversation:
-        """The turns."""
-        name = self._name("messages", (list,))
-        if name is None:
-            raise self._missing("messages")
-        found = conversation(self._row[name], name)
-        self._used.add(name)
-        self._unused.update(f"{name}[].{key}" for key in found.unused)
-        return found
+    def conversation(self, *, merge_turns: bool = False, system_into_user: bool = False) -> Conversation:
+        """The turns, in whichever form the row has them. Raises `RowError` for what is no conversation."""
+        conversation, used, unused = conversation_of(
+            self._row, self._names, merge_turns=merge_turns, system_into_user=system_into_user
+        )
+        self._used |= used
+        self._unused |= unused
+        return conversation
 
     def id(self) -> str | None:
         """The row's own id: in the field that the user names, or in `id` if what stands there can be one."""

@@ -94,17 +94,17 @@ class Segmenter:
         """Method and versions; for a `senter` also its pipeline's name, version and hash."""
         return dict(self._identity)
 
-    def segment(self, texts: Sequence[str], response_starts: Sequence[int]) -> list[Document]:
-        """One `Document` a text; no sentence and no word reaches over its response's start.
+    def segment(self, texts: Sequence[str], borders: Sequence[Sequence[int]]) -> list[Document]:
+        """One `Document` a text; no sentence and no word reaches over one of its borders, which rise.
 
         Texts must be free of unpaired surrogates (spaCy stores UTF-8).
         """
         cut = [
-            [sentence for block in blocks(text, start, self._line_breaks) for sentence in self._sentences(text, block)]
-            for text, start in zip(texts, response_starts, strict=True)
+            [sentence for block in blocks(text, own, self._line_breaks) for sentence in self._sentences(text, block)]
+            for text, own in zip(texts, borders, strict=True)
         ]
         chunked = [_chunks(text, sentences) for text, sentences in zip(texts, cut, strict=True)]
-        seen = map(_as_spacy_sees, texts, response_starts)
+        seen = map(_as_spacy_sees, texts, borders)
         spaced = (_BETWEEN.join([text[a:b] for a, b in c.spans]) for text, c in zip(seen, chunked, strict=True))
         with bounded_memory(self._pipeline):
             # Through the tokenizer itself: `Language.pipe` refuses texts of a million characters.
@@ -138,9 +138,9 @@ class Segmenter:
         return [_cut_at(*parts) for parts in zip(cut, tokens, starts, strict=True)]
 
 
-def _as_spacy_sees(text: str, response_start: int) -> str:
+def _as_spacy_sees(text: str, borders: Sequence[int]) -> str:
     """The text with spaces for line feeds (see `_BETWEEN`), and for invisible characters at the edges of words."""
-    parts = (text[:response_start], text[response_start:])
+    parts = [text[start:end] for start, end in itertools.pairwise((0, *borders, len(text)))]
     return "".join(_LOOSE.sub(lambda run: " " * len(run[0]), part.replace("\n", " ")) for part in parts)
 
 

@@ -1,44 +1,45 @@
-"""From a row to the text of a document: prompt, then response, and where the response begins.
+"""From a row to the text of a document: a rendered prompt with its response, or the contents of a conversation.
 
-A template renders the prompt; the response follows it as it stands, of a file's rendering also without a line feed. Built in:
+Where both sides read one template (`alpaca`, `plain`, a Jinja file), the document is what it renders: prompt, then response
+as it stands.
 
 - `alpaca`: instruction and, where it is not empty, input under the headings that Stanford Alpaca introduced;
 - `plain`: a ready-made prompt as it stands, the response on a new line unless white space stands between them already; or
   a text with no prompt at all;
-- `chat`: every turn under a heading with its role. It is text, not a tokenizer's own chat template, because teacher and
-  student must read the same characters.
+- a Jinja file, rendered in a sandbox. It may use `instruction`, `input`, `prompt`, `messages` (the turns before the
+  response) and `row` (all fields).
 
-Anything else is a Jinja file, rendered in a sandbox. It may use `instruction`, `input`, `prompt`, `messages` (the turns
-before the response, each with `role` and `content`) and `row` (all fields).
+Conversations are documents of their contents (`pipeline.read.contents`), which each side renders by a chat template of its
+own: so are rows that hold turns, and others where the sides' templates differ or render conversations only. A Jinja file
+that uses `add_generation_prompt` is such a template.
 """
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.read.jinja import PromptTemplate
 from pipeline.read.parts import Parts
 from pipeline.read.records import Record
+from pipeline.text import Rendered
 from schemas.alpaca import ALPACA, ALPACA_WITH_INPUT
-from schemas.config import FieldsConfig, Form
+from schemas.columns import SIDES
+from schemas.config import FieldsConfig, Form, ParseConfig
 from schemas.errors import UsageError, nearest
 from schemas.part_names import names_of
 from schemas.ready_made import ready_made
 from schemas.rows import UNPAIRED, RowError, unpaired_surrogate
+from trainer.models.chat_template import NAMES as CHAT_TEMPLATES
+from trainer.models.chat_template import is_chat_template
 
 _PLACES: Final = {"instruction": "{{ instruction }}", "input": "{{ input }}"}
 _ALPACA: Final = (
     f"{{% if input %}}{ALPACA_WITH_INPUT.format(**_PLACES)}{{% else %}}{ALPACA.format(**_PLACES)}{{% endif %}}"
 )
-_CHAT: Final = (
-    "{% for turn in messages %}### {{ turn.role | capitalize }}:\n{{ turn.content }}\n\n{% endfor %}### Assistant:\n"
-)
-BUILT_IN: Final = {"alpaca": _ALPACA, "plain": "{{ prompt }}", "chat": _CHAT}
-_NEEDS: Final = {"alpaca": "instruction", "plain": "prompt", "chat": "messages"}
+BUILT_IN: Final = {"alpaca": _ALPACA, "plain": "{{ prompt }}"}
+_NEEDS: Final = {"alpaca": "instruction", "plain": "prompt"}
 
 _BY_FORM: Final[dict[Form, str]] = {
-    "messages": "chat",
     "ready-made": "plain",
     "instruction": "alpaca",
     "prompt": "plain",
@@ -46,30 +47,51 @@ _BY_FORM: Final[dict[Form, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A document. `response_start` counts characters, and is 0 for a text without a prompt."""
+def resolve_templates(config: ParseConfig) -> ParseConfig:
+    """The config with its templates, its fields resolved; to resolve the result again changes nothing.
 
-    id: str
-    text: str
-    response_start: int
-    used: tuple[str, ...] = ()  # fields of the row that it was made of
-    unused: tuple[str, ...] = ()  # what was left out of it (`Parts.left_out`)
-
-
-def resolve_template(name: str, fields: FieldsConfig) -> str:
-    """`auto` -> the template that fits the fields; other names as they are.
-
-    `chat` for messages, `plain` for a ready-made prompt or a text, else `alpaca`. Raises `UsageError` for a name that
-    is neither built in nor a file.
+    Either `template` is the one that both sides read rendered, and the sides have none, or both sides have the chat template
+    of their own. Raises `UsageError` for a name that is neither built in nor a file, or for what does not go together.
     """
-    if name == "auto":
-        return _BY_FORM[fields.form or "text"]
-    if name not in BUILT_IN and not Path(name).is_file():
-        near = nearest(name, BUILT_IN)
-        hint = f"Did you mean {near}?" if near else f"Built in: auto, {', '.join(BUILT_IN)}."
-        raise UsageError(f"Template {name!r} is neither built in nor a file. {hint}")
-    return name
+    chosen = {side: _known(getattr(config, side).template or config.template) for side in SIDES}
+    form = config.fields.form
+    one = chosen["teacher"] if chosen["teacher"] == chosen["student"] else None
+    if one is not None and (_renders_prompts(one) or (form != "conversation" and not is_chat_template(one))):
+        name = _BY_FORM[form or "text"] if one == "auto" else one
+        sides: dict[str, Any] = {side: getattr(config, side).model_copy(update={"template": None}) for side in SIDES}
+        return config.model_copy(update={"template": name, **sides})
+    if form == "text":
+        raise UsageError(
+            "Rows of --text-field have no turns, which chat templates render; leave their template to `auto`."
+        )
+    for side, name in chosen.items():
+        if _renders_prompts(name):
+            raise UsageError(
+                f"Template {name!r} renders prompts, so both sides must have it (--template). A template of the {side} "
+                "alone renders conversations, and uses `add_generation_prompt`."
+            )
+        if getattr(config, side).max_prompt_length is not None:
+            raise UsageError(
+                "--max-prompt-length is for single prompts; a conversation is cut at its end, by --max-length."
+            )
+    own: dict[str, Any] = {
+        side: getattr(config, side).model_copy(update={"template": "native" if name == "auto" else name})
+        for side, name in chosen.items()
+    }
+    return config.model_copy(update={"template": "auto", **own})
+
+
+def _known(name: str) -> str:
+    if name in ("auto", *CHAT_TEMPLATES) or Path(name).is_file():
+        return name
+    near = nearest(name, ("auto", *CHAT_TEMPLATES))
+    hint = f"Did you mean {near}?" if near else f"Built in: auto, {', '.join(CHAT_TEMPLATES)}."
+    raise UsageError(f"Template {name!r} is neither built in nor a file. {hint}")
+
+
+def _renders_prompts(name: str) -> bool:
+    """Whether it is a Jinja file of prompts."""
+    return name not in ("auto", *CHAT_TEMPLATES) and not is_chat_template(name)
 
 
 class Renderer:
@@ -83,7 +105,7 @@ class Renderer:
         if template in BUILT_IN and _NEEDS[template] not in available:
             raise UsageError(
                 f"Template {template!r} needs a field for `{_NEEDS[template]}`; name it with --{_NEEDS[template]}-field, or "
-                f"let `auto` choose the template."
+                "let `auto` choose the template."
             )
         self._fields = fields
         self._plain = template == "plain"
@@ -121,7 +143,8 @@ class Renderer:
             raise RowError(UNPAIRED, f"{found} in the text")
         own = parts.id()
         unused = parts.left_out()
-        return Rendered(own or _content_id(text, len(prompt)), text, len(prompt), parts.used(), unused)
+        responses = ((len(prompt), len(text)),)
+        return Rendered(own or _content_id(text, len(prompt)), text, responses, used=parts.used(), unused=unused)
 
     def id_of(self, record: Record) -> str | None:
         """The row's own id, if it has one that can be used."""
@@ -133,9 +156,8 @@ class Renderer:
     def _values(self, parts: Parts) -> tuple[dict[str, Any], str]:
         """What the template is given of the parts, and the response. Parts that it does not use are not looked at."""
         uses, form = self._template.uses, self._fields.form
-        if form == "messages":
-            told = parts.conversation()
-            return {"messages": told.before}, told.response
+        if form == "conversation":
+            return _last_turn(parts)
         values: dict[str, Any] = {}
         response = parts.response()
         as_chat = "messages" in uses
@@ -148,6 +170,17 @@ class Renderer:
             asked = [values["prompt"]] if form == "prompt" else [values["instruction"], values["input"]]
             values["messages"] = [{"role": "user", "content": "\n\n".join(filter(None, asked))}]
         return values, response
+
+
+def _last_turn(parts: Parts) -> tuple[dict[str, Any], str]:
+    """The messages before the last one, and what that one says; raises `RowError` if it says it by calls."""
+    conversation = parts.conversation()
+    *before, last = conversation.filled()
+    if last.get("tool_calls") or last.get("reasoning_content"):
+        raise RowError("a rendered prompt has no place for calls or reasoning in the last turn")
+    if conversation.tools:
+        raise RowError("a rendered prompt has no place for `tools`")
+    return {"messages": before}, last["content"]
 
 
 def _available(form: Form | None) -> set[str]:

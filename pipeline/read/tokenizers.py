@@ -24,15 +24,19 @@ from pipeline.read.locating import Locator
 from pipeline.read.normalization import NormalizationMap
 from pipeline.read.offsets import TokenRanges, code_points, is_space, next_visible, without_leading_space
 from pipeline.read.spelling import continuation, read_spelling, settle, text_normalizer
+from pipeline.text import Rendered
 from schemas.columns import MISSING, Side
 from schemas.config import SideConfig
 from schemas.errors import UserError
+from schemas.rows import Reason
 from trainer.models.tokenizer import surrounding_tokens
 
 #: Words whose tokens the library keeps; fewer than its default cost no measurable time and bound memory.
 CACHED_WORDS: Final = 1_000
 #: A tokenizer that defeats verification on more than this share of an audit's rows is refused.
 MAX_REFUSED: Final = 0.01
+#: Why a row is left out whose tokens do not spell its text.
+UNTRACED: Final = "offsets could not be verified"
 #: Special tokens named where the one that was asked for is missing.
 LISTED: Final = 20
 
@@ -42,13 +46,15 @@ class Encoding:
     """One row on one side."""
 
     input_ids: Int32[np.ndarray, " tokens"]
-    offsets: Int32[np.ndarray, "tokens 2"]  # characters of the row's text; [-1, -1) for special tokens added by policy
-    response_start: int  # index of the first response token
+    offsets: Int32[
+        np.ndarray, "tokens 2"
+    ]  # characters of the row's text; [-1, -1) for tokens that stand for none of it
+    responses: Int32[np.ndarray, "turns 2"]  # tokens that are learnt, rising; what was cut away altogether is missing
     truncated: bool  # something of the row was left out, be it the closing special tokens alone
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A prompt or a response: its token ids and where they stand in it."""
 
     ids: Int32[np.ndarray, " tokens"]
@@ -95,9 +101,10 @@ class OffsetTokenizer:
         #: Running counts over everything encoded: `rows`, `rows_refused`, `tokens`, `exact` (the library's own offset
         #: was right, leading space aside), `repaired` (it was not), `shared_character` (that hold part of a character).
         self.offset_counts: Counter[str] = Counter()
-        loaded = load_fast_tokenizer(side, config)
-        #: The library's tokenizer, for a text's beginning.
-        self.backend: Tokenizer = loaded.backend_tokenizer
+        #: The tokenizer of transformers.
+        self.library = load_fast_tokenizer(side, config)
+        #: The one inside, for a text's beginning.
+        self.backend: Tokenizer = self.library.backend_tokenizer
         try:
             definition = settle(self.backend)
         except Exception as error:  # what the library raises for parts written in Python
@@ -117,8 +124,8 @@ class OffsetTokenizer:
         self.unknown = spelling.unknown
         self.normalization = NormalizationMap(text_normalizer(definition), spelling.marker)
         self._locator = Locator(spelling, self.normalization)
-        self._prefix, after = surrounding_tokens(loaded)
-        self._suffix, self._suffix_source = self._end(after, loaded.eos_token_id)
+        self._prefix, after = surrounding_tokens(self.library)
+        self._suffix, self._suffix_source = self._end(after, self.library.eos_token_id)
 
     def _end(self, after: list[int], eos: int | None) -> tuple[list[int], str | None]:
         """What ends a response, and where it comes from; `after`: what the post-processor puts behind a text."""
@@ -165,14 +172,17 @@ class OffsetTokenizer:
             "overflow": self.overflow,
         }
 
-    def audit(self, texts: Sequence[str], response_starts: Sequence[int]) -> None:
+    def audit(self, rows: Sequence[Rendered]) -> None:
         """Verify every token of these rows, without limits.
 
         Raises `UserError` naming the tokenizer if more than `MAX_REFUSED` of the rows, and more than one, cannot be
         verified.
         """
-        rows = self._encode_rows(texts, response_starts, Counter())
-        refused = [i for i, row in enumerate(rows) if isinstance(row, str)]
+        self._require_traceable(self._encode_rows(rows, Counter()))
+
+    def _require_traceable(self, rows: Sequence[Any]) -> None:
+        """`rows`: what their tokens are, or a `Reason`."""
+        refused = [i for i, row in enumerate(rows) if isinstance(row, Reason)]
         if len(refused) > max(1, MAX_REFUSED * len(rows)):
             raise UserError(
                 f"The {self.side} tokenizer {self.config.tokenizer!r} is refused: in {len(refused)} of {len(rows)} "
@@ -180,41 +190,40 @@ class OffsetTokenizer:
                 "another tokenizer."
             )
 
-    def encode(self, texts: Sequence[str], response_starts: Sequence[int]) -> list[Encoding | str]:
-        """Each row's encoding, or the reason to drop it. A response starts at 0 in plain text."""
-        rows = self._encode_rows(texts, response_starts, self.offset_counts)
+    def encode(self, rows: Sequence[Rendered]) -> list[Encoding | Reason]:
+        """Each row's encoding, or the reason to drop it."""
+        pieces = self._encode_rows(rows, self.offset_counts)
         return [
-            row if isinstance(row, str) else self._assemble(*row, start)
-            for row, start in zip(rows, response_starts, strict=True)
+            piece if isinstance(piece, Reason) else self._assemble(*piece, row.response_start)
+            for piece, row in zip(pieces, rows, strict=True)
         ]
 
-    def _encode_rows(
-        self, texts: Sequence[str], response_starts: Sequence[int], counts: Counter[str]
-    ) -> list[tuple[_Piece, _Piece] | str]:
+    def _encode_rows(self, rows: Sequence[Rendered], counts: Counter[str]) -> list[tuple[Piece, Piece] | Reason]:
         """Prompt and response of each row, or why the row is refused."""
-        whole = [_encodable(text) for text in texts]
+        texts, response_starts = [row.text for row in rows], [row.response_start for row in rows]
+        whole = [encodable(text) for text in texts]
         safe = [text if good else "" for text, good in zip(texts, whole, strict=True)]
         cut = list(zip(safe, response_starts, strict=True))
-        opening = self._pieces(self.backend, [text[:start] if start else text for text, start in cut], counts)
-        continuing = self._pieces(self._continuing, [text[start:] if start else "" for text, start in cut], counts)
-        rows: list[tuple[_Piece, _Piece] | str] = []
+        opening = self.pieces(self.backend, [text[:start] if start else text for text, start in cut], counts)
+        continuing = self.pieces(self._continuing, [text[start:] if start else "" for text, start in cut], counts)
+        pieces: list[tuple[Piece, Piece] | Reason] = []
         for good, start, first, second in zip(whole, response_starts, opening, continuing, strict=True):
             if not good:
-                rows.append(f"{self.side}: text holds an unpaired surrogate")
+                pieces.append(Reason(f"{self.side}: text holds an unpaired surrogate"))
             elif first is None or second is None:
-                rows.append(f"{self.side}: offsets could not be verified")
+                pieces.append(Reason(f"{self.side}: {UNTRACED}"))
             else:
-                rows.append((first, second) if start else (second, first))
-        counts["rows"] += len(rows)
-        counts["rows_refused"] += sum(isinstance(row, str) for row in rows)
-        return rows
+                pieces.append((first, second) if start else (second, first))
+        counts["rows"] += len(pieces)
+        counts["rows_refused"] += sum(isinstance(piece, Reason) for piece in pieces)
+        return pieces
 
-    def _pieces(self, backend: Tokenizer, texts: list[str], counts: Counter[str]) -> list[_Piece | None]:
+    def pieces(self, backend: Tokenizer, texts: list[str], counts: Counter[str]) -> list[Piece | None]:
         """Tokens and verified ranges of each text; None where the check fails."""
         encodings: list[BackendEncoding] = backend.encode_batch(texts, add_special_tokens=False)
         ranges = self._locator.locate(texts, encodings)
         pieces = [
-            None if found is None else _Piece(np.array(encoding.ids, dtype=np.int32), found, found.separable(), text)
+            None if found is None else Piece(np.array(encoding.ids, dtype=np.int32), found, found.separable(), text)
             for encoding, found, text in zip(encodings, ranges, texts, strict=True)
         ]
         self._count(texts, encodings, pieces, counts)
@@ -224,7 +233,7 @@ class OffsetTokenizer:
         self,
         texts: list[str],
         encodings: list[BackendEncoding],
-        pieces: list[_Piece | None],
+        pieces: list[Piece | None],
         counts: Counter[str],
     ) -> None:
         """Compare the library's offsets, leading space aside, with the verified ones."""
@@ -251,13 +260,13 @@ class OffsetTokenizer:
         counts["repaired"] += int((~exact).sum())
         counts["shared_character"] += sum(int((~piece.separable[:-1] | ~piece.separable[1:]).sum()) for piece in kept)
 
-    def _assemble(self, prompt: _Piece, response: _Piece, response_start: int) -> Encoding | str:
+    def _assemble(self, prompt: Piece, response: Piece, response_start: int) -> Encoding | Reason:
         """Prefix, prompt, response and suffix within the limits, or the reason to drop the row."""
         if not len(response):
-            return f"{self.side}: response has no tokens"
+            return Reason(f"{self.side}: response has no tokens")
         closing = [] if response.ends_with(self._suffix) else self._suffix
         cut = self._cut(prompt, response, len(closing))
-        if isinstance(cut, str):
+        if isinstance(cut, Reason):
             return cut
         first, last, closed = cut
         prefix = [] if self._begins_with_prefix(prompt, first, response) else self._prefix
@@ -270,9 +279,12 @@ class OffsetTokenizer:
         offsets[prompt_rows, 0], offsets[prompt_rows, 1] = prompt.ranges.starts[first:], prompt.ranges.ends[first:]
         offsets[response_rows, 0] = response.ranges.starts[:last] + response_start
         offsets[response_rows, 1] = response.ranges.ends[:last] + response_start
-        return Encoding(np.concatenate([np.asarray(part, dtype=np.int32) for part in ids]), offsets, before, truncated)
+        responses = np.array([[before, len(offsets)]], dtype=np.int32)
+        return Encoding(
+            np.concatenate([np.asarray(part, dtype=np.int32) for part in ids]), offsets, responses, truncated
+        )
 
-    def _cut(self, prompt: _Piece, response: _Piece, closing: int) -> tuple[int, int, bool] | str:
+    def _cut(self, prompt: Piece, response: Piece, closing: int) -> tuple[int, int, bool] | Reason:
         """Where the prompt begins, where the response ends, whether `closing` tokens follow; or why the row is dropped.
 
         A prompt over its own limit loses its beginning. Of a row over `max_length` the response loses its end and the prompt
@@ -282,15 +294,15 @@ class OffsetTokenizer:
         limit, prompt_limit = self.config.max_length, self.config.max_prompt_length
         kept = len(prompt) if prompt_limit is None else min(len(prompt), prompt_limit)
         if kept < len(prompt) and self.overflow == "drop":
-            return f"{self.side}: prompt longer than max_prompt_length"
+            return Reason(f"{self.side}: prompt longer than max_prompt_length")
         last, room = len(response), None if limit is None else limit - len(self._prefix)
         own = len(self._prefix) if kept == len(prompt) and self._begins_with_prefix(prompt, 0, response) else 0
         if room is not None and kept + last + closing > room + own:  # a prefix of the text's own is counted with it
             if self.overflow == "drop":
-                return f"{self.side}: row longer than max_length"
+                return Reason(f"{self.side}: row longer than max_length")
             least = 1 + int(np.argmax(response.separable[1:]))  # tokens of the first characters that can stand alone
             if least > room:
-                return f"{self.side}: max_length leaves no room for the response"
+                return Reason(f"{self.side}: max_length leaves no room for the response")
             share = prompt_limit if prompt_limit is not None and prompt_limit < room else room // 2
             kept = min(kept, max(share, room - last - closing), room - least)
         first = len(prompt) - kept
@@ -300,13 +312,13 @@ class OffsetTokenizer:
         last = min(last, room - len(prompt) + first)
         return first, last - int(np.argmax(response.separable[last::-1])), False
 
-    def _begins_with_prefix(self, prompt: _Piece, first: int, response: _Piece) -> bool:
+    def _begins_with_prefix(self, prompt: Piece, first: int, response: Piece) -> bool:
         """Whether a row, its prompt's first tokens cut away, brings the prefix along."""
         blank = all(prompt.is_blank(token) for token in range(first, len(prompt)))
         return response.begins_with(self._prefix, 0) if blank else prompt.begins_with(self._prefix, first)
 
 
-def _encodable(text: str) -> bool:
+def encodable(text: str) -> bool:
     """False for text with unpaired surrogates."""
     try:
         text.encode("utf-8")

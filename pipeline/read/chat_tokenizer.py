@@ -1,0 +1,197 @@
+"""A side whose rows are conversations: token ids just as its chat template and tokenizer give them, and where contents are.
+
+The whole conversation is rendered and tokenized as one text, as transformers does it. Where each content stands in that
+text is known (`trainer.models.chat_template.Layout`), so a token's characters there are characters of the row's own text,
+or a template's. A token that spells visible characters of both belongs to neither, and units at that edge have no span.
+
+A turn is learnt from its first token behind the generation prompt to the special token that ends it. Where a template
+ends the last turn without one, the tokenizer's eos follows. A row over `max_length` loses its end.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from pipeline.read.offsets import TokenRanges, code_points, is_space
+from pipeline.read.tokenizers import UNTRACED, Encoding, OffsetTokenizer, Piece, encodable
+from pipeline.text import Rendered
+from schemas import embedded
+from schemas.columns import MISSING, Side
+from schemas.config import Learn, ParseConfig, SideConfig
+from schemas.conversations import Conversation
+from schemas.errors import UserError
+from schemas.rows import Reason, RowError
+from trainer.models.chat_template import ChatTemplate, Layout
+
+#: What the end of a conversation is, in a manifest.
+END_RULE: Final = "after a last turn that its template ends without a special token"
+
+
+def open_tokenizer(side: Side, settings: SideConfig, config: ParseConfig) -> OffsetTokenizer:
+    """A side's tokenizer as `settings` say, for a dataset of this config, which is resolved."""
+    settings = embedded.side(settings)
+    if not config.of_conversations:
+        return OffsetTokenizer(side, settings, config.overflow)
+    return ChatTokenizer(side, settings, config.overflow, config.conversations.learn, config.conversations.date)
+
+
+class ChatTokenizer(OffsetTokenizer):
+    """One side's tokenizer with its chat template; `learn`: which turns are."""
+
+    def __init__(
+        self, side: Side, config: SideConfig, overflow: Literal["truncate", "drop"], learn: Learn, date: str
+    ) -> None:
+        """`config.template` names the template. Raises as `OffsetTokenizer`, and `UserError` for a template that cannot be
+        used."""
+        super().__init__(side, config, overflow)
+        assert config.template is not None
+        self.template = ChatTemplate(
+            config.template, self.library, f"The {side} tokenizer {config.tokenizer!r}", date, side=side
+        )
+        self._learn = learn
+        added = self.backend.get_added_tokens_decoder()
+        self._special = np.array(sorted(index for index, token in added.items() if token.special), dtype=np.int64)
+
+    def identity(self) -> dict[str, Any]:
+        """As of a plain side, and the template."""
+        return super().identity() | {
+            "template": self.template.identity(),
+            "learn": self._learn,
+            "prefix": [],
+            "prefix_rule": "the template's",
+            "suffix_rule": END_RULE,
+        }
+
+    def audit(self, rows: Sequence[Rendered]) -> dict[str, int]:
+        """As of a plain side; rows that the template refuses do not count. Raises `UserError` where it refuses all."""
+        counts: Counter[str] = Counter()
+        layouts = [layout for layout in map(self._layout, rows) if isinstance(layout, Layout)]
+        if rows and not layouts:
+            raise UserError(
+                f"The {self.side} template {self.config.template!r} takes none of {len(rows)} conversations. "
+                f"Of the first: {self._layout(rows[0])}."
+            )
+        pieces = self.pieces(self.backend, [layout.text for layout in layouts], counts)
+        self._require_traceable([Reason(UNTRACED) if piece is None else piece for piece in pieces])
+        return dict(counts)
+
+    def encode(self, rows: Sequence[Rendered]) -> list[Encoding | Reason]:
+        """Each row's encoding, or the reason to leave it out."""
+        layouts = [self._layout(row) for row in rows]
+        pieces = self.pieces(
+            self.backend, [layout.text if isinstance(layout, Layout) else "" for layout in layouts], self.offset_counts
+        )
+        encodings: list[Encoding | Reason] = []
+        for row, layout, piece in zip(rows, layouts, pieces, strict=True):
+            if isinstance(layout, Reason):
+                encodings.append(layout)
+            elif piece is None:
+                encodings.append(Reason(f"{self.side}: {UNTRACED}"))
+            else:
+                encodings.append(self._placed(row, layout, piece))
+        self.offset_counts["rows"] += len(rows)
+        self.offset_counts["rows_refused"] += sum(isinstance(encoding, Reason) for encoding in encodings)
+        return encodings
+
+    def _layout(self, row: Rendered) -> Layout | Reason:
+        assert row.conversation is not None
+        try:
+            layout = self.template.layout(row.conversation)
+        except RowError as error:
+            return Reason(f"{self.side}: {error.reason.kind}", error.reason.detail)
+        return layout if encodable(layout.text) else Reason(f"{self.side}: the template makes an unpaired surrogate")
+
+    def _placed(self, row: Rendered, layout: Layout, piece: Piece) -> Encoding | Reason:
+        assert row.conversation is not None
+        offsets = _offsets(row, layout, piece.ranges)
+        responses, closing = self._responses(row.conversation, layout, piece)
+        ids = np.concatenate([piece.ids, np.array(closing, dtype=np.int32)])
+        offsets = np.concatenate([offsets, np.full((len(closing), 2), MISSING, dtype=np.int32)])
+        limit = self.config.max_length
+        if limit is None or len(ids) <= limit:
+            return Encoding(ids, offsets, responses, truncated=False)
+        if self.overflow == "drop":
+            return Reason(f"{self.side}: row longer than max_length")
+        last = limit - int(np.argmax(piece.separable[limit::-1])) if limit < len(piece) else limit
+        responses = np.minimum(responses[responses[:, 0] < last], last)
+        if not len(responses):
+            return Reason(f"{self.side}: max_length cuts every response away")
+        return Encoding(ids[:last], offsets[:last], responses, truncated=True)
+
+    def _responses(
+        self, conversation: Conversation, layout: Layout, piece: Piece
+    ) -> tuple[Int32[np.ndarray, "turns 2"], list[int]]:
+        """Tokens of the learnt turns, and what closes the last one where its template does not."""
+        reach, ends = piece.ranges.reach, piece.ranges.ends
+        special = np.isin(piece.ids, self._special)
+        starts = starts_of_learning(conversation, layout, self._learn)
+        closing: list[int] = []
+        responses = []
+        for turn, start in enumerate(starts.tolist()):
+            if start < 0:
+                continue
+            end = int(layout.turns[turn, 1])
+            first = int(np.searchsorted(ends, start, side="right"))
+            behind, beyond = (int(np.searchsorted(reach, at)) for at in (layout.endings[turn], end))
+            endings = behind + np.flatnonzero(special[behind:beyond])
+            if len(endings):
+                last = int(endings[-1]) + 1
+            elif end == len(layout.text):
+                closing = self._suffix
+                last = len(piece) + len(closing)
+            else:
+                last = beyond
+                while last > behind and piece.is_blank(last - 1):
+                    last -= 1
+            if first < last:
+                responses.append((first, last))
+        return np.array(responses, dtype=np.int32).reshape(-1, 2), closing
+
+
+def starts_of_learning(conversation: Conversation, layout: Layout, learn: Learn) -> Int64[np.ndarray, " turns"]:
+    """Of every turn, the character of the rendered text from which it is learnt; -1 for turns that are not."""
+    starts = layout.turns[:, 0].astype(np.int64).copy()
+    turns = conversation.turns()
+    if learn == "last":
+        starts[:-1] = -1
+    for number, message in enumerate(turns):
+        if message in conversation.unlearnt:
+            starts[number] = -1
+    if learn == "no-reasoning":
+        for number, message in enumerate(turns):
+            own = conversation.contents_of(message)
+            thought = [content for content in own if conversation.contents[content].role == "reasoning"]
+            answer = [content for content in own if content not in thought and layout.places[content] >= 0]
+            if starts[number] < 0 or not any(layout.places[content] >= 0 for content in thought):
+                continue
+            if answer:
+                starts[number] = layout.places[answer[0]]
+            else:
+                starts[number] = max(layout.places[content] + np.ptp(layout.shown[content]) for content in thought)
+    return starts
+
+
+def _offsets(row: Rendered, layout: Layout, ranges: TokenRanges) -> Int32[np.ndarray, "tokens 2"]:
+    """Characters of the row's text that each token spells; [-1, -1) where it spells any of the template, or none at all."""
+    offsets = np.full((len(ranges.starts), 2), MISSING, dtype=np.int32)
+    there = np.flatnonzero(layout.places >= 0)
+    if not len(there) or not len(offsets):
+        return offsets
+    there = there[np.argsort(layout.places[there], kind="stable")]
+    begins = layout.places[there].astype(np.int64)
+    lengths = np.diff(layout.shown[there].astype(np.int64)).squeeze(1)
+    shift = np.array([row.messages[content].start for content in there]) + layout.shown[there, 0] - begins
+    solid = np.append(0, np.cumsum(~is_space(code_points(layout.text))))
+    content = np.minimum(np.searchsorted(begins + lengths, ranges.reach, side="right"), len(there) - 1)
+    first, last = begins[content], begins[content] + lengths[content]
+    start, end = np.clip(ranges.starts, first, last), np.clip(ranges.ends, first, last)
+    # of what lies outside of the content nothing may be visible
+    foreign = (
+        solid[np.maximum(ranges.ends, ranges.reach)] - solid[ranges.reach] > solid[end] - solid[np.minimum(start, end)]
+    )
+    own = (ranges.ends > first) & (ranges.reach < last) & ~foreign
+    offsets[own, 0], offsets[own, 1] = (start + shift[content])[own], (end + shift[content])[own]
+    return offsets
