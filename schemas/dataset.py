@@ -56,5 +56,8 @@ def _nulls(column: pa.ChunkedArray | pa.Array) -> int:
     """Values that are missing, those inside of lists included."""
     if isinstance(column, pa.ChunkedArray):
         return sum(map(_nulls, column.chunks))
-    inner = _nulls(column.values) if pa.types.is_nested(column.type) else 0
+    if pa.types.is_struct(column.type):
+        inner = sum(map(_nulls, column.flatten()))
+    else:
+        inner = _nulls(column.values) if pa.types.is_nested(column.type) else 0
     return int(column.null_count) + inner

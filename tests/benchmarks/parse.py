@@ -15,6 +15,7 @@ import typer
 
 from pipeline.bench import machine
 from pipeline.dataset import assemble, prepare, shards
+from pipeline.read.records import Reason
 from pipeline.shards import pool
 from pipeline.shards.workspace import workspace
 from schemas.config import ParseConfig, SideConfig
@@ -49,15 +50,17 @@ def main(
             items, seconds["read"] = timed(lambda: list(plan.read(0, plan.rows)))
             (usable, _), seconds["template"] = timed(lambda: stage.render(items))
             rendered = [row for _, row in usable]
-            texts, starts = [row.text for row in rendered], [row.response_start for row in rendered]
+            texts, borders = [row.text for row in rendered], [row.borders for row in rendered]
             encodings = {}
             for side, tokenizer in stage.tokenizers.items():
-                encodings[side], seconds[f"{side} tokens"] = timed(lambda t=tokenizer: t.encode(texts, starts))
-            documents, seconds["sentences and words"] = timed(lambda: stage.segmenter.segment(texts, starts))
+                encodings[side], seconds[f"{side} tokens"] = timed(lambda t=tokenizer: t.encode(rendered))
+            documents, seconds["sentences and words"] = timed(lambda: stage.segmenter.segment(texts, borders))
             units, seconds["parser"] = timed(lambda: stage.parser.extract(documents))
             columns = assemble.DocumentColumns.of(rendered, documents, units, keep_trees=False)
             kept = [
-                row for row in range(len(texts)) if not any(isinstance(side[row], str) for side in encodings.values())
+                row
+                for row in range(len(texts))
+                if not any(isinstance(side[row], Reason) for side in encodings.values())
             ]
             fitting = {side: [items[row] for row in kept] for side, items in encodings.items()}
             output, seconds["align and assemble"] = timed(

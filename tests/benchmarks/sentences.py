@@ -41,7 +41,7 @@ def documents(path: Path, skip: int, limit: int | None) -> tuple[list[str], list
 def segmenter(method: str) -> Candidate:
     """Our own segmenter with one of its methods."""
     ours = Segmenter(SegmentConfig(sentences=method))
-    return lambda texts: [d.sentence_spans[1:, 0].tolist() for d in ours.segment(texts, [0] * len(texts))]
+    return lambda texts: [d.sentence_spans[1:, 0].tolist() for d in ours.segment(texts, [()] * len(texts))]
 
 
 def sentencizer() -> Candidate:

@@ -295,8 +295,10 @@ def test_numbers_out_of_their_range_are_findings(small, copied):
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     whole = pa.ipc.open_stream((folder / SHARD).read_bytes()).read_all()
     for column, change in (
-        ("response_start", lambda value: -1),
-        ("student_response_start", lambda value: 10**6),
+        ("responses", lambda spans: [[-1, spans[0][1]]]),
+        ("conversation", lambda text: "{"),
+        ("messages", lambda contents: [{"role": "user", "start": 0, "end": 3}]),
+        ("student_responses", lambda spans: [[spans[0][0], 10**6]]),
         ("teacher_input_ids", lambda ids: [-5, *ids[1:]]),
         ("words", lambda spans: [[-7, 2], *spans[1:]]),
         ("teacher_words", lambda spans: spans[1:]),
@@ -311,7 +313,7 @@ def test_numbers_out_of_their_range_are_findings(small, copied):
         fitted(folder, SHARD, manifest)
         findings = verify.verify(folder, quick=False, moved={})
         assert SHARD in findings.problems[0], column
-        if column in ("student_response_start", "teacher_words"):  # what else training follows it checks where it does
+        if column in ("student_responses", "teacher_words"):  # what else training follows it checks where it does
             with pytest.raises(DamagedError):
                 trained_on(folder)
 

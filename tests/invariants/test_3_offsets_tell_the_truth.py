@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from one_document import token_spans
 from pipeline.dataset.decoding import Decoder
+from pipeline.read.records import Reason
 from pipeline.read.segment import Segmenter
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
+from rows import borders, prompted, response_start
 from schemas.config import SegmentConfig, SideConfig
 
 CORPUS = [
@@ -291,7 +293,7 @@ def visible(text: str) -> str:
 def encode(make: Make, tokenizer: OffsetTokenizer, row: tuple[str, int]) -> Encoding | None:
     """The row's encoding; None where there is rightly none: a part of the row that no token can stand for."""
     text, start = row
-    [result] = tokenizer.encode([text], [start])
+    [result] = tokenizer.encode(prompted([text], [start]))
     if isinstance(result, Encoding):
         return result
     prompt, response = text[:start], text[start:]
@@ -390,8 +392,8 @@ def test_what_a_normaliser_drops_takes_no_word_away(make, tokenizer, words, betw
 
     texts, spans = zip(text_of([[]] * 6), text_of(between), strict=True)
     starts = [int(part[start, 0]) if start < len(part) else 0 for part in spans]
-    plain, strewn = tokenizer.encode(texts, starts)
-    if isinstance(plain, str) or isinstance(strewn, str):
+    plain, strewn = tokenizer.encode(prompted(texts, starts))
+    if isinstance(plain, Reason) or isinstance(strewn, Reason):
         assert not make.faithful
         return
     [(_, reasons), (units, strewn_reasons)] = (
@@ -416,7 +418,7 @@ def test_decoding_finds_nothing_wrong_and_every_end_that_is(make, tokenizer, dec
     if encoding is None:
         return
     text, start = row
-    words = SEGMENTER.segment([text], [start])[0].word_spans
+    words = SEGMENTER.segment([text], [borders(start)])[0].word_spans
     spans, _ = token_spans(words, encoding.offsets, text)
     assert decoder.problem(text, encoding, {"words": (words, spans)}) is None
     shows = [bool(visible(make.fold(c))) for c in text]
@@ -452,7 +454,7 @@ def test_a_token_boundary_falls_where_the_response_begins(make, tokenizer, row):
     if encoding is None:
         return
     _, start = row
-    prompt, response = encoding.offsets[: encoding.response_start], encoding.offsets[encoding.response_start :]
+    prompt, response = encoding.offsets[: response_start(encoding)], encoding.offsets[response_start(encoding) :]
     assert (prompt[:, 1] <= start).all()
     assert (response[response[:, 0] >= 0][:, 0] >= start).all()
     assert response[0, 0] >= 0
@@ -478,7 +480,7 @@ def test_special_tokens_are_those_of_the_policy(make, tokenizer, row):
     opening = [] if visible_names[: len(prefix)] == prefix else prefix
     response_names = visible_names[-len(suffix) :]
     closing = (
-        [] if response_names == suffix and text[encoding.offsets[encoding.response_start, 0] :].strip() else suffix
+        [] if response_names == suffix and text[encoding.offsets[response_start(encoding), 0] :].strip() else suffix
     )
     added = np.flatnonzero(special).tolist()
     assert names[: len(opening)] == opening
@@ -505,18 +507,18 @@ def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, 
         return
     text, start = row
     cut_tokenizer = shortened(tokenizer, limit, prompt_limit, "truncate")
-    [cut] = cut_tokenizer.encode([text], [start])
+    [cut] = cut_tokenizer.encode(prompted([text], [start]))
     prefix = opening(whole)
     real = whole.offsets[:, 0] >= 0
-    full_prompt = [*zip(whole.input_ids[prefix : whole.response_start], own_part(whole, prefix), strict=True)]
-    full_response_ids = whole.input_ids[whole.response_start :][real[whole.response_start :]].tolist()
-    full_offsets = whole.offsets[whole.response_start :][: len(full_response_ids)]
+    full_prompt = [*zip(whole.input_ids[prefix : response_start(whole)], own_part(whole, prefix), strict=True)]
+    full_response_ids = whole.input_ids[response_start(whole) :][real[response_start(whole) :]].tolist()
+    full_offsets = whole.offsets[response_start(whole) :][: len(full_response_ids)]
     kept_prompt_most = len(full_prompt) if prompt_limit is None else min(prompt_limit, len(full_prompt))
     # up to the first place where the response may be cut
     uncut = 1
     while uncut < len(full_offsets) and full_offsets[uncut, 0] < full_offsets[uncut - 1, 1]:
         uncut += 1
-    if isinstance(cut, str):  # only where not even that has room without any prompt
+    if isinstance(cut, Reason):  # only where not even that has room without any prompt
         assert cut == "student: max_length leaves no room for the response"
         assert prefix + uncut > limit
         return
@@ -524,24 +526,24 @@ def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, 
     assert len(cut.input_ids) <= limit
     assert Decoder(cut_tokenizer).problem(text, cut, {}) is None
     prefix = opening(cut)  # another one if the row's own was cut away
-    prompt_tokens = cut.response_start - prefix
+    prompt_tokens = response_start(cut) - prefix
     assert prompt_tokens <= kept_prompt_most
     assert [pair[0] for pair in full_prompt[len(full_prompt) - prompt_tokens :]] == cut.input_ids[
-        prefix : cut.response_start
+        prefix : response_start(cut)
     ].tolist()
     if 0 < prompt_tokens < len(full_prompt):
         at = len(full_prompt) - prompt_tokens
         assert full_prompt[at - 1][1][1] <= full_prompt[at][1][0]
-    kept = int((cut.offsets[cut.response_start :, 0] >= 0).sum())
+    kept = int((cut.offsets[response_start(cut) :, 0] >= 0).sum())
     assert kept >= 1
-    assert full_response_ids[:kept] == cut.input_ids[cut.response_start : cut.response_start + kept].tolist()
-    assert np.array_equal(full_offsets[:kept], cut.offsets[cut.response_start : cut.response_start + kept])
+    assert full_response_ids[:kept] == cut.input_ids[response_start(cut) : response_start(cut) + kept].tolist()
+    assert np.array_equal(full_offsets[:kept], cut.offsets[response_start(cut) : response_start(cut) + kept])
     if kept < len(full_response_ids):
         assert full_offsets[kept - 1, 1] <= full_offsets[kept, 0]
-        assert len(cut.input_ids) == cut.response_start + kept  # no eos after a cut response
+        assert len(cut.input_ids) == response_start(cut) + kept  # no eos after a cut response
     assert cut.truncated == (cut.input_ids.tolist() != whole.input_ids.tolist())
-    [dropped] = shortened(tokenizer, limit, prompt_limit, "drop").encode([text], [start])
-    assert isinstance(dropped, str) == cut.truncated
+    [dropped] = shortened(tokenizer, limit, prompt_limit, "drop").encode(prompted([text], [start]))
+    assert isinstance(dropped, Reason) == cut.truncated
 
 
 def opening(encoding: Encoding) -> int:
@@ -558,34 +560,34 @@ def shortened(tokenizer: OffsetTokenizer, limit: int, prompt_limit: int | None, 
 
 
 def own_part(encoding: Encoding, prefix: int) -> list[tuple[int, int]]:
-    return [tuple(pair) for pair in encoding.offsets[prefix : encoding.response_start].tolist()]
+    return [tuple(pair) for pair in encoding.offsets[prefix : response_start(encoding)].tolist()]
 
 
 @settings(SETTINGS, max_examples=15)
 @given(batch=st.lists(rows(ANY_TEXTS), min_size=1, max_size=6))
 def test_a_row_does_not_depend_on_its_batch(tokenizer, batch):
-    together = tokenizer.encode([text for text, _ in batch], [start for _, start in batch])
+    together = tokenizer.encode(prompted([text for text, _ in batch], [start for _, start in batch]))
     for (text, start), found in zip(batch, together, strict=True):
-        [alone] = tokenizer.encode([text], [start])
-        if isinstance(alone, str):
+        [alone] = tokenizer.encode(prompted([text], [start]))
+        if isinstance(alone, Reason):
             assert found == alone
             continue
         assert np.array_equal(found.input_ids, alone.input_ids)
         assert np.array_equal(found.offsets, alone.offsets)
-        assert found.response_start == alone.response_start
+        assert response_start(found) == response_start(alone)
 
 
 def test_an_unpaired_surrogate_costs_its_row_alone(tokenizer):
-    bad, good = tokenizer.encode(["a\ud800b", "The cat"], [1, 3])
+    bad, good = tokenizer.encode(prompted(["a\ud800b", "The cat"], [1, 3]))
     assert bad == "student: text holds an unpaired surrogate"
     assert isinstance(good, Encoding)
 
 
 def test_the_audit_accounts_for_every_token(make, tokenizer):
     texts = [text for text in CORPUS if make.fold(text)]
-    tokenizer.audit(texts, [4] * len(texts))
+    tokenizer.audit(prompted(texts, [4] * len(texts)))
     fresh = make.load()
-    encodings = fresh.encode(texts, [4] * len(texts))
+    encodings = fresh.encode(prompted(texts, [4] * len(texts)))
     counts = fresh.offset_counts
     assert counts["rows"] == len(texts)
     assert counts["rows_refused"] == 0

@@ -76,7 +76,7 @@ def test_long_prompts_are_cut_and_not_dropped(settings_for, tmp_path):
     assert prepare(config, tmp_path / "out", workers=1, quiet=True).manifest.rows_out == 1
     (found,) = load_from_disk(str(tmp_path / "out")).to_list()
     assert len(found["teacher_input_ids"]) == 64
-    assert 30 <= found["teacher_response_start"] <= 34
+    assert 30 <= found["teacher_responses"][0][0] <= 34
 
 
 def test_nothing_left_is_an_error_that_any_other_run_may_follow(settings_for, tmp_path):

@@ -103,12 +103,12 @@ class Run:
     def of_embedded(cls) -> "Run":
         inputs = read_inputs()
         segmenter, parser = Segmenter(SegmentConfig()), BeneparParser(ParserConfig())
-        documents = segmenter.segment([item.text for item in inputs], [0] * len(inputs))
+        documents = segmenter.segment([item.text for item in inputs], [()] * len(inputs))
         together = parser.extract(documents)
         alone, seconds = [], []
         for item in inputs:
             begin = time.process_time()
-            alone.extend(parser.extract(segmenter.segment([item.text], [0])))
+            alone.extend(parser.extract(segmenter.segment([item.text], [()])))
             seconds.append(time.process_time() - begin)
         return cls(inputs, documents, together, alone, seconds, parser.identity())
 

@@ -97,10 +97,11 @@ def test_the_schema_is_the_contract(prepared):
 def test_a_token_boundary_falls_where_the_response_begins(prepared):
     for row in load_from_disk(str(prepared)):
         for side in SIDES:
-            first = row[f"{side}_response_start"]
+            ((first, last),) = row[f"{side}_responses"]
+            assert last == len(row[f"{side}_input_ids"])
             before = [end for start, end in row[f"{side}_offsets"][:first] if start >= 0]
             after = [start for start, end in row[f"{side}_offsets"][first:] if start >= 0]
-            assert max(before, default=0) <= row["response_start"] <= min(after)
+            assert max(before, default=0) <= row["responses"][0][0] <= min(after)
 
 
 def test_token_spans_spell_their_units(prepared):

@@ -14,7 +14,7 @@ def extract():
     segmenter = Segmenter(SegmentConfig())
 
     def run(*texts):
-        return parser.extract(segmenter.segment(list(texts), [0] * len(texts)))
+        return parser.extract(segmenter.segment(list(texts), [()] * len(texts)))
 
     return run
 

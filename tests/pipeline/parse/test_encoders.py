@@ -42,7 +42,7 @@ def corpus() -> list[str]:
 def sentences() -> list[Words]:
     """Sentences of the embedded corpus as the pipeline cuts them, and odd ones."""
     texts = corpus()[::2]
-    documents = Segmenter(SegmentConfig()).segment(texts, [0] * len(texts))
+    documents = Segmenter(SegmentConfig()).segment(texts, [()] * len(texts))
     real = {sentence.words for document in documents for sentence in document.sentences if sentence.words.words}
     odd = [Words(tuple(text.split()), (*[True] * (len(text.split()) - 1), False)) for text in ODD]
     return odd + sorted(real, key=lambda sentence: sentence.words)[::3]

@@ -89,7 +89,7 @@ def sample_sentences():
 
     lines = Path(embedded.resolve("embedded:sample")).read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["output"] for line in lines[::4]]
-    documents = Segmenter(SegmentConfig()).segment(texts, [0] * len(texts))
+    documents = Segmenter(SegmentConfig()).segment(texts, [()] * len(texts))
     return [sentence.words for document in documents for sentence in document.sentences if sentence.parse]
 
 

@@ -35,7 +35,7 @@ def segmenter() -> Segmenter:
 
 
 def extract(parser: SpacyParser, segmenter: Segmenter, text: str) -> tuple[Document, Units]:
-    document = segmenter.segment([text], [0])[0]
+    document = segmenter.segment([text], [()])[0]
     return document, parser.extract([document])[0]
 
 
@@ -134,7 +134,7 @@ def test_sentences_are_ours_and_code_is_left_out(parser: SpacyParser, segmenter:
 
 
 def test_documents_without_sentences(parser: SpacyParser, segmenter: Segmenter) -> None:
-    documents = segmenter.segment(["", "The cat sleeps.", "?! ...", "```\nx"], [0] * 4)
+    documents = segmenter.segment(["", "The cat sleeps.", "?! ...", "```\nx"], [()] * 4)
     units = parser.extract(documents)
     assert [len(u.chunks) for u in units] == [0, 2, 0, 0]
     assert [u.counts["sentences_parsed"] for u in units] == [0, 1, 2, 0]

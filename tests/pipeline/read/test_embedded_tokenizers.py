@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from pipeline.read.tokenizers import OffsetTokenizer
+from rows import prompted
 from schemas.config import SideConfig
 
 FOLDER = Path(__file__).parents[3] / "data" / "tokenizers"
@@ -42,9 +43,11 @@ def test_its_offsets_hold_on_every_embedded_row(name, prefix, suffix, bare):
     assert (identity["name"], identity["prefix"], identity["suffix"]) == (name, prefix, suffix)
     assert identity["response_without_dummy_prefix"] is bare
     rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
-    tokenizer.encode(
-        [row["instruction"] + "\n" + row["output"] for row in rows], [len(row["instruction"]) + 1 for row in rows]
+    texts, starts = (
+        [row["instruction"] + "\n" + row["output"] for row in rows],
+        [len(row["instruction"]) + 1 for row in rows],
     )
+    tokenizer.encode(prompted(texts, starts))
     counts = tokenizer.offset_counts
     assert counts["rows_refused"] == 0
     assert counts["tokens"] > 20_000

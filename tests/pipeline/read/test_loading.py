@@ -8,8 +8,10 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.read.records import Reason
 from pipeline.read.spelling import continuation
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
+from rows import prompted, response_start
 from schemas.config import SideConfig
 from schemas.errors import ResourceError, UserError
 
@@ -38,7 +40,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
 
 
 def names(tokenizer: OffsetTokenizer, text: str, start: int = 0) -> list[str]:
-    [encoding] = tokenizer.encode([text], [start])
+    [encoding] = tokenizer.encode(prompted([text], [start]))
     assert isinstance(encoding, Encoding)
     return [text[a:b] if a >= 0 else "+" for a, b in encoding.offsets.tolist()]
 
@@ -149,13 +151,13 @@ def test_limits_drop_or_cut(save):
     folder = save(backend(), eos_token="</s>")
     config = SideConfig(tokenizer=str(folder), max_length=4, max_prompt_length=2)
     text = "sat the cat"
-    [dropped, fits] = OffsetTokenizer("teacher", config, "drop").encode([text, "cat"], [8, 0])
+    [dropped, fits] = OffsetTokenizer("teacher", config, "drop").encode(prompted([text, "cat"], [8, 0]))
     assert dropped == "teacher: prompt longer than max_prompt_length"
     assert isinstance(fits, Encoding)
-    [cut] = OffsetTokenizer("teacher", config, "truncate").encode([text], [8])
+    [cut] = OffsetTokenizer("teacher", config, "truncate").encode(prompted([text], [8]))
     assert isinstance(cut, Encoding)
     assert cut.truncated
-    assert cut.response_start == 2
+    assert response_start(cut) == 2
     assert cut.offsets[1, 1] >= 7  # the prompt keeps its end
     assert cut.offsets[2].tolist()[0] == 8
 
@@ -179,14 +181,14 @@ def test_a_row_over_the_limit_is_cut_at_both_ends(save, prompt, response, prompt
     """Limit 8, no prefix, one token a word: tokens of prompt and response that stay, and whether eos follows."""
     config = SideConfig(tokenizer=str(save(backend(), eos_token="</s>")), max_length=8, max_prompt_length=prompt_limit)
     texts = " cat" * prompt, " cat" * response
-    [cut] = OffsetTokenizer("teacher", config, "truncate").encode(["".join(texts)], [len(texts[0])])
+    [cut] = OffsetTokenizer("teacher", config, "truncate").encode(prompted(["".join(texts)], [len(texts[0])]))
     assert isinstance(cut, Encoding)
-    rest = cut.offsets[cut.response_start :]
+    rest = cut.offsets[response_start(cut) :]
     closed = bool((rest[-1] == -1).all())
-    assert (cut.response_start, len(rest) - closed, closed) == expected
+    assert (response_start(cut), len(rest) - closed, closed) == expected
     assert cut.truncated == ((prompt, response, True) != expected)
     if expected[0]:
-        assert cut.offsets[cut.response_start - 1, 1] == len(texts[0])
+        assert cut.offsets[response_start(cut) - 1, 1] == len(texts[0])
 
 
 def refusal(path: Path | str, kind: type[UserError] = UserError) -> str:
@@ -226,6 +228,6 @@ def test_an_untraceable_tokenizer_is_refused_by_name(save):
     tokenizer.normalizer = normalizers.Replace(Regex(r"(?<=the )cat"), "sat")
     loaded = load(save(tokenizer))
     with pytest.raises(UserError, match=r"'.*mine' is refused: in 3 of 4 audited rows"):
-        loaded.audit(["the cat"] * 3 + ["sat"], [0] * 4)
-    assert loaded.encode(["the cat"], [0]) == ["teacher: offsets could not be verified"]
+        loaded.audit(prompted(["the cat"] * 3 + ["sat"], [0] * 4))
+    assert loaded.encode(prompted(["the cat"], [0])) == [Reason("teacher: offsets could not be verified")]
     assert loaded.offset_counts["rows_refused"] == 1

@@ -11,6 +11,7 @@ from pipeline.read.markup import blocks
 from pipeline.read.segment import Segmenter
 from pipeline.read.sentence_rules import sentence_ends
 from pipeline.text import Document
+from rows import borders
 from schemas.config import SegmentConfig
 from schemas.errors import UsageError
 
@@ -23,7 +24,7 @@ def segmenter() -> Segmenter:
 
 
 def document(segmenter: Segmenter, text: str, response_start: int = 0) -> Document:
-    return segmenter.segment([text], [response_start])[0]
+    return segmenter.segment([text], [borders(response_start)])[0]
 
 
 def sentences(found: Document) -> list[str]:
@@ -297,17 +298,17 @@ def test_words_of_markers_are_their_letters_and_digits(segmenter: Segmenter) -> 
 
 
 def test_nothing_to_segment(segmenter: Segmenter) -> None:
-    for found in segmenter.segment(["", " \n\t ", "?!"], [0, 2, 0]):
+    for found in segmenter.segment(["", " \n\t ", "?!"], [(), (2,), ()]):
         assert found.word_spans.shape == (0, 2)
         assert found.word_spans.dtype == np.int32
-    assert [len(d.sentences) for d in segmenter.segment(["", " \n "], [0, 0])] == [0, 0]
+    assert [len(d.sentences) for d in segmenter.segment(["", " \n "], [(), ()])] == [0, 0]
     assert parsed(document(segmenter, "?!")) == ["? !"]
 
 
 def test_known_words_do_not_change_the_result() -> None:
     text = "Don't go to https://a.b/c, Dr. No! It's 10km."
     fresh, used = Segmenter(SegmentConfig()), Segmenter(SegmentConfig())
-    used.segment(["Some other words, don't they, come before: 10km go!"], [0])
+    used.segment(["Some other words, don't they, come before: 10km go!"], [()])
     assert document(fresh, text).sentences[0].words == document(used, text).sentences[0].words
 
 
@@ -361,7 +362,7 @@ def test_time_is_linear_in_length(segmenter: Segmenter, unit: str) -> None:
         runs = []
         for _ in range(3):  # the first also fills spaCy's caches; the least disturbed counts
             start = time.process_time()
-            segmenter.segment([text], [0])
+            segmenter.segment([text], [()])
             runs.append(time.process_time() - start)
         return min(runs)
 

@@ -13,6 +13,7 @@ from pipeline.read.markup import blocks
 from pipeline.read.segment import Segmenter
 from pipeline.read.sentence_rules import sentence_ends
 from pipeline.text import Document
+from rows import borders
 from schemas.config import SegmentConfig
 
 SEGMENTER = Segmenter(SegmentConfig())
@@ -102,7 +103,7 @@ def texts_with_start(draw: st.DrawFn) -> tuple[str, int]:
 
 
 def segment(text: str, response_start: int) -> Document:
-    return SEGMENTER.segment([text], [response_start])[0]
+    return SEGMENTER.segment([text], [borders(response_start)])[0]
 
 
 def cover(spans: np.ndarray, length: int) -> np.ndarray:
@@ -182,7 +183,7 @@ def test_words_hold_every_letter_and_digit_once(case: tuple[str, int]) -> None:
 @given(texts_with_start())
 def test_line_breaks_move_borders_of_sentences_and_nothing_else(case: tuple[str, int]) -> None:
     text, response_start = case
-    hard, auto, soft = (each.segment([text], [response_start])[0] for each in (HARD, SEGMENTER, SOFT))
+    hard, auto, soft = (each.segment([text], [borders(response_start)])[0] for each in (HARD, SEGMENTER, SOFT))
     assert all(len(text[a:b].splitlines()) == 1 for a, b in hard.sentence_spans)
     for found in (auto, soft):
         np.testing.assert_array_equal(found.word_spans, hard.word_spans)
@@ -210,7 +211,7 @@ def test_prose_wrapped_at_any_width_is_cut_as_if_it_were_not(text: str, width: i
 
 @given(st.lists(texts_with_start(), max_size=4))
 def test_documents_do_not_touch_each_other(cases: list[tuple[str, int]]) -> None:
-    together = SEGMENTER.segment([text for text, _ in cases], [start for _, start in cases])
+    together = SEGMENTER.segment([text for text, _ in cases], [borders(start) for _, start in cases])
     for found, (text, start) in zip(together, cases, strict=True):
         alone = segment(text, start)
         np.testing.assert_array_equal(found.sentence_spans, alone.sentence_spans)
@@ -234,9 +235,9 @@ def test_a_response_is_segmented_as_if_alone(case: tuple[str, int]) -> None:
 @given(texts_with_start())
 def test_blocks_are_ordered_and_trimmed(case: tuple[str, int]) -> None:
     text, response_start = case
-    found = blocks(text, response_start, "hard")
+    found = blocks(text, borders(response_start), "hard")
     for line_breaks in ("auto", "soft"):
-        joined = blocks(text, response_start, line_breaks)
+        joined = blocks(text, borders(response_start), line_breaks)
         assert {block.span_start for block in joined} <= {block.span_start for block in found}
         assert {block.span_end for block in joined} <= {block.span_end for block in found}
     for block in found:
