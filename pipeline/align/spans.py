@@ -7,8 +7,12 @@ the last with start < e. How many tokens have ended, or started, by each charact
 two look-ups, and all of it O(characters + tokens + units). The unit's span is faithful if these tokens together spell
 it: nothing missing, nothing foreign.
 
-Truncation takes away the beginning and the end of a document. A character between two tokens that is in neither is one
-that the tokenizer drops (a zero-width space, say), and is taken for white space on its side.
+Truncation takes away the beginning and the end of a document. A character between two neighbouring tokens that is in
+neither is one that the tokenizer drops (a zero-width space, say), and is taken for white space on its side. Where other
+tokens stand between, those of a chat template, such characters are in tokens that are not their own, or in none.
+
+A chat template may give the contents of a conversation in another order than the text has them. Tokens are therefore taken in
+the order of their characters; no unit reaches from one content to another, and within a content both orders are one.
 
 A shard is one long text: documents lie one after the other, so no interval of one reaches into another.
 """
@@ -100,12 +104,15 @@ class Tokens:
 
     @classmethod
     def of(cls, offsets: Ragged, texts: Texts) -> "Tokens":
-        """`offsets`: character range of each token; starts and ends of those that are not special never decrease."""
+        """`offsets`: character range of each token; starts and ends of those that have one never decrease in a content."""
         document = offsets.documents()
         real = np.flatnonzero(offsets.spans[:, 0] != MISSING)
+        order = offsets.spans[real, 0] + texts.rows[document[real]]
+        if (np.diff(order) < 0).any():
+            real = real[np.argsort(order, kind="stable")]
         base = texts.rows[document[real]]
         first, last = offsets.spans[real, 0] + base, offsets.spans[real, 1] + base
-        beside = np.diff(document[real]) == 0
+        beside = (np.diff(document[real]) == 0) & (np.diff(real) == 1)
         dropped = beside & (texts.solid_before[first[1:]] > texts.solid_before[last[:-1]])
         texts = texts.without(last[:-1][dropped], first[1:][dropped])
         starts, ends = texts.solid_before[first], texts.solid_before[last]

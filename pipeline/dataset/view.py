@@ -1,5 +1,6 @@
 """`mta-prep inspect`: one row as a person wants to see it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 from rich.style import Style
 
-from schemas import console
+from pipeline.read.loading import load_fast_tokenizer
+from schemas import console, embedded
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, label_column, side_column
+from schemas.config import ParseConfig
 from schemas.console import Text, counted
 from schemas.dataset import open_shard
-from schemas.errors import UsageError
+from schemas.errors import UsageError, UserError
 from schemas.manifest import Manifest, read_manifest
 
 Spans = Int[np.ndarray, "_ 2"]
@@ -86,22 +89,21 @@ def _shown(char: str) -> str:
 
 
 def show(row: Row, folder: Path) -> None:
-    """Print the row, sentence by sentence."""
+    """Print the row, sentence by sentence; of a conversation also what each side reads, its template's tokens dimmed."""
     values = row.values
-    text, response = values["text"], values["response_start"]
+    text = values["text"]
     out = console.stdout
     out.print(Text(f"{folder}  row {row.index}  id {values['id']}", style="bold"))
     sizes = ", ".join(counted(len(values[name]), name.removesuffix("s")) for name in ("sentences", *GRANULARITIES))
     tokens = ", ".join(counted(len(values[side_column(side, "input_ids")]), f"{side} token") for side in SIDES)
-    out.print(f"{counted(len(text), 'character')}, response from {response}; {sizes}; {tokens}")
+    turns = counted(len(values["messages"]), "content") + ", " if values["messages"] else ""
+    out.print(f"{counted(len(text), 'character')}, {turns}learnt {_ranges(row.spans('responses'))}; {sizes}; {tokens}")
+    marks = _marks(row)
     for number, (start, end) in enumerate(row.spans("sentences").tolist()):
-        mark = (
-            " (response begins)" if start <= response < end or (start >= response and _first_after(row, number)) else ""
-        )
         out.print()
-        out.print(
-            Text.assemble((f"{number:>3} ", "dim"), visible(text[start:end]), (mark if response else "", "magenta"))
-        )
+        while marks and marks[0][0] < end:
+            out.print(Text(marks.pop(0)[1], "bold magenta"))
+        out.print(Text.assemble((f"{number:>3} ", "dim"), visible(text[start:end])))
         _line("words", _striped(text, _within(row.spans("words"), start, end)))
         for name in LABELLED:
             spans = row.spans(name)
@@ -113,12 +115,61 @@ def show(row: Row, folder: Path) -> None:
             lost = _lost(row, side, start, end)
             if lost:
                 _line("", Text(f"no {side} span: {lost}", style="red"))
+    if values["messages"]:
+        show_sides(row, folder)
 
 
-def _first_after(row: Row, number: int) -> bool:
-    response = row.values["response_start"]
-    starts = row.spans("sentences")[:, 0]
-    return bool(np.searchsorted(starts, response) == number)
+def _ranges(spans: Spans) -> str:
+    """`120 to 180, 300 to 412`."""
+    return ", ".join(f"{start} to {end}" for start, end in spans.tolist()) or "nothing of the text"
+
+
+def _marks(row: Row) -> list[tuple[int, str]]:
+    """What to say before the sentence that a character stands in: whose content begins there, and whether it is learnt."""
+    learnt = {tuple(span) for span in row.spans("responses").tolist()}
+    if not row.values["messages"]:
+        return [(start, "response") for start, _ in sorted(learnt) if start]
+    return [
+        (message["start"], message["role"] + (", learnt" if (message["start"], message["end"]) in learnt else ""))
+        for message in row.values["messages"]
+    ]
+
+
+def show_sides(row: Row, folder: Path) -> None:
+    """Print what each side of a conversation reads: its template's tokens dimmed, what is learnt underlined."""
+    manifest = read_manifest(folder)
+    config = ParseConfig.parse(manifest.config, str(folder))
+    for side in SIDES:
+        console.stdout.print()
+        console.stdout.print(Text(f"{side}, template {manifest.tokenizers[side]['template']['source']}", "bold"))
+        console.stdout.print(_as_read(row, side, _spelled(side, config)))
+
+
+def _spelled(side: Side, config: ParseConfig) -> Callable[[int], str]:
+    """What a token of a template is called; its number where the tokenizer is not there."""
+    try:
+        library = load_fast_tokenizer(side, embedded.side(getattr(config, side)))
+    except UserError:
+        return lambda index: f"<{index}>"
+    return lambda index: str(library.decode([index]))
+
+
+def _as_read(row: Row, side: Side, spelled: Callable[[int], str]) -> Text:
+    text, line, shown = row.values["text"], Text(), 0
+    learnt = np.zeros(len(row.values[side_column(side, "input_ids")]) + 1, dtype=np.int64)
+    for start, end in row.spans(side_column(side, "responses")).tolist():
+        learnt[start:end] = 1
+    tokens = zip(
+        row.values[side_column(side, "input_ids")], row.spans(side_column(side, "offsets")).tolist(), strict=True
+    )
+    for place, (index, (start, end)) in enumerate(tokens):
+        style = Style(underline=True) if learnt[place] else Style()
+        if start < 0:
+            line.append(visible(spelled(index)), style=style + Style(dim=True))
+            continue
+        line.append(visible(text[max(shown, start) : end]), style=style + STRIPES[place % 2])
+        shown = end
+    return line
 
 
 def _line(name: str, content: Text) -> None:
