@@ -43,26 +43,46 @@ def align(
     ] = None,
     student_eos: Annotated[str | None, typer.Option(help="The same for the student alone.")] = None,
     teacher_eos: Annotated[str | None, typer.Option(help="The same for the teacher alone.")] = None,
+    student_template: Annotated[
+        str | None, typer.Option(help="The student's chat template, of conversations. Default: as it was.")
+    ] = None,
+    teacher_template: Annotated[
+        str | None, typer.Option(help="The teacher's chat template, of conversations. Default: as it was.")
+    ] = None,
     overflow: Annotated[Literal["truncate", "drop"] | None, typer.Option(help="Rows over a limit.")] = None,
     workers: WorkersFlag = None,
     overwrite: OverwriteFlag = False,
     allow_rejected: AllowRejectedFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Give a prepared dataset another tokenizer, without parsing again.
+    """Give a prepared dataset another tokenizer, or its conversations another chat template, without parsing again.
 
     With only the student changed the teacher side stays the same to the byte, and teacher caches made for it still fit.
     """
     from pipeline.dataset import realign
 
-    if student is None and teacher is None:
-        raise UsageError("Nothing to change: pass --student, --teacher, or both.")
+    given: dict[Side, dict[str, Any]] = {
+        "student": {
+            "tokenizer": student,
+            "revision": student_revision,
+            "eos": student_eos,
+            "template": student_template,
+        },
+        "teacher": {
+            "tokenizer": teacher,
+            "revision": teacher_revision,
+            "eos": teacher_eos,
+            "template": teacher_template,
+        },
+    }
     limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
-    sides: dict[Side, dict[str, Any]] = {}
-    if student is not None:
-        sides["student"] = {"tokenizer": student, "revision": student_revision, "eos": student_eos or eos, **limits}
-    if teacher is not None:
-        sides["teacher"] = {"tokenizer": teacher, "revision": teacher_revision, "eos": teacher_eos or eos, **limits}
+    sides: dict[Side, dict[str, Any]] = {
+        side: values | limits | {"eos": values["eos"] or eos}
+        for side, values in given.items()
+        if values["tokenizer"] or values["template"]
+    }
+    if not sides:
+        raise UsageError("Nothing to change: pass --student, --teacher, --student-template or --teacher-template.")
     target = out or realign.default_out(dataset, sides)
     outcome = realign.realign(
         dataset, target, sides, overflow, workers=workers or run_workers(), overwrite=overwrite, quiet=as_json

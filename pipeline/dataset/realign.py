@@ -5,6 +5,7 @@ tokenizers makes a row drop out.
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from schemas import console
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig
 from schemas.dataset import open_shard
-from schemas.manifest import InputFile, Manifest, ShardFile, read_manifest
+from schemas.errors import UsageError
+from schemas.manifest import CONFIG, InputFile, Manifest, ShardFile, read_manifest
 
 #: Rows on which a new tokenizer is audited before the run.
 AUDIT_ROWS = 200
@@ -113,8 +115,23 @@ class RealignPlan:
 
 def default_out(dataset: Path, sides: Mapping[Side, dict[str, Any]]) -> Path:
     """`prepared` with student `org/name` -> `prepared--name`."""
-    names = "-".join(Path(side["tokenizer"]).name.split(":")[-1] for side in sides.values())
+    names = "-".join(
+        Path(name).name.split(":")[-1]
+        for side in sides.values()
+        for name in (side["tokenizer"], side["template"])
+        if name
+    )
     return dataset.with_name(f"{dataset.resolve().name}--{names}")
+
+
+def _changed(before: Mapping[str, Any], sides: Mapping[Side, Mapping[str, Any]]) -> dict[str, Any]:
+    """The sides' configs, with what stays of them: a template, and with a tokenizer that stays all that is not given."""
+    changed: dict[str, Any] = {}
+    for side, values in sides.items():
+        own = {key: value for key, value in values.items() if value is not None}
+        stays = before[side] if values.get("tokenizer") is None else {"template": before[side].get("template")}
+        changed[side] = {**stays, **own}
+    return changed
 
 
 def realign(
@@ -127,13 +144,20 @@ def realign(
     overwrite: bool,
     quiet: bool,
 ) -> Outcome:
-    """Write `dataset` to `out` with other tokenizers; `sides` maps a side to its `SideConfig` values.
+    """Write `dataset` to `out` with other tokenizers or chat templates; `sides` maps a side to its `SideConfig` values.
 
-    Raises `StateError` if `dataset` is not finished, `UserError` for a tokenizer that cannot be used.
+    A side's tokenizer or template that is None stays as it was. Raises `StateError` if `dataset` is not finished, `UserError`
+    for a tokenizer that cannot be used, `UsageError` for a template where texts are rendered already.
     """
     before = read_manifest(dataset)
-    values = before.config | dict(sides) | ({"overflow": overflow} if overflow else {})
+    values = before.config | _changed(before.config, sides) | ({"overflow": overflow} if overflow else {})
     config = ParseConfig.parse(values, f"align {dataset}")
+    if config.of_conversations != ParseConfig.parse(before.config, str(dataset)).of_conversations:
+        again = shlex.join(["mta-prep", "parse", "--config", str(dataset / CONFIG), "-o", "OTHER"])
+        raise UsageError(
+            f"The texts of {dataset} are rendered, so no template can be changed. `{again} --student-template NAME` makes a "
+            "dataset of conversations."
+        )
     changed = tuple(side for side in SIDES if side in sides)
     pool.settle_torch()
     stage = RealignStage(config, changed)
