@@ -11,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.read import jinja
+from pipeline.read.contents import ContentsRenderer
 from pipeline.read.fields import resolve_fields
 from pipeline.read.parts import KNOWN, Parts
 from pipeline.read.records import Record
-from pipeline.read.template import Rendered, Renderer, resolve_template
+from pipeline.read.template import Renderer, resolve_templates
+from pipeline.text import Rendered
 from schemas import limits
-from schemas.config import FieldsConfig, Form
+from schemas.columns import SIDES
+from schemas.config import FieldsConfig, Form, ParseConfig, SideConfig
 from schemas.errors import UsageError, UserError
 from schemas.rows import UNPAIRED, RowError, Unusable, holds_something
 
@@ -56,10 +59,22 @@ def fields_of(form: str, **named: str) -> FieldsConfig:
     return FieldsConfig(form=form, **named)
 
 
+def config(fields: FieldsConfig, template: str = "auto", **sides: str) -> ParseConfig:
+    """Resolved; `sides`: templates of their own."""
+    own = {side: SideConfig(tokenizer="mine", template=sides.get(side)) for side in SIDES}
+    resolved = resolve_templates(ParseConfig(inputs=("rows.jsonl",), fields=fields, template=template, **own))
+    assert resolve_templates(resolved) == resolved, "a resolved config gives itself"
+    return resolved
+
+
+def reader(fields: FieldsConfig, template: str = "auto", **sides: str) -> Renderer | ContentsRenderer:
+    found = config(fields, template, **sides)
+    return ContentsRenderer(fields, found.conversations) if found.of_conversations else Renderer(fields, found.template)
+
+
 def render(row: dict[str, Any], template: str = "auto", **named: str) -> Rendered:
     (record,) = records(row)
-    fields = resolve_fields(FieldsConfig(**named), [record])
-    return Renderer(fields, resolve_template(template, fields)).render(record)
+    return reader(resolve_fields(FieldsConfig(**named), [record]), template).render(record)
 
 
 def halves(rendered: Rendered) -> tuple[str, str]:
@@ -69,8 +84,10 @@ def halves(rendered: Rendered) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("row", "form", "template"),
     [
-        ({"messages": TURNS, "text": "x", "prompt": "p", "response": "r"}, "messages", "chat"),
-        ({"conversations": SHARED, "text": "x"}, "messages", "chat"),
+        ({"messages": TURNS, "text": "x", "prompt": "p", "response": "r"}, "conversation", None),
+        ({"conversations": SHARED, "text": "x"}, "conversation", None),
+        ({"prompt": TURNS[:2], "completion": TURNS[2:3]}, "conversation", None),
+        ({"prompt": "P", "chosen": TURNS[1:3], "rejected": TURNS[3:]}, "conversation", None),
         ({"topic": "t", "prompt": "P", "instruction": "I", "input": "", "output": "O"}, "ready-made", "plain"),
         ({"prompt": "P", "instruction": "I", "output": ["O", "o"]}, "ready-made", "plain"),
         ({"prompt": "P", "instruction": "I", "response": "O"}, "instruction", "alpaca"),
@@ -84,9 +101,48 @@ def halves(rendered: Rendered) -> tuple[str, str]:
         ({"instruction": "I", "instances": [], "text": "T"}, "text", "plain"),
     ],
 )
-def test_detection(row: dict[str, Any], form: str, template: str) -> None:
+def test_detection(row: dict[str, Any], form: str, template: str | None) -> None:
     assert resolved(dict.fromkeys(row), row) == {"form": form}
-    assert resolve_template("auto", fields_of(form)) == template
+    found = config(fields_of(form))
+    assert found.of_conversations == (template is None)
+    assert (template or "auto", template and found.teacher.template) == (found.template, None)
+
+
+@pytest.mark.parametrize(
+    ("form", "template", "sides", "expected"),
+    [
+        ("conversation", "auto", {}, ("native", "native")),
+        ("conversation", "alpaca", {}, ("alpaca", "alpaca")),
+        ("conversation", "auto", {"student": "chatml"}, ("native", "chatml")),
+        ("instruction", "native", {}, ("native", "native")),
+        ("instruction", "chatml", {}, ("chatml", "chatml")),
+        ("instruction", "auto", {"student": "alpaca"}, ("native", "alpaca")),
+        ("prompt", "plain", {"teacher": "native"}, ("native", "plain")),
+        ("instruction", "auto", {"teacher": "alpaca", "student": "alpaca"}, None),
+        ("prompt", "auto", {"teacher": "plain", "student": "plain"}, None),
+        ("instruction", "alpaca", {}, None),
+    ],
+)
+def test_sides_have_templates_of_their_own_where_one_text_would_not_do(form, template, sides, expected) -> None:
+    found = config(fields_of(form), template, **sides)
+    assert (found.teacher.template, found.student.template) == (expected or (None, None))
+    if expected is None:
+        assert found.template == (sides.get("student") or template)
+
+
+def test_a_file_renders_prompts_or_conversations(tmp_path: Path) -> None:
+    prompts, chats = tmp_path / "prompts.jinja", tmp_path / "chats.jinja"
+    prompts.write_text("{{ messages[0].content }}")
+    chats.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}")
+    for form in ("conversation", "instruction", "prompt"):
+        assert config(fields_of(form), str(prompts)).template == str(prompts)
+        assert config(fields_of(form), str(chats)).student.template == str(chats)
+        with pytest.raises(UsageError, match=r"renders prompts, so both sides must have it \(--template\)"):
+            config(fields_of(form), "native", student=str(prompts))
+    side = SideConfig(tokenizer="mine", max_prompt_length=9)
+    limited = ParseConfig(inputs=("rows.jsonl",), fields=fields_of("conversation"), teacher=side, student=side)
+    with pytest.raises(UsageError, match="--max-prompt-length is for single prompts"):
+        resolve_templates(limited)
 
 
 def test_named_fields_win_and_the_other_half_is_detected() -> None:
@@ -188,28 +244,6 @@ def test_ready_made_prompts_and_texts_stay_as_they_are(prompt: str, response: st
     assert render({"text": response}).response_start == 0
 
 
-@given(contents=st.lists(TEXT, min_size=1, max_size=5), response=FULL)
-def test_chat_keeps_every_turn_in_order(contents: list[str], response: str) -> None:
-    turns = [{"role": ["user", "assistant"][n % 2], "content": text} for n, text in enumerate(contents)]
-    row = {"messages": [*turns, {"role": "assistant", "content": response}]}
-    heads = ["### User:\n", "### Assistant:\n"]
-    expected = "".join(f"{heads[n % 2]}{text}\n\n" for n, text in enumerate(contents)) + heads[1]
-    assert halves(render(row)) == (expected, response)
-
-
-def test_chat_of_other_forms() -> None:
-    expected = (
-        "### System:\nBe brief.\n\n### User:\nHi\n\n### Assistant:\nHello.\n\n### User:\nAnd now?\n\n### Assistant:\n"
-    )
-    assert halves(render({"messages": TURNS})) == (expected, "Bye.")
-    hi = "### User:\nHi\n\n### Assistant:\n"
-    assert halves(render({"conversations": SHARED})) == (hi, "Hello.")
-    assert halves(render({"prompt": "Hi", "response": "Hello."}, "chat")) == (hi, "Hello.")
-    assert halves(render({"instruction": "Hi", "input": "", "output": "Hello."}, "chat")) == (hi, "Hello.")
-    row = {"prompt": "ready-made", "instruction": "Hi", "input": "you", "output": "Hello."}
-    assert render(row, "chat").text == "### User:\nHi\n\nyou\n\n### Assistant:\nHello."
-
-
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -239,56 +273,12 @@ def test_unusable_rows_have_a_reason(row: dict[str, Any], reason: str) -> None:
     assert reason in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        (None, "`messages` is empty"),
-        ([], "`messages` is empty"),
-        ("Hi", "`messages` is a string, a list of turns is wanted"),
-        (TURNS[:2], "`messages` has no turn of the assistant"),
-        ([*TURNS[:2], {"role": "assistant", "content": None}], "the assistant's last turn in `messages` is empty"),
-        (["Hi"], "a turn of `messages` is a string, an object with role and content is wanted: turn 1"),
-        ([TURNS[0], {"content": "Hi"}], "a turn of `messages` has no role: turn 2"),
-        ([{"role": 1, "content": "Hi"}], "the role of a turn of `messages` is a number, text is wanted: turn 1"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "the content of a turn of `messages` is a list"),
-        ([*TURNS, TURNS[1], TURNS[1]], "`messages` goes on after the assistant's last turn: 2 of 7 turns"),
-        *(
-            (
-                [*TURNS[:2], {**TURNS[2], key: value}],
-                f"a turn of `messages` has `{key}`, for which the template has no place: turn 3",
-            )
-            for key, value in (
-                ("tool_calls", [{"function": {"name": "f"}}]),
-                ("function_call", {"name": "f"}),
-                ("reasoning_content", "Hm."),
-                ("thinking", "Hm."),
-            )
-        ),
-    ],
-)
-def test_unusable_messages_have_a_reason(messages: Any, reason: str) -> None:
-    with pytest.raises(RowError) as raised:
-        Renderer(fields_of("messages"), "chat").render(records({"messages": messages})[0])
-    assert str(raised.value).startswith(reason)
-
-
-def test_a_row_of_another_form_is_told_from_one_with_nothing_in_it() -> None:
-    renderer = Renderer(fields_of("messages"), "chat")
-    with pytest.raises(
-        RowError, match="the row has no `messages` or `conversations`: its fields are `instruction`, `output`"
-    ):
-        renderer.render(records({"instruction": "I", "output": "O"})[0])
-    with pytest.raises(RowError, match="`messages` is empty"):
-        renderer.render(records({"messages": None})[0])
-
-
 @pytest.mark.parametrize("name", ["system", "history", "tools", "tool_calls", "function_call", "reasoning_content"])
 @pytest.mark.parametrize(
     "row",
     [
         {"instruction": "I", "output": "O"},
         {"prompt": "P", "response": "R"},
-        {"conversations": SHARED},
         {"prompt": "P", "instruction": "I", "output": "O"},
     ],
 )
@@ -311,7 +301,7 @@ def test_each_row_is_read_for_itself() -> None:
     """Parts that a row may lack, and other names of a part, wherever they come: after null, after rows without, anywhere."""
     first = [{"instruction": "I", "input": None, "response": "R"}, {"instruction": "I", "response": "R"}]
     fields = resolve_fields(FieldsConfig(), records(*first))
-    renderer = Renderer(fields, resolve_template("auto", fields))
+    renderer = reader(fields)
 
     def rendered(**row: Any) -> Rendered:
         return renderer.render(records(row)[0])
@@ -337,16 +327,6 @@ def test_each_row_is_read_for_itself() -> None:
             rendered(instruction="I", input=value, output="R")
 
 
-def test_keys_of_turns_that_were_not_used_are_told() -> None:
-    turns = [{**TURNS[1], "name": "Ada", "weight": 0, "value": ""}, {**TURNS[2], "value": "Other.", "from": "gpt"}]
-    assert render({"messages": turns}).unused == (
-        "messages[].from",
-        "messages[].name",
-        "messages[].value",
-        "messages[].weight",
-    )
-
-
 #: Every name that a row may have a part under, and what it may hold.
 NAMES = st.sampled_from(KNOWN)
 HELD = st.sampled_from([None, "", " ", "words", "other words", 3, [], ["a", "b"], {"a": "x"}, False])
@@ -359,11 +339,12 @@ def test_what_a_row_says_is_in_the_text_or_told(row: dict[str, Any], form: Form)
         name: f"<{name}: {value}>" if isinstance(value, str) and value.strip() else value for name, value in row.items()
     }
     try:
-        rendered = Renderer(fields, resolve_template("auto", fields)).render(records(marked_row)[0])
+        rendered = reader(fields).render(records(marked_row)[0])
     except RowError:
         return
     for name, value in marked_row.items():
-        said = isinstance(value, str) and value in rendered.text
+        frame = rendered.conversation.to_json() if rendered.conversation else ""
+        said = isinstance(value, str) and (value in rendered.text or value in frame)
         made_of = form == "ready-made" and name in ("instruction", "input", "context")
         assert (
             said
@@ -457,9 +438,9 @@ def test_templates_that_do_not_fit_the_fields_are_told() -> None:
     with pytest.raises(UsageError, match="needs a field for `instruction`"):
         render({"prompt": "P", "response": "R"}, "alpaca")
     with pytest.raises(UsageError, match="needs a field for `prompt`"):
-        render({"messages": TURNS}, "plain")
-    with pytest.raises(UsageError, match="use plain"):
-        render({"text": "T"}, "chat")
+        render({"instruction": "I", "output": "O"}, "plain")
+    with pytest.raises(UsageError, match="have no turns"):
+        render({"text": "T"}, "chatml")
     with pytest.raises(UsageError, match=r"'alpca' is neither built in nor a file\. Did you mean alpaca"):
         render({"instruction": "I", "output": "O"}, "alpca")
 
