@@ -18,7 +18,7 @@ from pipeline.commands.flags import (
     run_workers,
 )
 from schemas import console
-from schemas.config import ParseConfig
+from schemas.config import Learn, ParseConfig
 from schemas.errors import Exit, UsageError
 
 
@@ -50,9 +50,37 @@ def parse(
     template: Annotated[
         str | None,
         typer.Option(
-            help="auto, alpaca, plain, chat, or a Jinja file that renders the prompt. Default: auto, by the fields."
+            help="auto (default, by the rows), alpaca, plain, native (a tokenizer's own chat template), chatml, or a Jinja "
+            "file: of prompts, or of conversations if it uses `add_generation_prompt`."
         ),
         Key("template"),
+    ] = None,
+    teacher_template: Annotated[
+        str | None, typer.Option(help="The same for the teacher alone."), Key("teacher.template")
+    ] = None,
+    student_template: Annotated[
+        str | None, typer.Option(help="The same for the student alone."), Key("student.template")
+    ] = None,
+    learn: Annotated[
+        Learn | None,
+        typer.Option(
+            help="Of conversations: every turn of the assistant (all), the last one, or all without reasoning."
+        ),
+        Key("conversations.learn"),
+    ] = None,
+    merge_turns: Annotated[
+        bool | None,
+        typer.Option("--merge-turns", help="Join neighbouring turns of one role.", show_default=False),
+        Key("conversations.merge_turns"),
+    ] = None,
+    system_into_user: Annotated[
+        bool | None,
+        typer.Option(
+            "--system-into-user",
+            help="Put a system prompt in front of what the user says first.",
+            show_default=False,
+        ),
+        Key("conversations.system_into_user"),
     ] = None,
     prompt_field: Annotated[
         str | None, typer.Option(help="Field with the ready-made prompt."), Key("fields.prompt")

@@ -155,7 +155,7 @@ def _spelled(side: Side, config: ParseConfig) -> Callable[[int], str]:
 
 
 def _as_read(row: Row, side: Side, spelled: Callable[[int], str]) -> Text:
-    text, line, shown = row.values["text"], Text(), 0
+    text, line, shown = row.values["text"], Text(), -1
     learnt = np.zeros(len(row.values[side_column(side, "input_ids")]) + 1, dtype=np.int64)
     for start, end in row.spans(side_column(side, "responses")).tolist():
         learnt[start:end] = 1
@@ -166,9 +166,11 @@ def _as_read(row: Row, side: Side, spelled: Callable[[int], str]) -> Text:
         style = Style(underline=True) if learnt[place] else Style()
         if start < 0:
             line.append(visible(spelled(index)), style=style + Style(dim=True))
+            shown = -1
             continue
-        line.append(visible(text[max(shown, start) : end]), style=style + STRIPES[place % 2])
-        shown = end
+        first = start if shown < 0 else shown  # with the space before it, unless a template's token stands there
+        line.append(visible(text[first:end]), style=style + STRIPES[place % 2])
+        shown = max(shown, end)
     return line
 
 

@@ -48,9 +48,7 @@ class ChatTokenizer(OffsetTokenizer):
         used."""
         super().__init__(side, config, overflow)
         assert config.template is not None
-        self.template = ChatTemplate(
-            config.template, self.library, f"The {side} tokenizer {config.tokenizer!r}", date, side=side
-        )
+        self.template = ChatTemplate(config.template, self.library, f"The {side} tokenizer {config.tokenizer!r}", date)
         self._learn = learn
         added = self.backend.get_added_tokens_decoder()
         self._special = np.array(sorted(index for index, token in added.items() if token.special), dtype=np.int64)

@@ -3,14 +3,15 @@
 import hashlib
 from typing import Any
 
-from pipeline.read.parts import Parts
+from pipeline.read.parts import KNOWN
 from pipeline.read.records import Record
 from pipeline.text import SEPARATOR, Rendered
+from schemas.chat_rows import conversation_of
 from schemas.columns import Placed
 from schemas.config import ConversationsConfig, FieldsConfig, Learn
 from schemas.conversations import Conversation
 from schemas.part_names import names_of
-from schemas.rows import RowError
+from schemas.rows import RowError, row_id
 
 
 class ContentsRenderer:
@@ -36,33 +37,34 @@ class ContentsRenderer:
         Its id is the row's own where it has one, else the first 16 hexadecimal digits of the SHA-256 of its conversation and
         its text. Raises `RowError` for a row that cannot be used.
         """
-        parts = Parts(record, self._fields)
-        conversation = parts.conversation(
-            merge_turns=self._config.merge_turns, system_into_user=self._config.system_into_user
+        conversation, used, unused = conversation_of(
+            record.fields,
+            self._fields,
+            merge_turns=self._config.merge_turns,
+            system_into_user=self._config.system_into_user,
         )
-        text, messages = _placed(conversation)
+        text, messages = placed(conversation)
         learnt = learnt_contents(conversation, self._config.learn)
-        own = parts.id()
-        unused = parts.left_out()
+        own = row_id(record.fields, self._fields.id)
         return Rendered(
             own or hashlib.sha256(f"{conversation.to_json()}\n{text}".encode()).hexdigest()[:16],
             text,
             tuple((messages[content].start, messages[content].end) for content in learnt),
             messages,
             conversation,
-            used=parts.used(),
-            unused=unused,
+            used=tuple(sorted(used)),
+            unused=tuple(sorted(name for name in unused if name in KNOWN or "[" in name)),
         )
 
     def id_of(self, record: Record) -> str | None:
         """The row's own id, if it has one that can be used."""
         try:
-            return Parts(record, self._fields).id()
+            return row_id(record.fields, self._fields.id)
         except RowError:
             return None
 
 
-def _placed(conversation: Conversation) -> tuple[str, tuple[Placed, ...]]:
+def placed(conversation: Conversation) -> tuple[str, tuple[Placed, ...]]:
     """The text of the contents, and where each stands in it."""
     placed, start = [], 0
     for content in conversation.contents:

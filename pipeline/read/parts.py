@@ -68,11 +68,9 @@ class Parts:
         """The response; of a list of them the first."""
         return self._needed("response", (str, list))
 
-    def conversation(self, *, merge_turns: bool = False, system_into_user: bool = False) -> Conversation:
+    def conversation(self) -> Conversation:
         """The turns, in whichever form the row has them. Raises `RowError` for what is no conversation."""
-        conversation, used, unused = conversation_of(
-            self._row, self._names, merge_turns=merge_turns, system_into_user=system_into_user
-        )
+        conversation, used, unused = conversation_of(self._row, self._fields)
         self._used |= used
         self._unused |= unused
         return conversation

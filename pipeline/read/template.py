@@ -29,8 +29,7 @@ from schemas.errors import UsageError, nearest
 from schemas.part_names import names_of
 from schemas.ready_made import ready_made
 from schemas.rows import UNPAIRED, RowError, unpaired_surrogate
-from trainer.models.chat_template import NAMES as CHAT_TEMPLATES
-from trainer.models.chat_template import is_chat_template
+from trainer.models.built_in_templates import BUILT_IN as BUILT_IN_OF_CHATS
 
 _PLACES: Final = {"instruction": "{{ instruction }}", "input": "{{ input }}"}
 _ALPACA: Final = (
@@ -38,6 +37,9 @@ _ALPACA: Final = (
 )
 BUILT_IN: Final = {"alpaca": _ALPACA, "plain": "{{ prompt }}"}
 _NEEDS: Final = {"alpaca": "instruction", "plain": "prompt"}
+
+#: Templates of conversations by name: a tokenizer's own, and built-in ones.
+CHAT_TEMPLATES: Final = ("native", *BUILT_IN_OF_CHATS)
 
 _BY_FORM: Final[dict[Form, str]] = {
     "ready-made": "plain",
@@ -56,7 +58,9 @@ def resolve_templates(config: ParseConfig) -> ParseConfig:
     chosen = {side: _known(getattr(config, side).template or config.template) for side in SIDES}
     form = config.fields.form
     one = chosen["teacher"] if chosen["teacher"] == chosen["student"] else None
-    if one is not None and (_renders_prompts(one) or (form != "conversation" and not is_chat_template(one))):
+    if one is not None and (
+        _renders_prompts(one) or (form != "conversation" and not _renders_conversations_alone(one))
+    ):
         name = _BY_FORM[form or "text"] if one == "auto" else one
         sides: dict[str, Any] = {side: getattr(config, side).model_copy(update={"template": None}) for side in SIDES}
         return config.model_copy(update={"template": name, **sides})
@@ -91,7 +95,12 @@ def _known(name: str) -> str:
 
 def _renders_prompts(name: str) -> bool:
     """Whether it is a Jinja file of prompts."""
-    return name not in ("auto", *CHAT_TEMPLATES) and not is_chat_template(name)
+    return name not in ("auto", *CHAT_TEMPLATES) and "add_generation_prompt" not in _read(Path(name))
+
+
+def _renders_conversations_alone(name: str) -> bool:
+    """Whether there is no such template of prompts."""
+    return name not in ("auto", *BUILT_IN) and not _renders_prompts(name)
 
 
 class Renderer:

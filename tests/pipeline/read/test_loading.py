@@ -152,7 +152,7 @@ def test_limits_drop_or_cut(save):
     config = SideConfig(tokenizer=str(folder), max_length=4, max_prompt_length=2)
     text = "sat the cat"
     [dropped, fits] = OffsetTokenizer("teacher", config, "drop").encode(prompted([text, "cat"], [8, 0]))
-    assert dropped == "teacher: prompt longer than max_prompt_length"
+    assert dropped == Reason("teacher: prompt longer than max_prompt_length")
     assert isinstance(fits, Encoding)
     [cut] = OffsetTokenizer("teacher", config, "truncate").encode(prompted([text], [8]))
     assert isinstance(cut, Encoding)

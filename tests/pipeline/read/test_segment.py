@@ -219,7 +219,7 @@ def test_markers_stand_outside_the_parsed_sentence(segmenter: Segmenter, marker:
     "line", ["-5 degrees", "1.5 million came", "#hashtag first", "*bold* text", "A dog", "- ", "2000. It", "I am"]
 )
 def test_what_only_looks_like_a_marker(line: str) -> None:
-    block = blocks(line, 0, "hard")[0]
+    block = blocks(line, (), "hard")[0]
     assert block.span_start == block.start
 
 
