@@ -63,18 +63,16 @@ class ChatTokenizer(OffsetTokenizer):
             "suffix_rule": END_RULE,
         }
 
-    def audit(self, rows: Sequence[Rendered]) -> dict[str, int]:
+    def audit(self, rows: Sequence[Rendered]) -> None:
         """As of a plain side; rows that the template refuses do not count. Raises `UserError` where it refuses all."""
-        counts: Counter[str] = Counter()
         layouts = [layout for layout in map(self._layout, rows) if isinstance(layout, Layout)]
         if rows and not layouts:
             raise UserError(
                 f"The {self.side} template {self.config.template!r} takes none of {len(rows)} conversations. "
                 f"Of the first: {self._layout(rows[0])}."
             )
-        pieces = self.pieces(self.backend, [layout.text for layout in layouts], counts)
+        pieces = self.pieces(self.backend, [layout.text for layout in layouts], Counter())
         self._require_traceable([Reason(UNTRACED) if piece is None else piece for piece in pieces])
-        return dict(counts)
 
     def encode(self, rows: Sequence[Rendered]) -> list[Encoding | Reason]:
         """Each row's encoding, or the reason to leave it out."""
@@ -99,7 +97,8 @@ class ChatTokenizer(OffsetTokenizer):
         try:
             layout = self.template.layout(row.conversation)
         except RowError as error:
-            return Reason(f"{self.side}: {error.reason.kind}", error.reason.detail)
+            hint = "; --system-into-user puts it into the user's" if "(system)" in error.reason.detail else ""
+            return Reason(f"{self.side}: {error.reason.kind}", error.reason.detail + hint)
         return layout if encodable(layout.text) else Reason(f"{self.side}: the template makes an unpaired surrogate")
 
     def _placed(self, row: Rendered, layout: Layout, piece: Piece) -> Encoding | Reason:

@@ -252,7 +252,7 @@ def test_named_fields_are_read_alone():
     conversation, used, unused = conversation_of(row, fields)
     assert asked_and_told(conversation) == [("user", "Q"), ("assistant", "A")]
     assert (used, unused) == ({"question", "answer", "key"}, {"messages", "instruction"})
-    turns_in = FieldsConfig(form="messages", messages="talk")
+    turns_in = FieldsConfig(form="conversation", messages="talk")
     assert asked_and_told(conversation_of({"talk": [Q, A], "prompt": "P"}, turns_in)[0])[0] == ("user", "Hi")
     with pytest.raises(RowError, match=r"^the row has no `talk`"):
         conversation_of({"messages": [Q, A]}, turns_in)

@@ -176,7 +176,7 @@ class ChatTemplate:
             yield
         except RowError as error:
             detail = MARKS_IN_TEXT.sub("…", error.reason.detail)  # for contents that the template repeats
-            raise RowError(f"{self._label}: {error.reason.kind}", detail) from None
+            raise RowError(f"chat template {self._source}: {error.reason.kind}", detail) from None
 
 
 def _templates(name: str, tokenizer: Any, subject: str) -> dict[str, str]:

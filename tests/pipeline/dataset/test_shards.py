@@ -113,7 +113,7 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
 
 def test_differences_name_every_place():
     old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": "x"}
-    assert differences(old, new) == [
+    assert list(differences(old, new)) == [
         "`a.c` was [1], is now [2]",
         "`d` was 2, is now null",
         '`e` was null, is now "x"',
