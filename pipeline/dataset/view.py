@@ -151,7 +151,7 @@ def _spelled(side: Side, config: ParseConfig) -> Callable[[int], str]:
         library = load_fast_tokenizer(side, embedded.side(getattr(config, side)))
     except UserError:
         return lambda index: f"<{index}>"
-    return lambda index: str(library.decode([index]))
+    return lambda index: str(library.backend_tokenizer.decode([index], skip_special_tokens=False))
 
 
 def _as_read(row: Row, side: Side, spelled: Callable[[int], str]) -> Text:

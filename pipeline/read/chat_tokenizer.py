@@ -4,8 +4,8 @@ The whole conversation is rendered and tokenized as one text, as transformers do
 text is known (`trainer.models.chat_template.Layout`), so a token's characters there are characters of the row's own text,
 or a template's. A token that spells visible characters of both belongs to neither, and units at that edge have no span.
 
-A turn is learnt from its first token behind the generation prompt to the special token that ends it. Where a template
-ends the last turn without one, the tokenizer's eos follows. A row over `max_length` loses its end.
+A turn is learnt from its first token behind the generation prompt to the special token that ends it: the eos, where that
+follows, else the first one behind what was said. Where a template ends the last turn without any, the eos is put there. A row over `max_length` loses its end.
 """
 
 from collections import Counter
@@ -135,7 +135,8 @@ class ChatTokenizer(OffsetTokenizer):
             behind, beyond = (int(np.searchsorted(reach, at)) for at in (layout.endings[turn], end))
             endings = behind + np.flatnonzero(special[behind:beyond])
             if len(endings):
-                last = int(endings[-1]) + 1
+                eos = endings[np.isin(piece.ids[endings], self._suffix)]
+                last = int(eos[0] if len(eos) else endings[0]) + 1
             elif end == len(layout.text):
                 closing = self._suffix
                 last = len(piece) + len(closing)
