@@ -24,7 +24,9 @@ def size_category(rows: int) -> str:
 
 def _side_line(side: str, tokenizer: dict[str, Any]) -> str:
     revision = f", revision {tokenizer['revision']}" if tokenizer.get("revision") else ""
-    return f"- **{side}**: `{tokenizer['name']}`{revision} (sha256 `{tokenizer['sha256'][:16]}`)"
+    template = tokenizer.get("template")
+    read = f", chat template {template['source']} (sha256 `{template['sha256'][:16]}`)" if template else ""
+    return f"- **{side}**: `{tokenizer['name']}`{revision} (sha256 `{tokenizer['sha256'][:16]}`){read}"
 
 
 def dataset_card(manifest: Manifest, trees: bool) -> str:

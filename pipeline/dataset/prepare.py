@@ -25,7 +25,7 @@ from pipeline.read.fields import resolve_fields
 from pipeline.read.inputs import open_inputs
 from pipeline.read.records import RAW_LIMIT, Record, Rejected
 from pipeline.read.sources import Source, read_rows
-from pipeline.read.template import Renderer, resolve_templates
+from pipeline.read.template import Renderer, resolve_templates, templates_of
 from pipeline.read.tokenizers import OffsetTokenizer
 from pipeline.shards import pool
 from pipeline.shards.publish import publish
@@ -277,7 +277,7 @@ def estimate(config: ParseConfig, out: Path, *, workers: int) -> dict[str, Any]:
         return {
             "inputs": [file.model_dump() for file in ready.files],
             "notes": list(ready.notes),
-            "template": ready.config.template,
+            "template": templates_of(ready.config),
             "fields": {part: list(names) for part, names in names_of(ready.config.fields).items()},
             "rows": ready.rows,
             "shards": ready.shards,

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.dataset.seal import Outcome
 from pipeline.dataset.shards import REJECTED
 from pipeline.dataset.verify import LISTED, Findings
+from pipeline.read.template import templates_of
 from schemas import console
 from schemas.columns import GRANULARITIES, SIDES
 from schemas.config import ParseConfig
@@ -94,7 +95,7 @@ def show_estimate(found: dict[str, Any], out: Path) -> None:
     for note in found["notes"]:
         console.stdout.print(note)
     fields = ", ".join(f"{part} {' or '.join(names)}" for part, names in found["fields"].items())
-    console.stdout.print(f"Fields {fields}; template {found['template']}.")
+    console.stdout.print(f"Fields {fields}; {found['template']}.")
     console.stdout.print(
         f"Would write {counted(found['rows'], 'row')} in {counted(found['shards'], 'shard')} to {out}: about "
         f"{console.size(found['estimated_bytes'])}, {console.duration(found['estimated_seconds'])} with "
@@ -136,8 +137,8 @@ def show_info(manifest: Manifest, folder: Path) -> None:
             console.stdout.print(
                 Text(f"No end-of-sequence token is known on the {side}'s side: responses end in none.", "yellow")
             )
-    parser, template = manifest.parser, ParseConfig.parse(manifest.config, str(folder)).template
-    console.stdout.print(f"Parser {parser['kind']} {parser['name']} ({parser['sha256'][:16]}), template {template}.")
+    parser, config = manifest.parser, ParseConfig.parse(manifest.config, str(folder))
+    console.stdout.print(f"Parser {parser['kind']} {parser['name']} ({parser['sha256'][:16]}), {templates_of(config)}.")
     sentences = ", ".join(f"{count} {what}" for what, count in manifest.counts["sentences"].items())
     console.stdout.print(f"Sentences and units: {sentences}.")
     show_alignment(manifest)

@@ -103,6 +103,13 @@ def _renders_conversations_alone(name: str) -> bool:
     return name not in ("auto", *BUILT_IN) and not _renders_prompts(name)
 
 
+def templates_of(config: ParseConfig) -> str:
+    """`template alpaca`, or those of the sides of conversations."""
+    if not config.of_conversations:
+        return f"template {config.template}"
+    return f"conversations ({config.conversations.learn} learnt), template {config.teacher.template} and {config.student.template}"
+
+
 class Renderer:
     """Renders rows whose fields are known by a template; `fields` and `template` are resolved ones."""
 
