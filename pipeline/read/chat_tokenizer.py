@@ -5,7 +5,8 @@ text is known (`trainer.models.chat_template.Layout`), so a token's characters t
 or a template's. A token that spells visible characters of both belongs to neither, and units at that edge have no span.
 
 A turn is learnt from its first token behind the generation prompt to the special token that ends it: the eos, where that
-follows, else the first one behind what was said. Where a template ends the last turn without any, the eos is put there. A row over `max_length` loses its end.
+follows, else the first one behind what was said. Where a template ends the last turn without any, the eos is put there. A
+row over `max_length` loses its end.
 """
 
 from collections import Counter

@@ -107,7 +107,8 @@ def templates_of(config: ParseConfig) -> str:
     """`template alpaca`, or those of the sides of conversations."""
     if not config.of_conversations:
         return f"template {config.template}"
-    return f"conversations ({config.conversations.learn} learnt), template {config.teacher.template} and {config.student.template}"
+    sides = f"{config.teacher.template} and {config.student.template}"
+    return f"conversations ({config.conversations.learn} learnt), template {sides}"
 
 
 class Renderer:
