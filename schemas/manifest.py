@@ -26,7 +26,7 @@ DATASET_FORMAT: Final = "mta-prep/dataset"
 CACHE_FORMAT: Final = "mta-prep/teacher-cache"
 #: What this version writes and reads.
 DATASET_VERSION: Final = 2
-CACHE_VERSION: Final = 1
+CACHE_VERSION: Final = 2
 #: Of a tokenizer's identity, what says nothing of the tokens that it gives.
 _NAMES: Final = frozenset({"name", "revision"})
 #: Characters told of what is wrong with a manifest.

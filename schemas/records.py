@@ -164,6 +164,7 @@ class CacheCounts(_Record):
     """Layers by their number."""
 
     layers: dict[int, LayerRecord]
+    learnt: Count  # tokens of which `final` and `topk` are kept
 
 
 class CacheRecord(_Record):

@@ -16,8 +16,13 @@ indices into Hugging Face `hidden_states` (0 the embeddings, the last one after 
 | `layer{l}.state_index` | [state tokens] | int32 | `states` of covered tokens: which of the row's tokens |
 | `layer{l}.token_weights` | [state tokens] | float32 | `states`: weights of those tokens, out of a row that adds up to 1 |
 | `layer{l}.attention` | [tokens] | float32 | `attention`: of the last query, over heads; adds up to 1 in a row |
-| `final` | [tokens, d] | storage | `final`: last hidden state, after the final norm |
-| `topk.indices`, `topk.logprobs` | [tokens, k] | int32, float16 | `topk` |
+| `learnt_rows` | [R+1] | int64 | `response_only`: pointers of the rows' learnt tokens |
+| `learnt_index` | [learnt tokens] | int32 | `response_only`: which of the row's tokens these are |
+| `final` | [learnt tokens, d] | storage | `final`: last hidden state, after the final norm |
+| `topk.indices`, `topk.logprobs` | [learnt tokens, k] | int32, float16 | `topk` |
+
+With `response_only`, the learnt tokens of a row are those in the dataset's `teacher_responses` and the one before each,
+and states, of covered tokens or of all, are of learnt ones alone; without it, all tokens count as learnt.
 
 A tensor stored as int8 or fp8 has `….scale` [rows of it] float32 beside it. `head.safetensors` holds the teacher's
 output matrix, `weight` [V, d] and, if it has one, `bias` [V]; what else happens to its logits is in the manifest.
@@ -49,6 +54,8 @@ RECIPES: Final[dict[str, tuple[Signal, ...]]] = {
 
 ROW_POINTERS: Final = "tokens.rows"
 FINAL: Final = "final"
+LEARNT_ROWS: Final = "learnt_rows"
+LEARNT_INDEX: Final = "learnt_index"
 TOPK_INDICES: Final = "topk.indices"
 TOPK_LOGPROBS: Final = "topk.logprobs"
 HEAD: Final = "head.safetensors"
@@ -79,7 +86,7 @@ def scale_name(name: str) -> str:
 
 
 #: By what a tensor is ragged: of what a row has how many elements. Along `rows`, a pointer each, and one more.
-Along = Literal["rows", "tokens", "units", "pairs", "states"]
+Along = Literal["rows", "tokens", "learnt", "units", "pairs", "states"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,9 @@ PARTS: Final[dict[str, Part]] = {
     "state_index": Part("states", "states", structure=True),
     "token_weights": Part("states", "states"),
     "attention": Part("tokens", "attention"),
-    FINAL: Part("tokens", "final"),
-    TOPK_INDICES: Part("tokens", "topk"),
-    TOPK_LOGPROBS: Part("tokens", "topk"),
+    LEARNT_ROWS: Part("rows", structure=True),
+    LEARNT_INDEX: Part("learnt", structure=True),
+    FINAL: Part("learnt", "final"),
+    TOPK_INDICES: Part("learnt", "topk"),
+    TOPK_LOGPROBS: Part("learnt", "topk"),
 }

@@ -11,7 +11,7 @@ when one of its rows is first asked for. A cache may be forked with shards open,
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +36,13 @@ from trainer.maths.ragged import check_pointers
 from trainer.maths.triangle import from_fixed_point, pair_rows, square
 from trainer.models.head import Head
 
+#: By what a tensor is ragged: which tensor has the pointers.
+_POINTERS: Final[dict[Along, str]] = {
+    "tokens": names.ROW_POINTERS,
+    "learnt": names.LEARNT_ROWS,
+    "units": "unit_rows",
+    "states": "state_rows",
+}
 #: Of a row's elements, all.
 EVERYTHING: Final = slice(None)
 
@@ -124,13 +131,32 @@ class TeacherCache:
         """Pooled vector of each unit."""
         return decode(*self._stored(row, "units", layer))
 
+    def learnt_index(self, row: int) -> Int64[Tensor, " kept_tokens"]:
+        """Which of the row's teacher tokens have their `final`, `topk` and `states` kept, rising: with `response_only` those
+        that are learnt and the one before each, else all."""
+        if not self.config.response_only:
+            return torch.arange(self._tokens(row))
+        return self._token_index(row, names.LEARNT_INDEX)
+
+    def parts_of(self, row: int, spans: Int64[Tensor, "spans 2"]) -> list[slice]:
+        """Where spans of a row's teacher tokens stand among those of `learnt_index`; all of their tokens must be there."""
+        if self.config.response_only:
+            places = torch.searchsorted(self.learnt_index(row), spans.contiguous())
+            if not torch.equal(places.diff(dim=1), spans.diff(dim=1)):  # rising numbers, as many as there are
+                raise self.damaged(f"it lacks tokens of row {row} that the dataset says are learnt")
+            spans = places
+        return [slice(first, last) for first, last in spans.tolist()]
+
     def state_index(self, row: int, layer: int) -> Int64[Tensor, " state_tokens"]:
         """Which of the row's teacher tokens have their states kept, rising."""
         if self.config.state_tokens == "all":
-            return torch.arange(len(self.token_weights(row, layer)))
-        index = self._values(row, "state_index", layer).to(torch.int64)
+            return self.learnt_index(row)
+        return self._token_index(row, "state_index", layer)
+
+    def _token_index(self, row: int, part: str, layer: int | None = None) -> Int64[Tensor, " kept_tokens"]:
+        index = self._values(row, part, layer).to(torch.int64)
         if len(index) and (int(index[0]) < 0 or int(index[-1]) >= self._tokens(row) or bool((index.diff() <= 0).any())):
-            raise self.damaged(f"states of layer {layer} belong to tokens that row {row} does not have")
+            raise self.damaged(f"its {tensor_name(part, layer)} names tokens that row {row} does not have")
         return index
 
     def states(self, row: int, layer: int) -> Float32[Tensor, "state_tokens hidden"]:
@@ -145,12 +171,14 @@ class TeacherCache:
         """What the last query of this layer pays each token, over its heads; adds up to 1."""
         return self._values(row, "attention", layer).clone()
 
-    def final(self, row: int) -> Float32[Tensor, "tokens hidden"]:
-        """Last hidden state of each token, after the final norm."""
+    def final(self, row: int) -> Float32[Tensor, "kept_tokens hidden"]:
+        """Last hidden state of each token of `learnt_index`, after the final norm."""
         return decode(*self._stored(row, "final"))
 
-    def topk(self, row: int, part: slice = EVERYTHING) -> tuple[Int64[Tensor, "tokens k"], Float32[Tensor, "tokens k"]]:
-        """The most likely next tokens after each token, or each of some, and their log-probabilities."""
+    def topk(
+        self, row: int, part: slice = EVERYTHING
+    ) -> tuple[Int64[Tensor, "kept_tokens k"], Float32[Tensor, "kept_tokens k"]]:
+        """The most likely next tokens after each token of `learnt_index`, or each of some, and their log-probabilities."""
         indices = self._values(row, names.TOPK_INDICES)[part]
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.manifest.teacher["vocabulary"]:
             raise self.damaged(f"the likeliest tokens of row {row} are beyond the vocabulary")
@@ -180,8 +208,8 @@ class TeacherCache:
         bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118 (it is no mapping)
         return Head(file.get_tensor("weight"), bias, logits["soft_cap"], logits["scale"])
 
-    def logits(self, row: int) -> Float32[Tensor, "tokens vocabulary"]:
-        """The teacher's logits after each token, computed in the type of its output matrix, as the teacher does."""
+    def logits(self, row: int) -> Float32[Tensor, "kept_tokens vocabulary"]:
+        """The teacher's logits after each token of `learnt_index`, computed in the type of its output matrix, as the teacher does."""
         return self.head.logits(self.final(row)).to(torch.float32)
 
     def command(self, **changed: Any) -> str:
@@ -229,7 +257,7 @@ class TeacherCache:
         if number not in self._shards:
             name = f"{names.SHARDS}/{shards[number].file}"
             self._shards[number] = _Shard(
-                name, self._open_file(name), shards[number].rows, self.config.state_tokens == "all", self.damaged
+                name, self._open_file(name), shards[number].rows, _shared_pointers(self.config), self.damaged
             )
         return self._shards[number], place
 
@@ -272,6 +300,12 @@ class TeacherCache:
         return DamagedError(self.folder, what, self.command())
 
 
+def _shared_pointers(config: CacheConfig) -> dict[Along, Along]:
+    """What is ragged along other pointers than its own: of what is kept of all tokens, the tokens'."""
+    learnt: Along = "learnt" if config.response_only else "tokens"
+    return {"learnt": learnt} | ({"states": learnt} if config.state_tokens == "all" else {})
+
+
 class _Shard:
     """An open shard. Tensors are views of the mapped file: memory is used for what is then computed of them.
 
@@ -279,22 +313,23 @@ class _Shard:
     """
 
     def __init__(
-        self, name: str, file: Any, rows: int, all_states: bool, damaged: Callable[[str], DamagedError]
+        self, name: str, file: Any, rows: int, shared: Mapping[Along, Along], damaged: Callable[[str], DamagedError]
     ) -> None:
-        """`all_states`: states are of every token, and have no pointers of their own."""
+        """`shared`: as `_shared_pointers` has it."""
         self._name = name
         self._file = file
         self._rows = rows
-        self._all_states = all_states
+        self._shared = shared
         self._damaged = damaged
         self._names = frozenset(file.keys())
         self._tensors: dict[str, Tensor] = {}
         self._pointers: dict[tuple[Along, int | None], Tensor] = {}
 
     def pointers(self, along: Along, layer: int | None) -> Int64[Tensor, " pointers"]:
-        """Row pointers of what is ragged along tokens, units, pairs or states."""
-        if along == "tokens" or (along == "states" and self._all_states):
-            along, layer = "tokens", None
+        """Row pointers of what is ragged along tokens, learnt tokens, units, pairs or states."""
+        along = self._shared.get(along, along)
+        if along in ("tokens", "learnt"):
+            layer = None
         if (along, layer) not in self._pointers:
             self._pointers[along, layer] = self._read_pointers(along, layer)
         return self._pointers[along, layer]
@@ -315,7 +350,7 @@ class _Shard:
     def _read_pointers(self, along: Along, layer: int | None) -> Int64[Tensor, " pointers"]:
         if along == "pairs":
             return pair_rows(self.pointers("units", layer))
-        name = {"tokens": names.ROW_POINTERS, "units": "unit_rows", "states": "state_rows"}[along]
+        name = _POINTERS[along]
         rows = self._tensor(tensor_name(name, layer))
         if rows.dtype != torch.int64 or rows.shape != (self._rows + 1,):
             raise self._damaged(f"{self._name} does not hold the {self._rows} rows of its manifest")

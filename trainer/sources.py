@@ -18,7 +18,7 @@ from trainer.teacher.caches import Caches
 #: By key of the config: by what is compared, its value.
 Sources = dict[str, dict[str, str]]
 #: Of a cache's config, what decides its numbers; how it was computed moves last bits at most.
-_OF_A_CACHE: Final = ("layers", "signals", "storage", "state_tokens", "weights", "topk", "limit")
+_OF_A_CACHE: Final = ("layers", "signals", "storage", "state_tokens", "response_only", "weights", "topk", "limit")
 _OF_ITS_TEACHER: Final = ("dtype", "quantization")
 _SHOWN: Final = 60
 

@@ -13,6 +13,8 @@ from trainer.teacher.shape import TeacherShape
 
 #: Recipes whose losses look at every token, not only at those in units: FDD at the response's, SRA at spans of its own.
 STATE_TOKENS: Final[dict[str, StateTokens]] = {"fdd": "all", "sra": "all"}
+#: Recipes whose losses look at nothing but what is learnt.
+RESPONSE_ONLY: Final = frozenset({"fdd", "logits"})
 DEFAULT_RECIPE: Final = "mta"
 
 
@@ -50,6 +52,7 @@ def resolved(
                 "serves a loss on units)."
             )
         values.setdefault("state_tokens", STATE_TOKENS.get(recipe, "covered"))
+        values.setdefault("response_only", recipe in RESPONSE_ONLY)
     elif choice.signals is not None:
         values["signals"] = _words(choice.signals)
     layers = _layers(choice, shape)

@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
-from pipeline.cache.shard import ShardRows, layer_rows
+from pipeline.cache.shard import LearntRows, ShardRows, layer_rows
 from pipeline.dataset.columns import ragged
 from schemas.columns import Granularity, side_column
 from schemas.config import LayerConfig
-from schemas.dataset import open_shard
+from schemas.dataset import damaged, open_shard
 from schemas.manifest import ShardFile
 from schemas.signals import StateTokens
+from trainer.batches.units import learnt_tokens
 from trainer.maths.geometry import Units, units_with_span
-from trainer.maths.ragged import pointers
+from trainer.maths.ragged import pointers, spread
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Rows:
     tokens: Int32[np.ndarray, " tokens"]
     token_rows: Int64[Tensor, " pointers"]
     units: dict[Granularity, tuple[Int32[Tensor, "units 2"], Int64[Tensor, " _"]]]  # teacher spans, pointers
+    learnt: Bool[Tensor, " tokens"] | None  # whether a token is learnt, or just before one that is; None: not asked for
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -45,6 +47,13 @@ class Rows:
         starts = self.token_rows.tolist()
         return [self.tokens[starts[row] : starts[row + 1]] for row in members]
 
+    def batch_learnt(self, members: Sequence[int]) -> Bool[Tensor, " _"] | None:
+        """`learnt` of the tokens of these rows."""
+        if self.learnt is None:
+            return None
+        starts = self.token_rows.tolist()
+        return torch.cat([self.learnt[starts[row] : starts[row + 1]] for row in members])
+
     def batch_units(self, name: Granularity, members: Sequence[int]) -> Units:
         """The units of these rows that have a span, in the tokens of the batch."""
         spans, rows = self.units[name]
@@ -55,11 +64,13 @@ class Rows:
 
     def shard(self, layers: Collection[LayerConfig], state_tokens: StateTokens | None) -> ShardRows:
         """What a cache's shard of these rows is made of; `state_tokens`: None where no states are kept."""
+        learnt = None if self.learnt is None else LearntRows.of(self.learnt, self.token_rows)
         # each layer its own, though some are equal: safetensors refuses tensors that share memory
         found = {
-            each.layer: layer_rows(*self.units[each.granularity], self.token_rows, state_tokens) for each in layers
+            each.layer: layer_rows(*self.units[each.granularity], self.token_rows, state_tokens, learnt)
+            for each in layers
         }
-        return ShardRows(self.ids, self.token_rows, found)
+        return ShardRows(self.ids, self.token_rows, found, learnt)
 
 
 @dataclass(frozen=True)
@@ -79,23 +90,35 @@ class TeacherSide:
             if start < stop:
                 yield open_shard(self.folder, shard, columns).slice(start - begin, stop - start)
 
-    def read(self, granularities: Collection[Granularity], first: int, last: int) -> Rows:
-        """Rows [first, last)."""
+    def read(self, granularities: Collection[Granularity], first: int, last: int, *, response_only: bool) -> Rows:
+        """Rows [first, last). `response_only`: with what is learnt of them. Raises `DamagedError` for spans that leave their
+        row."""
         names = {name: side_column("teacher", name) for name in granularities}
-        columns = ["id", side_column("teacher", "input_ids"), *names.values()]
+        responses = [side_column("teacher", "responses")] if response_only else []
+        columns = ["id", side_column("teacher", "input_ids"), *responses, *names.values()]
         table = pa.concat_tables(self.tables(columns, first, last))
         tokens, token_rows = ragged(table.column(columns[1]))
         units = {}
         for name, column in names.items():
             spans, rows = ragged(table.column(column))
             units[name] = torch.from_numpy(spans), torch.from_numpy(rows)
-        return Rows(table.column("id").to_pylist(), tokens, torch.from_numpy(token_rows), units)
+        rows_of_tokens = torch.from_numpy(token_rows)
+        learnt = self._learnt(table, rows_of_tokens) if response_only else None
+        return Rows(table.column("id").to_pylist(), tokens, rows_of_tokens, units, learnt)
 
-    def parts(self, granularities: Collection[Granularity]) -> Iterator[Rows]:
+    def _learnt(self, table: pa.Table, token_rows: Int64[Tensor, " pointers"]) -> Bool[Tensor, " tokens"]:
+        name = side_column("teacher", "responses")
+        spans, span_rows = map(torch.from_numpy, ragged(table.column(name)))
+        start, end = spans.unbind(1)
+        if bool(((start < 0) | (start >= end) | (end > spread(token_rows.diff(), span_rows))).any()):
+            raise damaged(self.folder, f"its column `{name}` has spans outside of their rows")
+        return learnt_tokens(token_rows, spans, span_rows)
+
+    def parts(self, granularities: Collection[Granularity], *, response_only: bool) -> Iterator[Rows]:
         """All rows, a file of the dataset at a time."""
         first = 0
         for shard in self.shards:
             last = min(first + shard.rows, self.rows)
             if first < last:
-                yield self.read(granularities, first, last)
+                yield self.read(granularities, first, last, response_only=response_only)
             first = last

@@ -13,15 +13,15 @@ from itertools import pairwise
 from typing import Final
 
 import torch
-from jaxtyping import Float, Int, Int32, Int64
+from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor
 
 from schemas import signals as names
 from schemas.config import StorageConfig
 from schemas.errors import UserError
 from schemas.signals import PARTS, Along, Part, Signal, StateTokens, Storage, scale_name, tensor_name
-from trainer.maths.geometry import covered, units_with_span
-from trainer.maths.layer_signals import LayerSignals
+from trainer.maths.geometry import units_with_span
+from trainer.maths.layer_signals import LayerSignals, kept_states
 from trainer.maths.quantization import DTYPES, TOP, encode, not_finite, refuse_unstorable
 from trainer.maths.ragged import check_pointers, pointers, select, spread
 from trainer.maths.triangle import pair_rows, to_fixed_point
@@ -48,11 +48,12 @@ class Counts:
 
     rows: int
     tokens: int
+    learnt: int  # tokens of which `final` and `topk` are kept: those learnt and the one before each, or all
     layers: Mapping[int, LayerCounts]
 
     def __add__(self, other: "Counts") -> "Counts":
         layers = {layer: mine + other.layers[layer] for layer, mine in self.layers.items()}
-        return Counts(self.rows + other.rows, self.tokens + other.tokens, layers)
+        return Counts(self.rows + other.rows, self.tokens + other.tokens, self.learnt + other.learnt, layers)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class LayerRows:
     unit_rows: Int64[Tensor, " pointers"]
     unit_index: Int32[Tensor, " units"]  # which of the row's units
     state_rows: Int64[Tensor, " pointers"] | None  # pointers of kept tokens; None: no states
-    state_index: Int32[Tensor, " state_tokens"] | None  # which of the row's tokens; None: no states, or all tokens
+    state_index: Int32[Tensor, " state_tokens"] | None  # which of the row's tokens; None: no states, or of all there are
 
     def counts(self) -> LayerCounts:
         """Totals."""
@@ -75,19 +76,45 @@ def layer_rows(
     unit_rows: Int64[Tensor, " pointers"],
     token_rows: Int64[Tensor, " _"],
     state_tokens: StateTokens | None,
+    learnt: "LearntRows | None" = None,
 ) -> LayerRows:
     """One layer's part of a shard, from the dataset: spans as its `teacher_{granularity}` column has them.
 
     `unit_rows`: pointers of all units of the shard's rows, those without a span too; `token_rows`: of their tokens.
-    `state_tokens`: None where no states are kept. Raises ValueError for a span that is empty or leaves its row.
+    `state_tokens`: None where no states are kept; `learnt`: None where those of all tokens may be. Raises ValueError for a span that is empty or leaves its row.
     """
     units = units_with_span(spans, unit_rows, token_rows)
     unit_index = (units.index - spread(unit_rows[:-1], units.rows)).to(torch.int32)
     if state_tokens != "covered":
-        return LayerRows(units.rows, unit_index, token_rows if state_tokens == "all" else None, None)
-    kept, state_rows = select(covered(units.spans, int(token_rows[-1])), token_rows)
-    state_index = (kept - spread(token_rows[:-1], state_rows)).to(torch.int32)
+        every = token_rows if learnt is None else learnt.rows
+        return LayerRows(units.rows, unit_index, every if state_tokens == "all" else None, None)
+    keep = kept_states(units.spans, int(token_rows[-1]), state_tokens, None if learnt is None else learnt.tokens)
+    assert keep is not None
+    state_index, state_rows = _within_rows(keep, token_rows)
     return LayerRows(units.rows, unit_index, state_rows, state_index)
+
+
+@dataclass(frozen=True)
+class LearntRows:
+    """Which tokens of a shard's rows are learnt, or just before one that is; all on the CPU."""
+
+    tokens: Bool[Tensor, " tokens"]
+    rows: Int64[Tensor, " pointers"]
+    index: Int32[Tensor, " learnt_tokens"]  # which of the row's tokens
+
+    @classmethod
+    def of(cls, tokens: Bool[Tensor, " tokens"], token_rows: Int64[Tensor, " pointers"]) -> "LearntRows":
+        """Of a mask of the shard's tokens."""
+        index, rows = _within_rows(tokens, token_rows)
+        return cls(tokens, rows, index)
+
+
+def _within_rows(
+    keep: Bool[Tensor, " tokens"], token_rows: Int64[Tensor, " pointers"]
+) -> tuple[Int32[Tensor, " kept"], Int64[Tensor, " pointers"]]:
+    """Which tokens of their own row those to keep are, and row pointers of them."""
+    kept, rows = select(keep, token_rows)
+    return (kept - spread(token_rows[:-1], rows)).to(torch.int32), rows
 
 
 @dataclass(frozen=True)
@@ -97,15 +124,19 @@ class ShardRows:
     ids: Sequence[str]  # of the rows, in the dataset's order; for messages
     token_rows: Int64[Tensor, " pointers"]
     layers: Mapping[int, LayerRows]
+    learnt: LearntRows | None = None  # None: all tokens count as learnt
 
     def counts(self) -> Counts:
         """Totals."""
         layers = {layer: rows.counts() for layer, rows in self.layers.items()}
-        return Counts(len(self.token_rows) - 1, int(self.token_rows[-1]), layers)
+        learnt = self.pointers(None, "learnt")
+        return Counts(len(self.token_rows) - 1, int(self.token_rows[-1]), int(learnt[-1]), layers)
 
     def structure(self) -> dict[str, Tensor]:
         """The tensors that no teacher has a say in, by name."""
-        found = {names.ROW_POINTERS: self.token_rows}
+        found: dict[str, Tensor] = {names.ROW_POINTERS: self.token_rows}
+        if self.learnt is not None:
+            found |= {names.LEARNT_ROWS: self.learnt.rows, names.LEARNT_INDEX: self.learnt.index}
         for layer, rows in self.layers.items():
             found[tensor_name("unit_rows", layer)] = rows.unit_rows
             found[tensor_name("unit_index", layer)] = rows.unit_index
@@ -115,9 +146,11 @@ class ShardRows:
         return found
 
     def pointers(self, layer: int | None, along: Along) -> Int64[Tensor, " pointers"]:
-        """Row pointers of what is ragged along rows, tokens, units, pairs or states."""
+        """Row pointers of what is ragged along rows, tokens, learnt tokens, units, pairs or states."""
         if along == "rows":
             return torch.arange(len(self.token_rows))
+        if along == "learnt" and self.learnt is not None:
+            return self.learnt.rows
         if layer is None or along == "tokens":
             return self.token_rows
         rows = self.layers[layer]
@@ -155,6 +188,7 @@ def specs(
     state_tokens: StateTokens,
     width: Callable[[int | None], int],
     topk: int,
+    response_only: bool = False,
 ) -> dict[str, Spec]:
     """Name to tensor, for every tensor of a shard that holds this much; their bytes are the file's but for its header.
 
@@ -180,6 +214,9 @@ def specs(
                 found[scale_name(whole)] = Spec(torch.float32, (elements,), layer, part, kind)
 
     add(names.ROW_POINTERS, torch.int64, counts.rows + 1)
+    if response_only:
+        add(names.LEARNT_ROWS, torch.int64, counts.rows + 1)
+        add(names.LEARNT_INDEX, torch.int32, counts.learnt)
     for layer, of in counts.layers.items():
         add("unit_rows", torch.int64, counts.rows + 1, layer)
         add("unit_index", torch.int32, of.units, layer)
@@ -192,9 +229,9 @@ def specs(
         add("attention", torch.float32, counts.tokens, layer)
         add_vectors("units", storage.units, of.units, layer)
         add_vectors("states", storage.states, of.state_tokens, layer)
-    add_vectors(names.FINAL, storage.final, counts.tokens)
-    add(names.TOPK_INDICES, torch.int32, counts.tokens, columns=topk)
-    add(names.TOPK_LOGPROBS, LOGPROBS, counts.tokens, columns=topk)
+    add_vectors(names.FINAL, storage.final, counts.learnt)
+    add(names.TOPK_INDICES, torch.int32, counts.learnt, columns=topk)
+    add(names.TOPK_LOGPROBS, LOGPROBS, counts.learnt, columns=topk)
     return found
 
 
@@ -218,8 +255,8 @@ def pack(
     storage: StorageConfig,
     *,
     attention: Mapping[int, Float[Tensor, " tokens"]],
-    final: Float[Tensor, "tokens hidden"] | None,
-    topk: tuple[Int32[Tensor, "tokens k"], Float[Tensor, "tokens k"]] | None,
+    final: Float[Tensor, "learnt hidden"] | None,
+    topk: tuple[Int32[Tensor, "learnt k"], Float[Tensor, "learnt k"]] | None,
 ) -> Packed:
     """Everything of a batch that goes into a shard, on the device where it is, without waiting for it."""
     tensors: dict[str, Tensor] = {}

@@ -47,7 +47,15 @@ def state_tokens(config: CacheConfig) -> StateTokens | None:
 
 def tensors(config: CacheConfig, shape: TeacherShape, counts: Counts) -> dict[str, Spec]:
     """Tensors of a shard that holds this much, by name."""
-    return specs(counts, config.signals, config.storage, config.state_tokens, shape.width, config.topk)
+    return specs(
+        counts,
+        config.signals,
+        config.storage,
+        config.state_tokens,
+        shape.width,
+        config.topk,
+        config.response_only,
+    )
 
 
 def shard_bytes(config: CacheConfig, shape: TeacherShape, counts: Counts) -> int:
@@ -82,12 +90,12 @@ def told(manifest: CacheManifest) -> tuple[TeacherShape, Counts]:
         int(layer): LayerCounts(int(of["units"]), int(of["pairs"]), int(of["state_tokens"]))
         for layer, of in sorted(layers.items(), key=lambda item: int(item[0]))
     }
-    return TeacherShape.recorded(manifest), Counts(manifest.rows, manifest.tokens, found)
+    return TeacherShape.recorded(manifest), Counts(manifest.rows, manifest.tokens, manifest.counts["learnt"], found)
 
 
 def nothing(config: CacheConfig) -> Counts:
     """What an empty shard holds."""
-    return Counts(0, 0, {each.layer: LayerCounts(0, 0, 0) for each in config.layers})
+    return Counts(0, 0, 0, {each.layer: LayerCounts(0, 0, 0) for each in config.layers})
 
 
 def documents_of(dataset: Path, manifest: Manifest, limit: int | None) -> TeacherSide:
@@ -109,7 +117,7 @@ def measure(documents: TeacherSide, config: CacheConfig, shape: TeacherShape) ->
     without_span = {each.layer: 0 for each in config.layers}
     costs = []  # bytes and tokens of every row
     id_bytes = longest = largest_id = 0
-    for rows in documents.parts(granularities(config)):
+    for rows in documents.parts(granularities(config), response_only=config.response_only):
         shard_rows = rows.shard(config.layers, state_tokens(config))
         counts = shard_rows.counts()
         total += counts

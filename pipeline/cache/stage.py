@@ -135,7 +135,7 @@ class CacheStage:
         """Rows [first, last). Raises `UserError` naming row and layer of what cannot be stored."""
         first, last = item
         config = self.config
-        rows = self.documents.read(sizes.granularities(config), first, last)
+        rows = self.documents.read(sizes.granularities(config), first, last, response_only=config.response_only)
         structure = rows.shard(config.layers, sizes.state_tokens(config))
         counts = structure.counts()
         shard = ShardTensors(structure, sizes.tensors(config, self.shape, counts))
@@ -160,6 +160,7 @@ class CacheStage:
             tensors=shard.tensors(),
             stats={
                 "tokens": counts.tokens,
+                "learnt": counts.learnt,
                 "layers": {
                     str(layer): {"units": of.units, "pairs": of.pairs, "state_tokens": of.state_tokens}
                     for layer, of in counts.layers.items()
@@ -184,10 +185,11 @@ class CacheStage:
         """Everything that is kept of a batch, on the CPU."""
         config = self.config
         units = {name: rows.batch_units(name, members) for name in sizes.granularities(config)}
+        learnt = rows.batch_learnt(members)
         runner = self._idle.get()
         try:
             with nullcontext() if runner.stream is None else torch.cuda.stream(runner.stream):
-                captured = runner.forward(rows.documents(members))
+                captured = runner.forward(rows.documents(members), learnt)
                 signals = {
                     each.layer: layer_signals(
                         captured.states[each.layer],
@@ -197,6 +199,7 @@ class CacheStage:
                         LAYER_SIGNALS & set(config.signals),
                         config.state_tokens,
                         config.weights,
+                        learnt,
                     )
                     for each in config.layers
                 }

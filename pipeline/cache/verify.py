@@ -30,6 +30,8 @@ from trainer.maths.ragged import check_pointers, spread, sum_rows
 from trainer.maths.triangle import ONE, pair_rows
 from trainer.teacher.shape import TeacherShape
 
+#: By a tensor of places within their row: which has its pointers.
+_POINTERS_OF_INDEX = {"unit_index": "unit_rows", "state_index": "state_rows", names.LEARNT_INDEX: names.LEARNT_ROWS}
 #: float32 sums of a row's weights are this close to 1.
 TOLERANCE = 1e-4
 
@@ -76,9 +78,9 @@ def verify(folder: Path, *, quick: bool, dataset: Path | None) -> Findings:
         findings.checked["tokens"] += counts.tokens
         findings.checked["units"] += sum(of.units for of in counts.layers.values())
         if documents is not None:
-            _check_against(place, tensors, documents.read(sizes.granularities(config), first, last), config, findings)
+            _check_against(place, tensors, documents.read(sizes.granularities(config), first, last, response_only=config.response_only), config, findings)
     if not findings.found and totals != expected:
-        findings.problem("Rows, tokens, units or states in the manifest are not those of the shards.")
+        findings.problem("Rows, tokens, learnt tokens, units or states in the manifest are not those of the shards.")
     if manifest.head is not None:
         _check_head(folder / manifest.head.file, shape, findings)
     return findings
@@ -155,14 +157,18 @@ def _counts(tensors: Mapping[str, Tensor], config: CacheConfig) -> Counts:
         layers[each.layer] = LayerCounts(
             int(units[-1]), int(pair_rows(units)[-1]), 0 if states is None else int(states[-1])
         )
-    return Counts(len(rows) - 1, int(rows[-1]), layers)
+    return Counts(len(rows) - 1, int(rows[-1]), int(_learnt_rows(tensors, config)[-1]), layers)
+
+
+def _learnt_rows(tensors: Mapping[str, Tensor], config: CacheConfig) -> Int64[Tensor, " pointers"]:
+    return _pointers(tensors, names.LEARNT_ROWS if config.response_only else names.ROW_POINTERS)
 
 
 def _state_rows(tensors: Mapping[str, Tensor], config: CacheConfig, layer: int) -> Int64[Tensor, " pointers"] | None:
     if "states" not in config.signals:
         return None
     if config.state_tokens == "all":
-        return tensors[names.ROW_POINTERS]
+        return _learnt_rows(tensors, config)
     return _pointers(tensors, tensor_name("state_rows", layer))
 
 
@@ -189,10 +195,9 @@ def _problem(
         return "holds cosines below -1"
     if part in ("unit_weights", "attention", "token_weights"):
         return _weights_problem(part, spec, tensors, config)
-    if part in ("unit_index", "state_index"):
-        assert spec.layer is not None
-        kind = "unit_rows" if part == "unit_index" else "state_rows"
-        return _index_problem(values, tensors[tensor_name(kind, spec.layer)], tensors, part == "state_index")
+    if part in _POINTERS_OF_INDEX:
+        rows = tensors[tensor_name(_POINTERS_OF_INDEX[part], spec.layer)]
+        return _index_problem(values, rows, tensors, of_tokens=part != "unit_index")
     if name == names.TOPK_INDICES and bool(((values < 0) | (values >= shape.vocabulary)).any()):
         return f"names tokens outside the vocabulary of {shape.vocabulary}"
     if name == names.TOPK_LOGPROBS and bool(((values > 0).any()) | (values.diff(dim=1) > 0).any()):
@@ -205,10 +210,13 @@ def _weights_problem(part: str, spec: Spec, tensors: Mapping[str, Tensor], confi
     values = tensors[tensor_name(part, spec.layer)]
     if bool(((values < 0) | (values > 1 + TOLERANCE)).any()):
         return "are not all between 0 and 1"
-    partial = part == "token_weights" and config.state_tokens == "covered"
-    pointers = {"unit_weights": "unit_rows", "token_weights": "state_rows"}
-    whole = part == "attention" or (part == "token_weights" and not partial)
-    rows = tensors[names.ROW_POINTERS if whole else tensor_name(pointers[part], spec.layer)]
+    partial = part == "token_weights" and (config.state_tokens == "covered" or config.response_only)
+    rows: Tensor | None = tensors[names.ROW_POINTERS]
+    if part == "unit_weights":
+        rows = tensors[tensor_name("unit_rows", spec.layer)]
+    elif part == "token_weights":
+        rows = _state_rows(tensors, config, spec.layer)
+    assert rows is not None
     totals = sum_rows(values, rows)[rows.diff() > 0]
     # of states that are only some of a row's, the weights are only some of the row's
     wrong = totals > 1 + TOLERANCE if partial else (totals - 1).abs() > TOLERANCE

@@ -67,6 +67,14 @@ def cache_teacher(
         typer.Option(help="Type of all vectors on disk: bf16 (default), fp32, fp16, fp8, int8."),
         Key("storage.units", "storage.states", "storage.final"),
     ] = None,
+    response_only: Annotated[
+        bool | None,
+        typer.Option(
+            "--response-only/--all-tokens",
+            help="`final`, `topk` and states of what is learnt, and of the token before it, alone. Default: by the recipe.",
+        ),
+        Key("response_only"),
+    ] = None,
     topk: Annotated[
         int | None, typer.Option(min=1, help="Tokens kept of each distribution. Default: 64."), Key("topk")
     ] = None,

@@ -140,7 +140,8 @@ def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps:
             length = len(row["student_input_ids"])
             ids[at, :length] = torch.tensor(row["student_input_ids"])
             mask[at, :length] = 1
-            labels[at, row["student_response_start"] : length] = ids[at, row["student_response_start"] : length]
+            for first, last in row["student_responses"]:
+                labels[at, first:last] = ids[at, first:last]
         mine = student(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         with torch.no_grad():
             theirs = teacher(input_ids=ids, attention_mask=mask, output_hidden_states=True)

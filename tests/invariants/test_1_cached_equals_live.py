@@ -81,7 +81,7 @@ class Layer:
 class Document:
     """What a teacher says of one document."""
 
-    positions: range  # whose next token is the response's
+    positions: list  # whose next token is the response's
     layers: dict
     logits: torch.Tensor
     topk: tuple
@@ -106,7 +106,7 @@ def cosines(units):
 
 
 def positions(row):
-    return range(max(row["teacher_response_start"] - 1, 0), len(row["teacher_input_ids"]) - 1)
+    return [token - 1 for first, last in row["teacher_responses"] for token in range(max(first, 1), last)]
 
 
 def from_model(model, row, state_tokens):

@@ -19,7 +19,7 @@ def aligned(prepared, tmp_path_factory):
     from pipeline.dataset.realign import realign
 
     out = tmp_path_factory.mktemp("aligned") / "out"
-    longest_prompt = max(load_from_disk(str(prepared))["teacher_response_start"])
+    longest_prompt = max(spans[0][0] for spans in load_from_disk(str(prepared))["teacher_responses"])
     sides = {"student": {"tokenizer": "embedded:sentencepiece-bpe", "max_length": longest_prompt + 3}}
     realign(prepared, out, sides, None, workers=1, overwrite=False, quiet=True)
     return out

@@ -103,7 +103,7 @@ def write_cache(folder, config, logits=None, head=None):
     (folder / names.SHARDS).mkdir(parents=True)
     layers = [each.layer for each in config.layers]
     entries, places = [], []
-    totals = Counts(0, 0, {layer: LayerCounts(0, 0, 0) for layer in layers})
+    totals = Counts(0, 0, 0, {layer: LayerCounts(0, 0, 0) for layer in layers})
     for number, rows in enumerate(SHARDS):
         token_rows = pointers([LENGTHS[row] for row in rows])
         state_tokens = config.state_tokens if "states" in config.signals else None

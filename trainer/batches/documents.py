@@ -5,11 +5,11 @@ worker.
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,11 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from schemas.columns import GRANULARITIES, MISSING, SIDES, Granularity, Side, side_column
+from schemas.conversations import Content, Conversation
 from schemas.dataset import damaged, open_shard
 from schemas.manifest import read_manifest, same_tokens
 from trainer.batches.batch import Batch
-from trainer.batches.units import SharedUnits, before_response, positions_of, shared_units
+from trainer.batches.units import SharedUnits, positions_of, shared_units
 from trainer.maths.geometry import Units, units_with_span
 from trainer.maths.ragged import pointers
 
@@ -31,9 +32,13 @@ Rows = Int64[np.ndarray, " documents"]
 #: What is mapped of a dataset for batches.
 _COLUMNS: Final = [
     "id",
-    side_column("student", "response_start"),
+    side_column("student", "responses"),
     *(side_column(side, name) for side in SIDES for name in ("input_ids", *GRANULARITIES)),
 ]
+
+
+#: What a row is before any tokenizer.
+_TEXT_COLUMNS: Final = ("text", "responses", "messages", "conversation")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,20 @@ class LeftOut:
     teacher: int  # without a span on the teacher's side
     student: int  # on the student's
     either: int  # on either: those left out
+
+
+class RowText(NamedTuple):
+    """A row as it was read, before any tokenizer."""
+
+    text: str
+    responses: list[list[int]]  # [start, end) in `text`
+    conversation: Conversation | None  # whose contents the text is; None: a rendered text
+
+
+def _row_text(text: str, responses: list[list[int]], messages: list[dict[str, Any]], skeleton: str) -> RowText:
+    """Raises ValueError for a conversation that is none."""
+    contents = [Content(each["role"], text[each["start"] : each["end"]]) for each in messages]
+    return RowText(text, responses, Conversation.from_json(skeleton, contents) if skeleton else None)
 
 
 class Documents:
@@ -128,7 +147,7 @@ class Documents:
         if len(rows) == 0 or rows.min() < 0 or rows.max() >= self.rows:
             raise ValueError(f"rows {rows.tolist()} of a dataset with rows 0 to {self.rows - 1}")
         ids, token_rows = self.tokens("student", rows)
-        positions = positions_of(token_rows, *before_response(token_rows, self.response_start(rows)))
+        positions = positions_of(token_rows, *self.responses(rows))
         flat = torch.from_numpy(ids.astype(np.int64))
         return Batch(torch.from_numpy(rows), flat, token_rows, positions, flat[positions + 1])
 
@@ -136,17 +155,20 @@ class Documents:
         """Token ids of some rows, one after the other, and their row pointers."""
         return self._lists(side_column(side, "input_ids")).take(rows)
 
-    def texts(self, rows: Rows) -> list[tuple[str, int]]:
-        """Some rows' texts, and the character at which the response of each begins: 0 where there is no prompt."""
-        texts, starts = self._texts.column("text"), self._texts.column("response_start")
+    def texts(self, rows: Rows) -> list["RowText"]:
+        """Some rows as they were read, before any tokenizer."""
+        columns = [self._texts.column(name) for name in _TEXT_COLUMNS]
         try:
-            return [(texts[row].as_py(), starts[row].as_py()) for row in rows.tolist()]
+            return [_row_text(*(column[row].as_py() for column in columns)) for row in rows.tolist()]
         except UnicodeDecodeError:
-            raise damaged(self.folder, "its column `text` is not UTF-8") from None
+            raise damaged(self.folder, "a text of its rows is not UTF-8") from None
+        except ValueError as error:
+            raise damaged(self.folder, f"its column `conversation` holds something else ({error})") from None
 
-    def response_start(self, rows: Rows) -> Int64[Tensor, " documents"]:
-        """Of some rows, the student's first response token."""
-        return torch.from_numpy(self._response_starts[rows])
+    def responses(self, rows: Rows) -> tuple[Int32[Tensor, "spans 2"], Int64[Tensor, " pointers"]]:
+        """What is learnt of some rows: spans of the student's tokens, each counted from its row's first, and row pointers."""
+        spans, span_rows = self._responses.take(rows)
+        return torch.from_numpy(spans), span_rows
 
     def units(self, granularity: Granularity, batch: Batch) -> SharedUnits:
         """The units of a batch's rows that both sides have a span of."""
@@ -187,17 +209,22 @@ class Documents:
 
     @cached_property
     def _texts(self) -> pa.Table:
-        columns = ["text", "response_start"]
-        shards = [open_shard(self.folder, shard, columns, strings=False) for shard in self.manifest.shards]
+        shards = [open_shard(self.folder, shard, _TEXT_COLUMNS, strings=False) for shard in self.manifest.shards]
         return pa.concat_tables(shards)
 
     @cached_property
-    def _response_starts(self) -> Int64[np.ndarray, " all_rows"]:
-        name = side_column("student", "response_start")
-        starts: np.ndarray = self._table.column(name).to_numpy().astype(np.int64)
-        if ((starts < 0) | (starts > self._lists(side_column("student", "input_ids")).lengths)).any():
-            raise damaged(self.folder, f"its column `{name}` points outside of its rows")
-        return starts
+    def _responses(self) -> "_Lists":
+        """Of every row at least one span, not empty, within its tokens, each behind the one before it."""
+        name = side_column("student", "responses")
+        lists, lengths = self._lists(name), self._lists(side_column("student", "input_ids")).lengths
+        for spans, counts, tokens in lists.parts(lengths):
+            starts, ends = spans.T
+            earliest = np.append(0, ends[:-1])
+            earliest[(np.cumsum(counts) - counts)[counts > 0]] = 0
+            limits = np.repeat(tokens, counts)
+            if (counts == 0).any() or ((starts < earliest) | (starts >= ends) | (ends > limits)).any():
+                raise damaged(self.folder, f"its column `{name}` has spans that its rows cannot have")
+        return lists
 
     @cached_property
     def _units(self) -> dict[Granularity, dict[Side, "_Lists"]]:
@@ -226,6 +253,14 @@ class _Lists:
     def lengths(self) -> Int64[np.ndarray, " rows"]:
         found = [np.zeros(0, dtype=np.int64), *(np.diff(each) for each in self._offsets)]
         return np.concatenate(found, dtype=np.int64)
+
+    def parts(
+        self, per_row: Int64[np.ndarray, " rows"]
+    ) -> Iterator[tuple[Int32[np.ndarray, "elements ..."], Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]]:
+        """Of each file: its elements, how many each row has, and what `per_row` says of those rows."""
+        for first, offsets, values in zip(self._first[:-1].tolist(), self._offsets, self._values, strict=True):
+            counts = np.diff(offsets).astype(np.int64)
+            yield values[offsets[0] : offsets[-1]], counts, per_row[first : first + len(counts)]
 
     def take(self, rows: Rows) -> tuple[Int32[np.ndarray, "elements ..."], Int64[Tensor, " pointers"]]:
         """The lists of some rows, one after the other, in memory of their own, and row pointers."""

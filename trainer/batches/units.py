@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from schemas.columns import MISSING
+from trainer.maths.geometry import covered
 from trainer.maths.ragged import check_pointers, pointers, select, spread
 from trainer.maths.triangle import pair_rows, select_pairs
 
@@ -55,22 +56,37 @@ def shared_units(
     return SharedUnits(spans, rows, kept, teacher_rows)
 
 
-def before_response(
-    rows: Int64[Tensor, " pointers"], response_start: Int64[Tensor, " documents"]
-) -> tuple[Int64[Tensor, " documents"], Int64[Tensor, " documents"]]:
-    """Of each document the tokens [first, last), counted from its own first one, whose next token is of the response.
+def before_tokens(spans: Int[Tensor, "spans 2"]) -> Int64[Tensor, "spans 2"]:
+    """The tokens before each token of some spans, as spans too; what is before a span's own first token may be in another.
 
-    `rows`: tokens of each document; `response_start`: its first response token, 0 for plain text, whose first token
-    nothing predicts. first = last where there are none.
+    Nothing comes before a document's first token, so a span from 0 gives one token less than it holds, and [0, 1) an empty
+    one.
     """
-    first = (response_start - 1).clamp_min(0)
-    return first, torch.maximum(rows.diff() - 1, first)
+    return (spans.to(torch.int64) - 1).clamp_min(0)
 
 
 def positions_of(
-    rows: Int64[Tensor, " pointers"], first: Int64[Tensor, " documents"], last: Int64[Tensor, " documents"]
+    rows: Int64[Tensor, " pointers"], spans: Int[Tensor, "spans 2"], span_rows: Int64[Tensor, " _"]
 ) -> Int64[Tensor, " positions"]:
-    """The tokens [first, last) of every document, as places among the batch's."""
-    found = pointers(last - first)
-    shift = spread(rows[:-1] + first - found[:-1], found)
+    """The tokens before each token of every document's spans, as places among the batch's tokens, rising.
+
+    `rows`: tokens of each document; `spans`: each counted from its document's first token, rising and disjoint;
+    `span_rows`: how many each document has.
+    """
+    check_pointers(span_rows, len(spans))
+    first, last = before_tokens(spans).unbind(1)
+    bounds = pointers(last - first)
+    shift = spread(spread(rows[:-1], span_rows) + first - bounds[:-1], bounds)
     return shift + torch.arange(len(shift))
+
+
+def learnt_tokens(
+    rows: Int64[Tensor, " pointers"], spans: Int[Tensor, "spans 2"], span_rows: Int64[Tensor, " _"]
+) -> Bool[Tensor, " tokens"]:
+    """Of each of the batch's tokens, whether it is in a span or just before one: what losses on what is learnt look at.
+
+    Arguments as of `positions_of`.
+    """
+    check_pointers(span_rows, len(spans))
+    wider = torch.stack([before_tokens(spans)[:, 0], spans[:, 1].to(torch.int64)], dim=1)
+    return covered(wider + spread(rows[:-1], span_rows)[:, None], int(rows[-1]))

@@ -51,7 +51,8 @@ def open_documents(folder: Path, limit: int | None, model: LanguageModel, tokeni
 
 
 def held_out_loss(model: LanguageModel, documents: Documents, token_budget: int = 4096) -> HeldOutResult:
-    """Mean of −log p(token | all before it) over the response tokens, end of text included; float32 sums in float64.
+    """Mean of −log p(token | all before it) over the response tokens, of every turn that is learnt, the tokens that end a
+    turn or the text included; float32 sums in float64.
 
     A text without a prompt is a response from its second token on. Documents run packed, about `token_budget` tokens at
     a time, and logits exist for some positions at a time. Raises `UserError` for a loss that is no finite number.

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from schemas.signals import Signal, StateTokens, Weights
@@ -29,6 +29,16 @@ class LayerSignals:
     state_index: Int64[Tensor, " state_tokens"] | None = None  # their places among the batch's; None: all tokens
 
 
+def kept_states(
+    spans: Int64[Tensor, "units 2"], tokens: int, state_tokens: StateTokens, learnt: Bool[Tensor, " tokens"] | None
+) -> Bool[Tensor, " tokens"] | None:
+    """Of each token of the batch, whether its states are kept; None: all are. Arguments as of `layer_signals`."""
+    if state_tokens == "all":
+        return learnt
+    of_units = covered(spans, tokens)
+    return of_units if learnt is None else of_units & learnt
+
+
 @torch.no_grad()
 def layer_signals(
     hidden: Float[Tensor, "tokens hidden"],
@@ -38,19 +48,22 @@ def layer_signals(
     want: Collection[Signal],
     state_tokens: StateTokens,
     weights: Weights,
+    learnt: Bool[Tensor, " tokens"] | None = None,
 ) -> LayerSignals:
     """The signals in `want` (others than `relations`, `units` and `states` are no matter of this function's).
 
     `spans`: [start, end) in the tokens of the batch, as `geometry.units_with_span` gives them; `unit_rows`: units of
-    each document. `state_tokens`: which states are kept, those that some unit covers or all. `weights`: of tokens.
+    each document. `state_tokens`: which states are kept, those that some unit covers or all; of those in `learnt` (on the
+    CPU) alone, if that is given. `weights`: of tokens.
     """
     token = uniform_weights(rows, hidden.device) if weights == "uniform" else centrality_weights(hidden, rows)
     pooled = pool(hidden, token, spans) if {"relations", "units"} & set(want) else None
     states = token_weights = state_rows = state_index = None
     if "states" in want:
         states, token_weights, state_rows = hidden, token, rows
-        if state_tokens == "covered":
-            state_index, state_rows = select(covered(spans, len(hidden)), rows)
+        keep = kept_states(spans, len(hidden), state_tokens, learnt)
+        if keep is not None:
+            state_index, state_rows = select(keep, rows)
             place = state_index.to(hidden.device, non_blocking=True)
             states, token_weights = hidden[place], token[place]
     return LayerSignals(

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -54,8 +54,8 @@ class Captured:
     rows: Int64[Tensor, " pointers"]  # of tokens, on the CPU
     states: dict[int, Float[Tensor, "tokens _"]]  # in the model's dtype, on the device of their layer
     attention: dict[int, Float32[Tensor, " tokens"]]  # of the last query, over heads; adds up to 1 in a document
-    final: Float[Tensor, "tokens _"] | None  # after the final norm
-    topk: tuple[Int32[Tensor, "tokens k"], Float32[Tensor, "tokens k"]] | None  # indices, log-probabilities, best first
+    final: Float[Tensor, "top_tokens _"] | None  # after the final norm
+    topk: tuple[Int32[Tensor, "top_tokens k"], Float32[Tensor, "top_tokens k"]] | None  # indices, log-probabilities, best first
 
 
 def batches_of(lengths: Sequence[int] | Int[np.ndarray, " documents"], budget: int) -> list[list[int]]:
@@ -109,8 +109,12 @@ class Forward:
         self.packed = self._can_pack(longest)
 
     @torch.no_grad()
-    def __call__(self, documents: Sequence[Int[np.ndarray, " _"]]) -> Captured:
+    def __call__(
+        self, documents: Sequence[Int[np.ndarray, " _"]], top: Bool[Tensor, " tokens"] | None = None
+    ) -> Captured:
         """One forward pass over documents' token ids, each with at least one.
+
+        `top`: of which tokens `final` and `topk` are kept, on the CPU; None: of all.
 
         Memory that runs out is an error for which `trainer.models.memory.out_of_memory` is true. Raises UserError for a document
         longer than the model can take.
@@ -131,11 +135,13 @@ class Forward:
                 f"{self.teacher.vocab_size - 1}; prepare the dataset with this teacher's own tokenizer."
             )
         request = self.request
-        top = request.final or request.topk is not None
-        wanted = frozenset((*request.layers, *([self.teacher.depth] if top else [])))
+        of_top = request.final or request.topk is not None
+        wanted = frozenset((*request.layers, *([self.teacher.depth] if of_top else [])))
         run = self._run_packed if self.packed else self._run_padded
         states, attention = run(documents, wanted, frozenset(request.attention))
-        final = states[self.teacher.depth] if top else None
+        final = states[self.teacher.depth] if of_top else None
+        if final is not None and top is not None:
+            final = final[top.nonzero().squeeze(1).to(final.device, non_blocking=True)]
         return Captured(
             rows=pointers(lengths),
             states={layer: states[layer] for layer in request.layers},

@@ -17,7 +17,7 @@ from schemas.files import flush
 from schemas.manifest import Manifest
 from schemas.training import LoraConfig, StudentConfig, TrainConfig
 from trainer.batches.documents import Documents
-from trainer.batches.tokenization import differing_row
+from trainer.batches.tokenization import differing_row, student_template
 from trainer.engine.monitor import METRICS, read_metrics
 from trainer.models.hub import ModelFiles, first_line
 from trainer.models.tokenizer import load_tokenizer, tokenizer_beside
@@ -138,14 +138,27 @@ def _plain(description: Any) -> Any:
 
 
 def student_tokenizer(dataset: Manifest) -> Any:
-    """The tokenizer that a dataset was prepared with on the student's side. Raises UserError if it is not there any more."""
+    """The tokenizer that a dataset was prepared with on the student's side, with the chat template that it was used with.
+
+    Raises UserError if either is not there any more, or the template is not what it was.
+    """
     side = dataset.config["student"]
-    return load_tokenizer(
+    tokenizer = load_tokenizer(
         side["tokenizer"],
         side["revision"],
         f"The student's tokenizer {side['tokenizer']!r}",
         "The dataset was prepared with it, so put it back there.",
     )
+    if side["template"] is not None:
+        template = student_template(dataset, tokenizer)
+        if template.identity() != dataset.tokenizers["student"]["template"]:
+            raise UserError(
+                f"The student's chat template {side['template']!r} is not what it was when the dataset was prepared; put the "
+                "old one back, or make a dataset with this one by `mta-prep align`."
+            )
+        if side["template"] != "native":  # that has all its named ones already
+            tokenizer.chat_template = template.text
+    return tokenizer
 
 
 def require_tokenizer(documents: Documents, student: StudentConfig, description: Any) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import ClassVar, Final, get_args
 
 import numpy as np
@@ -14,8 +15,8 @@ from schemas.config import CacheConfig, LayerConfig, ModelConfig
 from schemas.errors import UsageError
 from schemas.signals import Signal
 from trainer.batches.batch import Batch, LayerTargets
-from trainer.batches.units import SharedUnits, before_response
-from trainer.cache import TeacherCache
+from trainer.batches.units import SharedUnits, before_tokens
+from trainer.cache import EVERYTHING, TeacherCache
 from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import pointers, spread
 from trainer.models.head import Head
@@ -31,6 +32,8 @@ _SIGNALS: Final[Mapping[str, Signal]] = {
     "states": "states",
     "position_states": "states",
 }
+#: Needs of tokens, which one cache serves together.
+_OF_TOKENS: Final = frozenset({"states", "position_states"})
 #: Of units; every layer has them, whatever its signals.
 _WEIGHTS: Final = "weights"
 
@@ -82,15 +85,14 @@ class CachedTeacher:
         if not (self._demand.final or self._demand.topk):
             return replace(batch, layers=layers)
         final = indices = logprobs = None
-        parts = _slices(*self._before_response(batch))
         if self._demand.final:
             cache = self._serving[None, "final"]
-            final = torch.cat([cache.vectors(row, "final", part=part) for row, part in zip(rows, parts, strict=True)])
+            final = torch.cat([cache.vectors(row, "final", part=part) for row, part in self._learnt(batch, cache)[0]])
             _require_as_many(cache, len(final), len(batch.positions), "last states")
         if self._demand.topk:
             cache = self._serving[None, "topk"]
-            found = [cache.topk(row, part) for row, part in zip(rows, parts, strict=True)]
-            indices, logprobs = (torch.cat(each) for each in zip(*found, strict=True))
+            distributions = [cache.topk(row, part) for row, part in self._learnt(batch, cache)[0]]
+            indices, logprobs = (torch.cat(parts) for parts in zip(*distributions, strict=True))
             _require_as_many(cache, len(indices), len(batch.positions), "distributions")
         return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs)
 
@@ -121,32 +123,37 @@ class CachedTeacher:
     ) -> LayerSignals:
         rows: list[int] = batch.documents.tolist()
         cache = self._serving[layer, "position_states" if "position_states" in needs else "states"]
-        if "states" in needs:
-            parts = [slice(None)] * len(rows)
-            lengths, index = batch.rows.diff(), None
+        index: Int64[Tensor, " states"] | None
+        if "states" not in needs:  # only before what is learnt
+            parts, state_rows = self._learnt(batch, cache)
+            index = batch.positions
+        else:
+            parts, state_rows, index = [(row, EVERYTHING) for row in rows], batch.rows, None
             if cache.config.state_tokens == "covered":
                 places = [cache.state_index(row, layer) for row in rows]
-                lengths = torch.tensor([len(each) for each in places])
-                index = torch.cat(places) + spread(batch.rows[:-1], pointers(lengths))
-        else:  # only of the response
-            first, last = self._before_response(batch)
-            parts = _slices(first, last)
-            lengths, index = last - first, batch.positions
-        each = list(zip(rows, parts, strict=True))
-        states = torch.cat([cache.vectors(row, "states", layer, part) for row, part in each])
-        _require_as_many(
-            cache, len(states), len(batch.ids) if index is None else len(index), f"states of layer {layer}"
-        )
+                state_rows = pointers([len(of_row) for of_row in places])
+                index = torch.cat(places) + spread(batch.rows[:-1], state_rows)
+        states = torch.cat([cache.vectors(row, "states", layer, part) for row, part in parts])
+        _require_as_many(cache, len(states), int(state_rows[-1]), f"states of layer {layer}")
         return replace(
             signals,
             states=states,
-            token_weights=torch.cat([cache.token_weights(row, layer)[part] for row, part in each]),
-            state_rows=pointers(lengths),
+            token_weights=torch.cat([cache.token_weights(row, layer)[part] for row, part in parts]),
+            state_rows=state_rows,
             state_index=index,
         )
 
-    def _before_response(self, batch: Batch) -> tuple[Int64[Tensor, " documents"], Int64[Tensor, " documents"]]:
-        return before_response(batch.rows, self.documents.response_start(batch.documents.numpy()))
+    def _learnt(self, batch: Batch, cache: TeacherCache) -> tuple[list[tuple[int, slice]], Int64[Tensor, " pointers"]]:
+        """Where a cache keeps what it has of the tokens before each learnt one, at the batch's positions: rows, and parts
+        of what is kept of their tokens; and row pointers of the positions."""
+        spans, span_rows = self.documents.responses(batch.documents.numpy())
+        before = before_tokens(spans)
+        parts = [
+            (row, part)
+            for row, (first, last) in zip(batch.documents.tolist(), pairwise(span_rows.tolist()), strict=True)
+            for part in cache.parts_of(row, before[first:last])
+        ]
+        return parts, pointers(before.diff(dim=1).squeeze(1))[span_rows]
 
     def _require_weights(self) -> None:
         wanted = self._demand.weights
@@ -165,6 +172,8 @@ class CachedTeacher:
                 has = has and _SIGNALS.get(need, need) in cache.config.signals
             if need == "position_states":
                 has = has and cache.config.state_tokens == "all"
+            if layer is not None and need in _OF_TOKENS and "states" in self._demand.layers[layer]:
+                has = has and not cache.config.response_only
             if has:
                 return cache
         return None
@@ -183,6 +192,11 @@ class CachedTeacher:
                 what = f"{cache.folder} has {found} at teacher layer {layer}, which the config pairs for {wanted}"
             elif need == "position_states":
                 what = f"No cache in `data.caches` has the states of all tokens (recipe fdd) of teacher layer {layer}"
+            elif need == "states" and any("states" in cache.config.signals for cache in others.values()):
+                what = (
+                    f"No cache in `data.caches` has the states of tokens outside of responses of teacher layer {layer} "
+                    "(`response_only`)"
+                )
             else:
                 what = f"No cache in `data.caches` has the signal `{need}` of teacher layer {layer}"
         return f"{what}; make one, and name it there as well: `{self._command(missing)}`."
@@ -198,13 +212,14 @@ class CachedTeacher:
             layers=tuple(LayerConfig(layer=each, granularity=self._demand.granularities[each]) for each in layers),
             signals=tuple(signal for signal in get_args(Signal) if signal in signals),
             state_tokens="all" if "position_states" in needs else "covered",
+            response_only="states" not in needs and not needs.isdisjoint(("final", "topk", "position_states")),
             weights=self._demand.weights,
             limit=self.documents.limit,
         )
         if not self._caches.caches:
             return commands.cache_teacher(wanted)
         first = self._caches.caches[0]  # what this does not say of it is as there
-        changed = wanted.model_dump(include={"signals", "state_tokens", "weights"})
+        changed = wanted.model_dump(include={"signals", "state_tokens", "response_only", "weights"})
         rows = self.documents.rows if first.config.limit is not None else wanted.limit
         return first.command(**changed, dataset=wanted.dataset, layers=wanted.layers, limit=rows)
 

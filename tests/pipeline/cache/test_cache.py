@@ -300,7 +300,7 @@ def test_the_command_caches_and_says_what_it_left_out(command, prepared, tiny_te
 def test_weights_of_a_shard_cost_what_the_plan_says(cache_plan):
     """Bytes by row, which decide where shards begin, add up to the bytes of the whole."""
     plan = cache_plan(signals=EVERY, layers=LAYERS)
-    rows = plan.documents.read(sizes.granularities(plan.config), 0, plan.documents.rows)
+    rows = plan.documents.read(sizes.granularities(plan.config), 0, plan.documents.rows, response_only=False)
     shard = rows.shard(plan.config.layers, "covered")
     each = sizes.row_bytes(shard, sizes.tensors(plan.config, plan.shape, sizes.nothing(plan.config)).values())
     tensors = sizes.tensors(plan.config, plan.shape, shard.counts()).values()

@@ -147,9 +147,9 @@ def test_the_size_is_known_beforehand(storage, state_tokens):
 
 
 def test_counts_of_parts_add_up():
-    first = Counts(2, 10, {3: LayerCounts(4, 3, 7)})
-    second = Counts(1, 5, {3: LayerCounts(1, 0, 2)})
-    assert first + second == Counts(3, 15, {3: LayerCounts(5, 3, 9)})
+    first = Counts(2, 10, 6, {3: LayerCounts(4, 3, 7)})
+    second = Counts(1, 5, 5, {3: LayerCounts(1, 0, 2)})
+    assert first + second == Counts(3, 15, 11, {3: LayerCounts(5, 3, 9)})
 
 
 @pytest.mark.parametrize("row", range(5))

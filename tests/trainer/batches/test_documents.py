@@ -30,8 +30,8 @@ def test_a_batch_is_what_the_columns_say(request, make_cache, dataset):
     for row in ROWS:
         document = table[row]
         base, mine = len(ids), document["student_input_ids"]
-        for place in range(document["student_response_start"], len(mine)):
-            if place > 0:
+        for first, last in document["student_responses"]:
+            for place in range(max(first, 1), last):
                 positions.append(base + place - 1)
                 targets.append(mine[place])
         ids += mine

@@ -47,7 +47,7 @@ def test_prompts(prepared, cut, tokenizers):
         documents = Documents(folder)
         assert differing_row(documents, tokenizers[OWN]) is None
         assert differing_row(documents, tokenizers[OTHER]) == 0
-    lengths = documents.response_start(np.arange(len(documents)))
+    lengths = documents.responses(np.arange(len(documents)))[0][:, 0]
     assert int((lengths == 12).sum()) > 3, "prompts were cut"
 
 
@@ -61,7 +61,7 @@ def test_texts_without_a_prompt(plain, tokenizers):
 def test_only_the_last_of_many_rows_differs(prepared, tokenizers):
     """Rows that are compared lie all over the dataset."""
     documents = Documents(prepared)
-    last = documents.texts(np.array([len(documents) - 1]))[0][0]
+    last = documents.texts(np.array([len(documents) - 1]))[0].text
 
     def tokenizer(text, add_special_tokens):
         found = tokenizers[OWN](text, add_special_tokens=add_special_tokens)

@@ -252,13 +252,14 @@ def test_held_out_loss_equals_a_plain_loop(run, same_side):
     for shard in sorted(same_side.glob("*.arrow")):
         with pa.ipc.open_stream(shard) as reader:
             table = reader.read_all()
-        for row in table.select(["student_input_ids", "student_response_start"]).to_pylist():
+        for row in table.select(["student_input_ids", "student_responses"]).to_pylist():
             ids = row["student_input_ids"]
             with torch.no_grad():
                 logits = model(torch.tensor([ids])).logits[0].double()
-            for place in range(max(row["student_response_start"], 1), len(ids)):
-                total -= float(logits[place - 1].log_softmax(0)[ids[place]])
-                count += 1
+            for first, last in row["student_responses"]:
+                for place in range(max(first, 1), last):
+                    total -= float(logits[place - 1].log_softmax(0)[ids[place]])
+                    count += 1
             rows += 1
     assert (found["tokens"], found["rows"]) == (count, rows)
     assert found["loss"] == pytest.approx(total / count, rel=1e-5)
