@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from launching import STEPS
+from turns import with_turns
 
 PAIRS = [
     {"student": 1, "teacher": 2, "granularity": "words"},
@@ -23,6 +24,12 @@ def aligned(prepared, tmp_path_factory):
     sides = {"student": {"tokenizer": "embedded:sentencepiece-bpe", "max_length": longest_prompt + 3}}
     realign(prepared, out, sides, None, workers=1, overwrite=False, quiet=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def turns(same, tmp_path_factory):
+    """The sample with the same tokens on both sides, in which several turns of each row are learnt."""
+    return with_turns(same, tmp_path_factory.mktemp("turns") / "out")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from pipeline.cache.shard import Counts, LayerCounts, ShardRows, ShardTensors, layer_rows, pack, specs
+from pipeline.cache.shard import Counts, LayerCounts, LearntRows, ShardRows, ShardTensors, layer_rows, pack, specs
 from schemas import files
 from schemas import signals as names
 from schemas.config import CacheConfig
@@ -35,6 +35,8 @@ SPANS = {
     2: [[[0, 1], [-1, -1], [1, 4]], [[0, 1]], [[0, 2], [2, 3], [5, 7]], [], [[-1, -1]], [[0, 3], [3, 4], [4, 5]]],
     7: [[[0, 4]], [], [[-1, -1], [0, 7], [1, 3]], [[2, 3]], [[0, 1]], [[0, 5], [1, 2]]],
 }
+#: what is learnt of each row: from its beginning, one span right behind another, with tokens before, between and behind
+RESPONSES = [[[2, 4]], [[0, 1]], [[2, 3], [3, 4], [6, 7]], [[1, 2]], [[0, 1]], [[0, 2], [4, 5]]]
 SHARDS = [[0, 1, 2], [3], [4, 5]]
 HIDDEN, VOCABULARY, K = 8, 11, 3
 SHA = "0" * 64
@@ -65,10 +67,25 @@ def live(row, layer, config):
     rows = pointers([LENGTHS[row]])
     units = units_with_span(*flat_spans(layer, [row]), rows)
     want = frozenset(config.signals) & LAYER_SIGNALS
+    learnt = learnt_of([row]) if config.response_only else None
     signals = layer_signals(
-        document(row, layer), rows, units.spans, units.rows, want, config.state_tokens, config.weights
+        document(row, layer), rows, units.spans, units.rows, want, config.state_tokens, config.weights, learnt
     )
     return units, signals
+
+
+def learnt_of(rows):
+    """Whether a token is learnt or before one that is, in plain Python."""
+    marks = []
+    for row in rows:
+        learnt = {token for first, last in RESPONSES[row] for token in range(first, last)}
+        marks += [token in learnt or token + 1 in learnt for token in range(LENGTHS[row])]
+    return torch.tensor(marks)
+
+
+def kept_of(values, row, config):
+    """Of values of a row's tokens, those that are kept."""
+    return values[learnt_of([row])] if config.response_only else values
 
 
 def attention_of(row, layer):
@@ -107,19 +124,22 @@ def write_cache(folder, config, logits=None, head=None):
     for number, rows in enumerate(SHARDS):
         token_rows = pointers([LENGTHS[row] for row in rows])
         state_tokens = config.state_tokens if "states" in config.signals else None
-        parts = {layer: layer_rows(*flat_spans(layer, rows), token_rows, state_tokens) for layer in layers}
-        shard_rows = ShardRows([f"id-{row}" for row in rows], token_rows, parts)
+        learnt = LearntRows.of(learnt_of(rows), token_rows) if config.response_only else None
+        parts = {layer: layer_rows(*flat_spans(layer, rows), token_rows, state_tokens, learnt) for layer in layers}
+        shard_rows = ShardRows([f"id-{row}" for row in rows], token_rows, parts, learnt)
         counts = shard_rows.counts()
         totals = totals + counts
-        expected = specs(counts, config.signals, config.storage, config.state_tokens, lambda _: HIDDEN, K)
+        expected = specs(
+            counts, config.signals, config.storage, config.state_tokens, lambda _: HIDDEN, K, config.response_only
+        )
         shard = ShardTensors(shard_rows, expected)
         for place, row in enumerate(rows):
             batch = pack(
                 {layer: live(row, layer, config)[1] for layer in layers},
                 config.storage,
                 attention={each: attention_of(row, each) for each in layers if "attention" in config.signals},
-                final=document(row, 9) if "final" in config.signals else None,
-                topk=topk_of(row) if "topk" in config.signals else None,
+                final=kept_of(document(row, 9), row, config) if "final" in config.signals else None,
+                topk=tuple(kept_of(part, row, config) for part in topk_of(row)) if "topk" in config.signals else None,
             )
             shard.place([place], batch)
             places.append((f"id-{row}", number, place, LENGTHS[row]))
@@ -148,6 +168,7 @@ def write_cache(folder, config, logits=None, head=None):
         rows=len(places),
         tokens=sum(LENGTHS),
         counts={
+            "learnt": totals.learnt,
             "layers": {
                 str(layer): dataclasses.asdict(of) | {"units_without_span": 0} for layer, of in totals.layers.items()
             }
@@ -180,10 +201,12 @@ def change_manifest(folder, change):
 # what is read is what was live
 
 
+@pytest.mark.parametrize("response_only", [False, True])
 @pytest.mark.parametrize("state_tokens", ["covered", "all"])
 @pytest.mark.parametrize("storage", DTYPES)
-def test_every_signal_of_every_row(tmp_path, storage, state_tokens):
-    config = config_of(storage={"units": storage, "states": storage, "final": storage}, state_tokens=state_tokens)
+def test_every_signal_of_every_row(tmp_path, storage, state_tokens, response_only):
+    vectors = dict.fromkeys(("units", "states", "final"), storage)
+    config = config_of(storage=vectors, state_tokens=state_tokens, response_only=response_only)
     cache = TeacherCache(write_cache(tmp_path / "cache", config))
 
     def stored(values):
@@ -210,10 +233,24 @@ def test_every_signal_of_every_row(tmp_path, storage, state_tokens):
             kept = torch.arange(length) if signals.state_index is None else signals.state_index
             assert torch.equal(cache.state_index(row, layer), kept)
             assert torch.equal(cache.attention(row, layer), attention_of(row, layer))
-        assert torch.equal(cache.final(row), stored(document(row, 9)))
+        assert cache.learnt_index(row).tolist() == kept_of(torch.arange(length), row, config).tolist()
+        assert torch.equal(cache.final(row), kept_of(stored(document(row, 9)), row, config))
         indices, logprobs = cache.topk(row)
-        assert torch.equal(indices, topk_of(row)[0].long())
-        assert torch.equal(logprobs, topk_of(row)[1].half().float())
+        assert torch.equal(indices, kept_of(topk_of(row)[0].long(), row, config))
+        assert torch.equal(logprobs, kept_of(topk_of(row)[1].half().float(), row, config))
+        before = [[max(first - 1, 0), max(last - 1, 0)] for first, last in RESPONSES[row]]
+        index = cache.learnt_index(row)
+        for (first, last), part in zip(before, cache.parts_of(row, torch.tensor(before)), strict=True):
+            assert index[part].tolist() == list(range(first, last))
+
+
+def test_tokens_that_a_response_only_cache_lacks(tmp_path):
+    config = config_of(response_only=True)
+    cache = TeacherCache(write_cache(tmp_path / "cache", config))
+    row = max(range(6), key=lambda row: LENGTHS[row])
+    assert len(cache.learnt_index(row)) < LENGTHS[row]
+    with pytest.raises(StateError, match=f"lacks tokens of row {row} that the dataset says are learnt"):
+        cache.parts_of(row, torch.tensor([[0, LENGTHS[row]]]))
 
 
 def test_unit_weights_add_up_to_one(cache):

@@ -190,16 +190,24 @@ class CachedTeacher:
             elif wanted not in others:
                 found, cache = next(iter(others.items()))
                 what = f"{cache.folder} has {found} at teacher layer {layer}, which the config pairs for {wanted}"
+            elif need in _OF_TOKENS and self._ends_at_responses(layer):
+                what = (
+                    "No cache in `data.caches` has the states of tokens outside of responses (`response_only: false`) of "
+                    f"teacher layer {layer}"
+                )
             elif need == "position_states":
                 what = f"No cache in `data.caches` has the states of all tokens (recipe fdd) of teacher layer {layer}"
-            elif need == "states" and any("states" in cache.config.signals for cache in others.values()):
-                what = (
-                    f"No cache in `data.caches` has the states of tokens outside of responses of teacher layer {layer} "
-                    "(`response_only`)"
-                )
             else:
                 what = f"No cache in `data.caches` has the signal `{need}` of teacher layer {layer}"
         return f"{what}; make one, and name it there as well: `{self._command(missing)}`."
+
+    def _ends_at_responses(self, layer: int) -> bool:
+        """Whether states of a layer are there, but for those of tokens that are not learnt, which are needed as well."""
+        return "states" in self._demand.layers[layer] and any(
+            cache.config.response_only and "states" in cache.config.signals
+            for cache in self._caches.caches
+            if cache.layers.get(layer) == self._demand.granularities[layer]
+        )
 
     def _command(self, missing: Iterable[tuple[int | None, str]]) -> str:
         """The command for a cache that holds what is missing, and no more."""

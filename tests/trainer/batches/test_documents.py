@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import load_from_disk
 
@@ -13,15 +14,16 @@ from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
 
 
-@pytest.mark.parametrize("dataset", ["prepared", "aligned"])
+@pytest.mark.parametrize("dataset", ["prepared", "aligned", "turns"])
 def test_a_batch_is_what_the_columns_say(request, make_cache, dataset):
     """Tokens, positions, units that both sides have, their weights and relations, recomputed row by row in plain Python.
 
     `aligned` is served by the cache that was made before it.
     """
     folder = request.getfixturevalue(dataset)
-    cache = TeacherCache(make_cache())
-    batch = source_of(folder, [make_cache()], WORDS, CHUNKS).fetch(ROWS)
+    made = make_cache(dataset=str(folder)) if dataset == "turns" else make_cache()
+    cache = TeacherCache(made)
+    batch = source_of(folder, [made], WORDS, CHUNKS).fetch(ROWS)
     table = load_from_disk(str(folder))
     assert batch.documents.tolist() == ROWS
     ids, positions, targets, rows = [], [], [], [0]
@@ -60,7 +62,30 @@ def test_a_batch_is_what_the_columns_say(request, make_cache, dataset):
         assert found.rows.diff().tolist() == unit_rows[layer]
         np.testing.assert_allclose(found.weights, weights[layer], rtol=1e-5)
         assert found.relations.tolist() == relations[layer]
-    assert dataset == "prepared" or left_out > 0
+    assert dataset != "aligned" or left_out > 0
+
+
+def other_spans(column, spans):
+    """The column with other spans of its second row."""
+    values = column.to_pylist()
+    values[1] = spans
+    return pa.array(values, column.type)
+
+
+@pytest.mark.parametrize(
+    "spans", [[], [[3, 3]], [[4, 3]], [[-1, 2]], [[2, 10**6]], [[0, 3], [2, 5]], [[4, 6], [0, 3]], [[1, 2], [2, 2]]]
+)
+def test_spans_that_a_row_cannot_have(turns, monkeypatch, spans):
+    """Told when spans are first asked for, whichever rows' they are."""
+    documents = Documents(turns)
+    assert len(documents.responses(np.array([0]))[0]) > 1
+    documents = Documents(turns)
+    table = documents._table
+    index = table.schema.get_field_index("student_responses")
+    column = pa.chunked_array([other_spans(chunk, spans) for chunk in table.column(index).chunks])
+    monkeypatch.setitem(documents.__dict__, "_table", table.set_column(index, table.schema.field(index), column))
+    with pytest.raises(StateError, match="its column `student_responses` has spans that its rows cannot have"):
+        documents.batch(np.array([0]))
 
 
 @pytest.mark.parametrize("limit", [None, 7])

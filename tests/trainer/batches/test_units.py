@@ -1,12 +1,14 @@
 """Units that both sides have, and the teacher's signals of them, against plain loops."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.batches.units import shared_units
+from trainer.batches.units import learnt_tokens, positions_of, shared_units
 from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import pointers
 from trainer.teacher.targets import join_layer
@@ -62,6 +64,30 @@ def test_shared_units_and_join_against_plain_loops(data):
     assert found.states[:, 0].tolist() == [2.0 * token for token in inside]
     assert found.state_weights.tolist() == inside
     assert found.position_states[:, 0].tolist() == [2.0 * token for token in positions.tolist()]
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_positions_and_learnt_tokens_against_a_plain_loop(data):
+    """Any spans: from a first token on, one right behind another, of one token; rows without any."""
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    spans, counts, positions, learnt = [], [], [], []
+    start = 0
+    for length in lengths:
+        edges = sorted(data.draw(st.lists(st.integers(0, length), max_size=6, unique=True)))
+        joins = data.draw(st.lists(st.booleans(), min_size=len(edges), max_size=len(edges)))
+        mine = [
+            [a, b] for number, (a, b) in enumerate(itertools.pairwise(edges)) if joins[number] or number % 2 == 0
+        ]
+        spans += mine
+        counts.append(len(mine))
+        tokens = {token for a, b in mine for token in range(a, b)}
+        positions += [start + token - 1 for token in sorted(tokens) if token > 0]
+        learnt += [token in tokens or token + 1 in tokens for token in range(length)]
+        start += length
+    ragged = pointers(lengths), torch.tensor(spans, dtype=torch.int32).reshape(-1, 2), pointers(counts)
+    assert positions_of(*ragged).tolist() == positions
+    assert learnt_tokens(*ragged).tolist() == learnt
 
 
 def test_join_refuses_what_is_not_there():
