@@ -269,7 +269,9 @@ class CacheConfig(Strict):
     signals: tuple[Signal, ...] = Field(min_length=1)
     storage: StorageConfig = StorageConfig()
     state_tokens: StateTokens = "covered"  # by the layer's units, or all
-    response_only: bool = False  # `final`, `topk` and states of the tokens that are learnt and the one before each alone
+    response_only: bool = (
+        False  # `final`, `topk` and states of the tokens that are learnt and the one before each alone
+    )
     weights: Weights = "centrality"  # of tokens
     topk: int = Field(default=64, ge=1)
     token_budget: int = Field(default=4096, ge=16)  # tokens in one batch; may move last bits, so it is recorded

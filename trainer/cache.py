@@ -209,7 +209,8 @@ class TeacherCache:
         return Head(file.get_tensor("weight"), bias, logits["soft_cap"], logits["scale"])
 
     def logits(self, row: int) -> Float32[Tensor, "kept_tokens vocabulary"]:
-        """The teacher's logits after each token of `learnt_index`, computed in the type of its output matrix, as the teacher does."""
+        """The teacher's logits after each token of `learnt_index`, computed in the type of its output matrix, as the teacher
+        does."""
         return self.head.logits(self.final(row)).to(torch.float32)
 
     def command(self, **changed: Any) -> str:
@@ -303,7 +304,8 @@ class TeacherCache:
 def _shared_pointers(config: CacheConfig) -> dict[Along, Along]:
     """What is ragged along other pointers than its own: of what is kept of all tokens, the tokens'."""
     learnt: Along = "learnt" if config.response_only else "tokens"
-    return {"learnt": learnt} | ({"states": learnt} if config.state_tokens == "all" else {})
+    shared: dict[Along, Along] = {"learnt": learnt}
+    return shared | ({"states": learnt} if config.state_tokens == "all" else {})
 
 
 class _Shard:

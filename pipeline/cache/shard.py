@@ -63,7 +63,9 @@ class LayerRows:
     unit_rows: Int64[Tensor, " pointers"]
     unit_index: Int32[Tensor, " units"]  # which of the row's units
     state_rows: Int64[Tensor, " pointers"] | None  # pointers of kept tokens; None: no states
-    state_index: Int32[Tensor, " state_tokens"] | None  # which of the row's tokens; None: no states, or of all there are
+    state_index: (
+        Int32[Tensor, " state_tokens"] | None
+    )  # which of the row's tokens; None: no states, or of all there are
 
     def counts(self) -> LayerCounts:
         """Totals."""
@@ -81,7 +83,8 @@ def layer_rows(
     """One layer's part of a shard, from the dataset: spans as its `teacher_{granularity}` column has them.
 
     `unit_rows`: pointers of all units of the shard's rows, those without a span too; `token_rows`: of their tokens.
-    `state_tokens`: None where no states are kept; `learnt`: None where those of all tokens may be. Raises ValueError for a span that is empty or leaves its row.
+    `state_tokens`: None where no states are kept; `learnt`: None where those of all tokens may be. Raises ValueError for a
+    span that is empty or leaves its row.
     """
     units = units_with_span(spans, unit_rows, token_rows)
     unit_index = (units.index - spread(unit_rows[:-1], units.rows)).to(torch.int32)

@@ -78,7 +78,13 @@ def verify(folder: Path, *, quick: bool, dataset: Path | None) -> Findings:
         findings.checked["tokens"] += counts.tokens
         findings.checked["units"] += sum(of.units for of in counts.layers.values())
         if documents is not None:
-            _check_against(place, tensors, documents.read(sizes.granularities(config), first, last, response_only=config.response_only), config, findings)
+            _check_against(
+                place,
+                tensors,
+                documents.read(sizes.granularities(config), first, last, response_only=config.response_only),
+                config,
+                findings,
+            )
     if not findings.found and totals != expected:
         findings.problem("Rows, tokens, learnt tokens, units or states in the manifest are not those of the shards.")
     if manifest.head is not None:

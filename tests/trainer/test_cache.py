@@ -171,7 +171,7 @@ def write_cache(folder, config, logits=None, head=None):
             "learnt": totals.learnt,
             "layers": {
                 str(layer): dataclasses.asdict(of) | {"units_without_span": 0} for layer, of in totals.layers.items()
-            }
+            },
         },
         index=OtherFile(**file_entry(folder / names.INDEX)),
         head=head_file,

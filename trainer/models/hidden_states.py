@@ -55,7 +55,9 @@ class Captured:
     states: dict[int, Float[Tensor, "tokens _"]]  # in the model's dtype, on the device of their layer
     attention: dict[int, Float32[Tensor, " tokens"]]  # of the last query, over heads; adds up to 1 in a document
     final: Float[Tensor, "top_tokens _"] | None  # after the final norm
-    topk: tuple[Int32[Tensor, "top_tokens k"], Float32[Tensor, "top_tokens k"]] | None  # indices, log-probabilities, best first
+    topk: (
+        tuple[Int32[Tensor, "top_tokens k"], Float32[Tensor, "top_tokens k"]] | None
+    )  # indices, log-probabilities, best first
 
 
 def batches_of(lengths: Sequence[int] | Int[np.ndarray, " documents"], budget: int) -> list[list[int]]:

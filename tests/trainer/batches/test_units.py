@@ -76,9 +76,7 @@ def test_positions_and_learnt_tokens_against_a_plain_loop(data):
     for length in lengths:
         edges = sorted(data.draw(st.lists(st.integers(0, length), max_size=6, unique=True)))
         joins = data.draw(st.lists(st.booleans(), min_size=len(edges), max_size=len(edges)))
-        mine = [
-            [a, b] for number, (a, b) in enumerate(itertools.pairwise(edges)) if joins[number] or number % 2 == 0
-        ]
+        mine = [[a, b] for number, (a, b) in enumerate(itertools.pairwise(edges)) if joins[number] or number % 2 == 0]
         spans += mine
         counts.append(len(mine))
         tokens = {token for a, b in mine for token in range(a, b)}

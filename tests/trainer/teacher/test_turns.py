@@ -75,7 +75,9 @@ def test_a_response_only_cache_holds_what_is_learnt(make_cache, turns):
     kept = 0
     for row in range(len(part)):
         index = part.learnt_index(row)
-        learnt = {token for first, last in documents.responses(np.array([row]))[0].tolist() for token in range(first, last)}
+        learnt = {
+            token for first, last in documents.responses(np.array([row]))[0].tolist() for token in range(first, last)
+        }
         assert index.tolist() == sorted(learnt | {token - 1 for token in learnt if token})
         assert torch.equal(part.final(row), whole.final(row)[index])
         assert torch.equal(part.states(row, 4), whole.states(row, 4)[index])
