@@ -1,4 +1,4 @@
-"""A dataset whose rows have several turns that are learnt, made of one whose rows have one response."""
+"""Datasets whose rows have several turns that are learnt: made of one whose rows have one response, or of conversations."""
 
 import json
 import shutil
@@ -9,6 +9,23 @@ import pyarrow as pa
 from schemas import files
 from schemas.columns import SIDES, side_column
 from schemas.manifest import MANIFEST, read_manifest
+
+TOLD = [
+    [
+        ("system", "You are brief."),
+        ("user", "Who sold the mill?"),
+        ("assistant", "Ada sold the old mill."),
+        ("user", "When was it?"),
+        ("assistant", "In the spring of 1901, before the flood."),
+    ],
+    [("user", "Name two dogs."), ("assistant", "Rex and Bella.")],
+    [
+        ("user", "Say hello."),
+        ("assistant", "Hello!"),
+        ("user", "Again, and tell me of a cat on the moon."),
+        ("assistant", "Once a cat sat on the moon. It looked down at the small blue earth and slept."),
+    ],
+]
 
 
 def spans_of(length, row):
@@ -42,4 +59,18 @@ def with_turns(folder, out):
         entry |= {"bytes": (out / shard.file).stat().st_size, "sha256": files.sha256_of(out / shard.file)}
     manifest |= {"teacher_fingerprint": "7" * 64, "fingerprint": "8" * 64}
     (out / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return out
+
+
+def conversations(out, **values):
+    """A dataset of a few conversations, the same tokenizer and template on both sides unless `values` say otherwise."""
+    from pipeline.dataset.prepare import prepare
+    from schemas.config import ParseConfig
+
+    rows = out.with_suffix(".jsonl")
+    lines = [json.dumps({"messages": [{"role": role, "content": said} for role, said in told]}) for told in TOLD]
+    rows.write_text("\n".join(lines), encoding="utf-8")
+    side = {"tokenizer": "embedded:sentencepiece-bpe"}
+    base = {"inputs": [str(rows)], "template": "chatml", "teacher": side, "student": side}
+    prepare(ParseConfig.parse(base | values, "test"), out, workers=1, quiet=True)
     return out

@@ -55,6 +55,8 @@ def test_recipes(name):
     assert set(config.signals) == set(RECIPES[name])
     assert notes == []
     assert config.state_tokens == ("all" if name in ("fdd", "sra") else "covered")
+    assert config.response_only == (name in ("fdd", "logits"))
+    assert settle(Choice(recipe=name), response_only=not config.response_only)[0].response_only != config.response_only
     assert (config.layers == ()) == (name == "logits")
 
 

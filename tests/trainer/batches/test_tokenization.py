@@ -7,6 +7,8 @@ from transformers import AutoTokenizer
 from schemas import embedded
 from trainer.batches.documents import Documents
 from trainer.batches.tokenization import differing_row
+from trainer.student.export import student_tokenizer
+from turns import conversations
 
 OWN, OTHER = "embedded:bytelevel-bpe", "embedded:sentencepiece-bpe"
 
@@ -56,6 +58,43 @@ def test_texts_without_a_prompt(plain, tokenizers):
     assert documents.lengths("student").max() == 12
     assert differing_row(documents, tokenizers[OTHER]) is None
     assert differing_row(documents, tokenizers[OWN]) == 0
+
+
+def test_conversations(tmp_path, tokenizers):
+    """Rendered by the dataset's own template, whatever the tokenizer's is; also where rows have lost their end."""
+    whole = Documents(conversations(tmp_path / "whole"))
+    longest = int(whole.lengths("student").max())
+    side = {"tokenizer": OTHER, "max_length": longest - 20}
+    short = Documents(conversations(tmp_path / "short", student=side))
+    assert short.lengths("student").max() < longest
+    for documents in (whole, short):
+        assert not tokenizers[OTHER].chat_template
+        assert differing_row(documents, tokenizers[OTHER]) is None
+        assert differing_row(documents, student_tokenizer(documents.manifest)) is None
+        assert differing_row(documents, tokenizers[OWN]) == 0
+
+
+def test_conversations_by_a_template_that_is_the_tokenizers_own(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(embedded.resolve(OTHER))
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "own")
+    side = {"tokenizer": str(tmp_path / "own")}
+    documents = Documents(conversations(tmp_path / "out", template="native", teacher=side, student=side))
+    assert documents.lengths("student")[1] == len(documents.tokens("student", np.array([1]))[0])
+    assert differing_row(documents, tokenizer) is None
+    for template in (
+        None,
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+        "{{ raise_exception('no') }}",
+    ):
+        tokenizer.chat_template = template
+        assert differing_row(documents, tokenizer) == 0
+
+
+def test_the_same_tokenizer_with_another_template_gives_other_tokens(tmp_path):
+    same = conversations(tmp_path / "same")
+    other = conversations(tmp_path / "other", student={"tokenizer": OTHER, "template": "alpaca"})
+    assert [Documents(folder).same_tokens for folder in (same, other)] == [True, False]
 
 
 def test_only_the_last_of_many_rows_differs(prepared, tokenizers):

@@ -24,6 +24,7 @@ from trainer.evaluation.generate import Response
 from trainer.evaluation.questions import names_of, read_questions
 from trainer.evaluation.results import compare, read_result
 from trainer.evaluation.rouge import RougeL
+from turns import conversations
 
 TEACHER = "embedded:teacher"
 SCRIPT = Path(evaluate.__file__)
@@ -241,15 +242,17 @@ def test_several_files_in_a_table(run, mixed, tmp_path):
     assert "2/2 rows" in err
 
 
-def test_held_out_loss_equals_a_plain_loop(run, same_side):
+@pytest.mark.parametrize("turns", [False, True])
+def test_held_out_loss_equals_a_plain_loop(run, same_side, tmp_path, turns):
     import pyarrow as pa
 
-    code, printed, err = run("run", TEACHER, "--held-out", same_side, "--json")
+    folder = conversations(tmp_path / "turns") if turns else same_side
+    code, printed, err = run("run", TEACHER, "--held-out", folder, "--json")
     assert (code, err) == (Exit.OK, "")
     found = json.loads(printed)["held_out"]
     model = AutoModelForCausalLM.from_pretrained(embedded.resolve(TEACHER), dtype=torch.float32).eval()
     total, count, rows = 0.0, 0, 0
-    for shard in sorted(same_side.glob("*.arrow")):
+    for shard in sorted(folder.glob("*.arrow")):
         with pa.ipc.open_stream(shard) as reader:
             table = reader.read_all()
         for row in table.select(["student_input_ids", "student_responses"]).to_pylist():

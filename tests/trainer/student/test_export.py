@@ -18,6 +18,7 @@ from trainer.maths.ragged import pointers
 from trainer.student import export as exporting
 from trainer.student.export import export, export_run, require_tokenizer, student_tokenizer, whole_model
 from trainer.student.model import load_student
+from turns import TOLD, conversations
 
 SIZES = {
     "vocab_size": 4096,
@@ -256,6 +257,36 @@ def test_a_tokenizer_that_has_gone(dataset, tmp_path):
     moved = dataset.model_copy(update={"config": dataset.config | {"student": side}})
     with pytest.raises(UserError, match=r"student's tokenizer .*gone.*no such folder or file.*put it back there"):
         student_tokenizer(moved)
+
+
+def test_the_chat_template_of_the_dataset_is_the_students(trained, tmp_path):
+    """What the student was trained with is what `apply_chat_template` gives to whoever opens it."""
+    side = {"tokenizer": "embedded:sentencepiece-bpe", "template": "alpaca"}
+    folder = conversations(tmp_path / "out", student=side)
+    student, config = trained("llama", data={"dataset": str(folder)})
+    write(student, config, read_manifest(folder), tmp_path / "student")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "student")
+    documents = Documents(folder)
+    for row, told in enumerate(TOLD):
+        messages = [{"role": role, "content": said} for role, said in told]
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        assert ids == documents.tokens("student", np.array([row]))[0].tolist()
+
+
+def test_a_chat_template_that_has_changed(tmp_path):
+    file = tmp_path / "turns.jinja"
+    template = (
+        "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}{{ '' if add_generation_prompt }}"
+    )
+    file.write_text(template, encoding="utf-8")
+    side = {"tokenizer": "embedded:sentencepiece-bpe", "template": str(file)}
+    manifest = read_manifest(conversations(tmp_path / "out", student=side))
+    assert student_tokenizer(manifest).chat_template == template
+    file.write_text(template.replace("<", "["), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"chat template .*turns.jinja' is not what it was when the dataset was prepared"
+    ):
+        student_tokenizer(manifest)
 
 
 def described(kind):

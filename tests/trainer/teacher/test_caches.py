@@ -125,16 +125,16 @@ def test_other_weights(make_cache, prepared):
 def test_final_and_states_of_all_tokens_that_no_cache_has(make_cache, same):
     with pytest.raises(UsageError, match="has the signal `final`;") as error:
         source_of(same, [make_cache()], final=True)
-    assert command_in(error).endswith("--signals final -o OTHER")
+    assert command_in(error).endswith("--signals final --set response_only=true -o OTHER")
     with pytest.raises(UsageError, match="has the signal `topk`;"):
         source_of(same, [make_cache()], topk=True)
     cache = make_cache(signals=["states"])
     with pytest.raises(UsageError, match=r"states of all tokens \(recipe fdd\) of teacher layer 4") as error:
         source_of(same, [cache], CHUNKS, needs=("position_states",))
-    assert command_in(error).endswith("--layers 4:chunks --set state_tokens=all -o OTHER")
+    assert command_in(error).endswith("--layers 4:chunks --set state_tokens=all --set response_only=true -o OTHER")
     with pytest.raises(UsageError, match="the teacher's output matrix") as error:
         source_of(same, [cache], CHUNKS, needs=("states",)).head  # noqa: B018  # it is looked for when asked for
-    assert command_in(error).endswith("--signals final -o OTHER")
+    assert command_in(error).endswith("--signals final --set response_only=true -o OTHER")
 
 
 def test_the_commands_are_understood(make_cache, same, command, tmp_path):
