@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.read.fields import resolve_fields
 from pipeline.read.records import Record
-from pipeline.read.template import Renderer, resolve_template
+from pipeline.read.template import Renderer, resolve_templates
 from schemas import embedded
 from schemas.alpaca import alpaca
-from schemas.config import FieldsConfig
+from schemas.config import FieldsConfig, ParseConfig, SideConfig
 from schemas.errors import Exit, UserError
 from trainer import evaluate
 from trainer.evaluation import perplexity, responses
@@ -106,7 +106,9 @@ def test_rows_of_mixed_shapes(mixed):
 def test_a_student_is_asked_as_it_was_trained(tmp_path, row):
     record = Record(0, "rows.jsonl", 1, row)
     fields = resolve_fields(FieldsConfig(), [record])
-    trained = Renderer(fields, resolve_template("auto", fields)).render(record)
+    side = SideConfig(tokenizer="embedded:sentencepiece-bpe")
+    config = resolve_templates(ParseConfig(inputs=("rows.jsonl",), fields=fields, teacher=side, student=side))
+    trained = Renderer(fields, config.template).render(record)
     (asked,) = read_questions(written(tmp_path / "rows.jsonl", [row]))
     assert asked.prompt == trained.text[: trained.response_start]
     assert asked.references[0] == trained.text[trained.response_start :]
