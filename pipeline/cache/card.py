@@ -11,6 +11,11 @@ def cache_card(manifest: CacheManifest) -> str:
     revision = f", revision {teacher['revision']}" if teacher["revision"] else ""
     weights = teacher["sha256"][:16]
     layers = ", ".join(f"{each.layer} ({each.granularity})" for each in config.layers) or "none"
+    kept = ""
+    if config.response_only:
+        kept = f"""
+- **tokens** of which `final`, `topk` and states are kept: {manifest.counts["learnt"]}, those in the dataset's `teacher_responses`
+  and the one before each"""
     return f"""# Teacher cache
 
 What a teacher says of {manifest.rows} documents ({manifest.tokens} tokens), as training a student with structure-aware losses
@@ -18,7 +23,7 @@ needs it, so that no teacher has to be in memory. Made by `mta-prep` {manifest.v
 
 - **teacher**: `{teacher["name"]}`{revision} ({teacher["architecture"]}, {teacher["depth"]} layers), sha256 `{weights}`
 - **signals**: {", ".join(config.signals)}
-- **layers**: {layers}, as indices into `hidden_states`
+- **layers**: {layers}, as indices into `hidden_states`{kept}
 - **texts, units and tokens**: fingerprint `{manifest.teacher_fingerprint}`; it serves every student of that dataset
 
 ```python

@@ -27,6 +27,7 @@ def estimate(plan: CachePlan, out: Path, *, workers: int) -> dict[str, Any]:
     return {
         "rows": counts.rows,
         "tokens": counts.tokens,
+        "learnt_tokens": counts.learnt,
         "shards": plan.shards,
         "layers": {each.layer: each.granularity for each in plan.config.layers},
         "parts": sizes.parts(plan.config, plan.shape, counts),

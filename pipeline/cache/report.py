@@ -19,6 +19,7 @@ def show_estimate(found: dict[str, Any], out: Path) -> None:
     _show_parts(
         found["parts"], found["rows"], {name: size for name, size in found["files"].items() if name != "shards"}
     )
+    _show_learnt(found["learnt_tokens"], found["tokens"])
     share = found["estimated_bytes"] / found["plain_bf16_bytes"]
     console.stdout.print(
         f"Would write {counted(found['rows'], 'row')} ({counted(found['tokens'], 'token')}) in "
@@ -71,12 +72,21 @@ def _show_sizes(manifest: CacheManifest, config: CacheConfig) -> None:
             f"Layer {layer.layer}: {of.units} {layer.granularity} ({without} more without a teacher span), "
             f"{counted(of.pairs, 'pair')}."
         )
+    _show_learnt(counts.learnt, counts.tokens)
     others = {manifest.index.file: manifest.index.bytes}
     if manifest.head is not None:
         others[manifest.head.file] = manifest.head.bytes
     _show_parts(sizes.parts(config, shape, counts), counts.rows, others)
     share = _bytes(manifest) / sizes.plain_bytes(config, shape, counts)
     console.stdout.print(f"All files: {100 * share:.3g}% of bf16 hidden states of as many layers.")
+
+
+def _show_learnt(learnt: int, tokens: int) -> None:
+    if learnt < tokens:
+        share = 100 * learnt / tokens
+        console.stdout.print(
+            f"`final`, `topk` and states: of {learnt} tokens that are learnt or just before one, {share:.3g}% of all."
+        )
 
 
 def _show_parts(parts: list[dict[str, Any]], rows: int, others: dict[str, int]) -> None:

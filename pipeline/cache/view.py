@@ -43,6 +43,7 @@ class RowView:
     row: int
     id: str
     tokens: int
+    learnt: int  # tokens of which `final`, `topk` and states may be kept
     layers: list[LayerView]
 
 
@@ -69,7 +70,7 @@ def find_row(folder: Path, row: int, row_id: str | None) -> RowView:
         for layer, granularity in cache.layers.items()
     ]
     line = cache.index.slice(row, 1).to_pylist()[0]
-    return RowView(row, line["id"], line["tokens"], layers)
+    return RowView(row, line["id"], line["tokens"], len(cache.learnt_index(row)), layers)
 
 
 def _texts(cache: TeacherCache, row: int) -> dict[Granularity, list[str]] | None:
@@ -95,6 +96,7 @@ def as_json(view: RowView) -> dict[str, Any]:
         "row": view.row,
         "id": view.id,
         "tokens": view.tokens,
+        "learnt_tokens": view.learnt,
         "layers": {
             str(each.layer): {
                 "granularity": each.granularity,
@@ -111,7 +113,10 @@ def as_json(view: RowView) -> dict[str, Any]:
 def show(view: RowView, folder: Path) -> None:
     """Print the row, a table for each layer: its heaviest units if not all fit the terminal."""
     out = console.stdout
-    out.print(Text(f"{folder}  row {view.row}  id {view.id}  {counted(view.tokens, 'teacher token')}", style="bold"))
+    tokens = counted(view.tokens, "teacher token")
+    if view.learnt < view.tokens:
+        tokens += f", {view.learnt} of them learnt or just before"
+    out.print(Text(f"{folder}  row {view.row}  id {view.id}  {tokens}", style="bold"))
     if not view.layers:
         out.print("It holds no layers: what it keeps is kept once a document.")
     room = max(2, (out.width - LABEL_WIDTH) // CELL_WIDTH)
