@@ -195,6 +195,35 @@ def test_what_cannot_be_is_found_though_checksums_fit(copy, file, name, change, 
     assert file in found
 
 
+def one_later(tensors):
+    """The last row's last learnt token is said to be another, of which there is none."""
+    tensors["learnt_index"][-1] += 1
+
+
+def another_instead(tensors):
+    """The first row's first learnt token is said to be the one before it."""
+    tensors["learnt_index"][0] -= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tensors: tensors["learnt_index"][:1].fill_(-1), "learnt_index holds negative places"),
+        (lambda tensors: tensors["learnt_index"][1:2].copy_(tensors["learnt_index"][:1]), "does not rise within a row"),
+        (one_later, "learnt_index names tokens that its row does not have"),
+        (another_instead, "learnt_index does not follow from the dataset"),
+        (lambda tensors: tensors["learnt_rows"][1:2].fill_(10**6), "row pointers are missing or wrong"),
+        (lambda tensors: tensors.pop("learnt_rows"), "row pointers are missing or wrong"),
+    ],
+)
+def test_learnt_tokens_that_cannot_be(make_cache, prepared, tmp_path, change, told):
+    folder = tmp_path / "cache"
+    shutil.copytree(make_cache(signals=SIGNALS, response_only=True), folder)
+    assert problems(folder, prepared) == ""
+    rewritten(folder, SHARD, change)
+    assert told in problems(folder, prepared)
+
+
 def test_tensors_that_should_not_be_there_or_should(copy):
     rewritten(copy, SHARD, lambda tensors: tensors.pop("layer2.relations"))
     assert "layer2.relations: not what the manifest's config makes" in problems(copy)
