@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.dataset import shards
 from pipeline.dataset.shards import LAYOUT, RowDigest, ShardOutput
-from pipeline.shards.workspace import CARD, differences, workspace
+from pipeline.shards.workspace import CARD, workspace
 from schemas.errors import StateError
 
 SCHEMA = pa.schema([("id", pa.string())])
@@ -111,13 +111,13 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
         pass
 
 
-def test_differences_name_every_place():
+def test_another_run_is_told_by_every_place_that_differs(tmp_path):
     old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": "x"}
-    assert list(differences(old, new)) == [
-        "`a.c` was [1], is now [2]",
-        "`d` was 2, is now null",
-        '`e` was null, is now "x"',
-    ]
+    with workspace(tmp_path / "out", LAYOUT, old, 1, overwrite=False):
+        pass
+    said = r"`a\.c` was \[1\], is now \[2\].*`d` was 2, is now null.*`e` was null, is now \"x\""
+    with pytest.raises(StateError, match=said), workspace(tmp_path / "out", LAYOUT, new, 1, overwrite=False):
+        pass
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(1, 100), (500, 100), (6_400, 100), (50_000, 782), (10**7, 10_000)])
