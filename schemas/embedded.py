@@ -1,4 +1,4 @@
-"""The defaults that come with the package, by name: `embedded:sample`, two small tokenizers, a small teacher."""
+"""The defaults that come with the package, by name: two samples, two small tokenizers, a small teacher."""
 
 from pathlib import Path
 from typing import Final
@@ -11,6 +11,7 @@ DATA: Final = Path(__file__).resolve().parent.parent / "data"
 PREFIX: Final = "embedded:"
 NAMES: Final = {
     "sample": DATA / "sample" / "instructions.jsonl",
+    "conversations": DATA / "sample" / "conversations.jsonl",
     "bytelevel-bpe": DATA / "tokenizers" / "bytelevel-bpe",
     "sentencepiece-bpe": DATA / "tokenizers" / "sentencepiece-bpe",
     "teacher": DATA / "teacher",

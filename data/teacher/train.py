@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.dataset import prepare
+from pipeline.read.tokenizers import Encoding
 from schemas.config import ParseConfig, SideConfig
 
 HERE = Path(__file__).parent
@@ -30,8 +31,8 @@ def token_ids() -> list[list[int]]:
     with prepare.planned(config, HERE) as plan:
         stage = prepare.PrepareStage(plan.config)
         rows, _ = stage.render(list(plan.read(0, plan.rows)))
-    encodings = stage.tokenizers["teacher"].encode([row.text for row in rows], [row.response_start for row in rows])
-    return [item.input_ids.tolist() for item in encodings if not isinstance(item, str)]
+    encodings = stage.tokenizers["teacher"].encode([row for _, row in rows])
+    return [item.input_ids.tolist() for item in encodings if isinstance(item, Encoding)]
 
 
 def main() -> None:

@@ -72,24 +72,44 @@ class Decoder:
         if row.conversation is None:
             return self._problem(row.text, encoding, units)
         for content in row.messages:
-            part = _part(content, encoding, units)
-            if len(part[0].input_ids) and (wrong := self._problem(row.text[content.start : content.end], *part)):
+            first, tokens, own = _part(content, encoding, units)
+            edges = self._edges(encoding, first, first + len(tokens.input_ids))
+            text = row.text[content.start : content.end]
+            if edges is not None and (wrong := self._problem(text, tokens, own, edges)):
                 return f"{wrong}, in the content at {content.start}"
         return None
 
-    def _problem(self, text: str, encoding: Encoding, units: Mapping[Granularity, tuple[Spans, Spans]]) -> str | None:
-        wrong = self._offset_problem(text, encoding)
+    def _edges(self, encoding: Encoding, first: int, last: int) -> tuple[str, str] | None:
+        """What the template's tokens beside those of a content say: they may hold its first and last characters as well."""
+        if first == last:
+            return None
+        beside = [at for at in (first - 1, last) if 0 <= at < len(encoding.input_ids) and encoding.offsets[at, 0] < 0]
+        said = {at: self.said((int(encoding.input_ids[at]),)) for at in beside}
+        return said.get(first - 1, ""), said.get(last, "")
+
+    def _problem(
+        self,
+        text: str,
+        encoding: Encoding,
+        units: Mapping[Granularity, tuple[Spans, Spans]],
+        edges: tuple[str, str] = ("", ""),
+    ) -> str | None:
+        wrong = self._offset_problem(text, encoding, *edges)
         if wrong is not None:
             return f"offsets {wrong}"
         wrongs = ((name, self._unit_problem(text, encoding, *spans)) for name, spans in units.items())
         return next((f"spans of {name} {wrong}" for name, wrong in wrongs if wrong is not None), None)
 
-    def _offset_problem(self, text: str, encoding: Encoding) -> str | None:
-        """The first token whose range is not the characters that it says, or the first characters that none says."""
+    def _offset_problem(self, text: str, encoding: Encoding, before: str, behind: str) -> str | None:
+        """The first token whose range is not the characters that it says, or the first characters that none says.
+
+        `before` and `behind` are what is said on either side, in which the first and the last characters may be.
+        """
         reached = 0
         for ids, start, end in _groups(encoding):
             held = text[start:end]
-            if self.shows(text[reached:start]) and not (self._cut_before and not reached):
+            missing = self.shows(text[reached:start])
+            if missing and not (not reached and (self._cut_before or before.endswith(missing))):
                 return f"leave out {text[reached:start].strip()!r} at {reached}"
             reached = end
             if self._unknown in ids:
@@ -98,7 +118,8 @@ class Decoder:
                 return f"say that {held!r} at {start} is what the tokenizer decodes as {self.said(ids)!r}"
             if not self._tight(held):
                 return f"say that a token reaches over all of {held!r} at {start}, of which it spells less"
-        if self.shows(text[reached:]) and not self._cut_behind:
+        missing = self.shows(text[reached:])
+        if missing and not (self._cut_behind or behind.startswith(missing)):
             return f"leave out {text[reached:].strip()!r} at {reached}"
         return None
 
@@ -146,8 +167,8 @@ class Decoder:
 
 def _part(
     content: Placed, encoding: Encoding, units: Mapping[Granularity, tuple[Spans, Spans]]
-) -> tuple[Encoding, dict[Granularity, tuple[Spans, Spans]]]:
-    """The tokens and units of one content, counted from its first character and token."""
+) -> tuple[int, Encoding, dict[Granularity, tuple[Spans, Spans]]]:
+    """The first token of one content, and its tokens and units, counted from there and from its first character."""
     starts = encoding.offsets[:, 0]
     tokens = np.flatnonzero((starts >= content.start) & (starts <= content.end))
     tokens = tokens[encoding.offsets[tokens, 1] <= content.end]
@@ -158,7 +179,7 @@ def _part(
         inside = (characters[:, 0] >= content.start) & (characters[:, 1] <= content.end)
         shifted = np.where(spans[inside] == MISSING, MISSING, spans[inside] - first).astype(np.int32)
         own[name] = characters[inside] - np.int32(content.start), shifted
-    return Encoding(encoding.input_ids[tokens], offsets, encoding.responses[:0], truncated=False), own
+    return first, Encoding(encoding.input_ids[tokens], offsets, encoding.responses[:0], truncated=False), own
 
 
 def _groups(encoding: Encoding) -> Iterator[_Group]:
