@@ -14,6 +14,7 @@ from pipeline.cache.documents import TeacherSide
 from pipeline.cache.sizes import Measured
 from pipeline.dataset.rows import ROW_COLUMNS, stored_rows
 from pipeline.read.chat_tokenizer import open_tokenizer
+from pipeline.read.loading import load_fast_tokenizer
 from pipeline.read.tokenizers import OffsetTokenizer
 from schemas.columns import MISSING, side_column
 from schemas.config import ModelConfig, ParseConfig
@@ -92,6 +93,11 @@ def _tokenizer(source: ModelFiles, teacher: ModelConfig, config: ParseConfig) ->
     if name.is_dir() and not any((name / file).is_file() for file in TOKENIZER_FILES):
         return without
     side = config.teacher.model_copy(update={"tokenizer": source.name, "revision": source.revision})
+    if side.template == "native" and not load_fast_tokenizer("teacher", side).chat_template:
+        return (
+            f"{teacher.model} comes without a chat template, so the dataset's tokens were not compared with those that it "
+            "would read."
+        )
     return open_tokenizer("teacher", side, config), None
 
 
