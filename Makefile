@@ -18,6 +18,8 @@ DEMO_ROWS := data/sample/instructions.jsonl --limit 24 --greedy --max-length 160
 demo: env
 	$(BIN)/mta-prep parse --config data/demo.yaml --out out/demo --overwrite
 	$(BIN)/mta-prep inspect out/demo --id prose-001
+	$(BIN)/mta-prep parse embedded:conversations --teacher embedded:sentencepiece-bpe --student embedded:bytelevel-bpe --out out/demo-chats --overwrite
+	$(BIN)/mta-prep inspect out/demo-chats --id chat-009
 	$(BIN)/mta-prep cache-teacher out/demo --teacher embedded:teacher --layers 2:words,4:chunks,6:chunks --signals relations,states,final --out out/demo-cache --overwrite
 	$(BIN)/mta-prep align out/demo --student embedded:sentencepiece-bpe --out out/demo-same --overwrite
 	$(BIN)/deepspeed --num_gpus 2 trainer/train.py --config trainer/configs/demo.yaml --overwrite
