@@ -152,7 +152,8 @@ def realign(
     before = read_manifest(dataset)
     values = before.config | _changed(before.config, sides) | ({"overflow": overflow} if overflow else {})
     config = ParseConfig.parse(values, f"align {dataset}")
-    if config.of_conversations != ParseConfig.parse(before.config, str(dataset)).of_conversations:
+    rendered = not ParseConfig.parse(before.config, str(dataset)).of_conversations
+    if rendered and any(values.get("template") for values in sides.values()):
         again = shlex.join(["mta-prep", "parse", "--config", str(dataset / CONFIG), "-o", "OTHER"])
         raise UsageError(
             f"The texts of {dataset} are rendered, so no template can be changed. `{again} --student-template NAME` makes a "
