@@ -8,6 +8,7 @@ The protocol is MiniLLM's: at most 256 tokens of a prompt and 512 in all, which 
 prompt took; sampled from the whole distribution with seeds 10 to 50; ROUGE-L with stemming against the best reference.
 One thing differs: a longer prompt loses its beginning, and not its end with the heading that asks for the response.
 A prompt is tokenized with whatever the model's tokenizer puts before a text (bos) and without what it puts behind it.
+Conversations are asked by the model's own chat template, up to their last answer; a response ends where the template ends one.
 """
 
 import json
@@ -24,7 +25,8 @@ if __name__ == "__main__" and not __package__:
 import typer
 
 from schemas import console
-from schemas.config import ModelConfig
+from schemas.config import ConversationsConfig, ModelConfig
+from schemas.console import counted
 from schemas.errors import ResourceError, UsageError
 from schemas.files import write_text
 from trainer.evaluation.questions import names_of, read_questions
@@ -50,7 +52,8 @@ def run(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Test rows, one JSON object a line: `prompt`, or `instruction` and `input`; and `output`.",
+            help="Test rows, one JSON object a line: `prompt`, or `instruction` and `input`; and `output`; or conversations, "
+            "such as `messages`, whose last answer is the reference.",
             show_default=False,
         ),
     ] = None,
@@ -84,6 +87,17 @@ def run(
         typer.Option(help="Of the weights. With the shorter ones, sampled responses depend on the batch size."),
     ] = "float32",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Chat template: native (default of conversations), alpaca, plain, chatml, or a Jinja file; single questions "
+            "are then conversations too."
+        ),
+    ] = None,
+    rouge_tokenizer: Annotated[
+        Literal["field", "multilingual"],
+        typer.Option(help="Words of ROUGE-L: the field's, which sees a-z and 0-9 alone, or those of all scripts."),
+    ] = "field",
     save_texts: Annotated[bool, typer.Option("--save-texts", help="Keep the responses in the result.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
@@ -100,7 +114,8 @@ def run(
     if out is not None:
         _require_writable(out)
     chosen: list[int] | list[None] = [None] if greedy else _seeds(seeds)
-    questions = [read_questions(path, min_words, limit) for path in paths]
+    questions = [read_questions(path, min_words, limit, as_conversations=template is not None) for path in paths]
+    chats = any(not isinstance(question.prompt, str) for rows in questions for question in rows)
 
     from transformers.utils.logging import disable_progress_bar
 
@@ -108,6 +123,7 @@ def run(
     from trainer.evaluation.perplexity import held_out_loss, open_documents
     from trainer.evaluation.responses import Evaluation, default_device, load
     from trainer.evaluation.results import Result, Score
+    from trainer.models.chat_template import ChatTemplate
 
     if as_json or not console.stderr.is_terminal:
         disable_progress_bar()  # of loading weights
@@ -126,7 +142,20 @@ def run(
     found = []
     if paths:
         sampling = Sampling(temperature, top_k, top_p)
-        evaluation = Evaluation(loaded, chosen, sampling, max_length, max_prompt_length, batch_size, quiet=as_json)
+        subject = f"The tokenizer of the model {model!r}"
+        date = ConversationsConfig().date
+        asked = ChatTemplate(template or "native", loaded.tokenizer, subject, date) if chats else None
+        evaluation = Evaluation(
+            loaded,
+            chosen,
+            sampling,
+            max_length,
+            max_prompt_length,
+            batch_size,
+            quiet=as_json,
+            template=asked,
+            rouge_tokenizer=rouge_tokenizer,
+        )
         found = [evaluation.file_result(name, rows, save_texts) for name, rows in zip(names, questions, strict=True)]
     by_seed = list(zip(*(file.rouge_l.per_seed for file in found), strict=True))
     result = Result(
@@ -138,6 +167,8 @@ def run(
             "top_k": top_k,
             "max_length": max_length,
             "max_prompt_length": max_prompt_length,
+            "template": (template or "native") if chats else None,
+            "rouge_tokenizer": rouge_tokenizer,
             "batch_size": batch_size,
             "limit": limit,
             "min_words": min_words,
@@ -233,12 +264,23 @@ def _show(result: "Result") -> None:
             ["", *(file.name for file in files), *(["mean"] if result.mean else [])],
             [
                 ["ROUGE-L", *(_with_deviation(score.mean, score.deviation) for score in scores)],
+                [
+                    "exact match",
+                    *(_with_deviation(file.exact_match.mean, file.exact_match.deviation) for file in files),
+                    *blank,
+                ],
                 ["rows", *(str(file.rows) for file in files), *blank],
                 ["prompts cut", *(str(file.cut_prompts) for file in files), *blank],
                 ["tokens a response", *(f"{file.tokens:.1f}" for file in files), *blank],
                 ["ended by itself", *(f"{file.stopped:.1%}" for file in files), *blank],
             ],
         )
+    for file in files:
+        if file.wordless:
+            console.stderr.print(
+                f"{file.name}: of {counted(file.wordless, 'row')} no reference has a word that ROUGE-L sees, so nothing scores "
+                "there; --rouge-tokenizer multilingual sees the words of all scripts."
+            )
     if result.held_out is not None:
         found = result.held_out
         console.table(

@@ -18,11 +18,11 @@ from jaxtyping import Int32, Int64
 
 from pipeline.read.offsets import TokenRanges, code_points, is_space
 from pipeline.read.tokenizers import UNTRACED, Encoding, OffsetTokenizer, Piece, encodable
-from pipeline.text import SEPARATOR, Rendered
+from pipeline.text import Rendered
 from schemas import embedded
-from schemas.columns import MISSING, Placed, Side
+from schemas.columns import MISSING, Side
 from schemas.config import Learn, ParseConfig, SideConfig
-from schemas.conversations import Content, Conversation
+from schemas.conversations import Conversation
 from schemas.errors import UserError
 from schemas.rows import Reason, RowError
 from trainer.models.chat_template import ChatTemplate, Layout
@@ -53,7 +53,9 @@ class ChatTokenizer(OffsetTokenizer):
         self._learn = learn
         added = self.backend.get_added_tokens_decoder()
         self._special = np.array(sorted(index for index, token in added.items() if token.special), dtype=np.int64)
-        self._turn_end = self._probed_turn_end()
+        ends = self.template.end_tokens()
+        #: What a turn ends in, if it is one and the same.
+        self._turn_end = self._suffix if not ends or set(self._suffix) & set(ends) else ends[:1]
 
     def identity(self) -> dict[str, Any]:
         """As of a plain side, and the template."""
@@ -65,22 +67,6 @@ class ChatTokenizer(OffsetTokenizer):
             "suffix": [self.backend.id_to_token(index) for index in self._turn_end],
             "suffix_rule": END_RULE,
         }
-
-    def _probed_turn_end(self) -> list[int]:
-        """What ends an answer: of a short conversation, if the template takes it, else the tokenizer's own end."""
-        contents = Content("user", "a"), Content("assistant", "b")
-        messages = {"role": "user", "content": [0]}, {"role": "assistant", "content": [1]}
-        text = SEPARATOR.join(content.text for content in contents)
-        placed = Placed("user", 0, 1), Placed("assistant", len(text) - 1, len(text))
-        layout = self._layout(
-            Rendered("", text, ((len(text) - 1, len(text)),), placed, Conversation(messages, contents))
-        )
-        [piece] = self.pieces(self.backend, [layout.text if isinstance(layout, Layout) else ""], Counter())
-        if isinstance(layout, Reason) or piece is None:
-            return self._suffix
-        behind = np.flatnonzero(piece.ranges.reach >= layout.endings[0])
-        ends = piece.ids[behind[np.isin(piece.ids[behind], self._special)]].tolist()
-        return self._suffix if not ends or set(self._suffix) & set(ends) else ends[:1]
 
     def audit(self, rows: Sequence[Rendered]) -> None:
         """As of a plain side; rows that the template refuses do not count. Raises `UserError` where it refuses all."""

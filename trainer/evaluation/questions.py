@@ -4,6 +4,10 @@ A row is a JSON object on a line of its own, in any of the forms that the field 
 `instruction` with `input` or `context` where there is one (Alpaca, Dolly) or the question in `input` alone, which the
 Alpaca template turns into a prompt;
 and `output`, `response` or `completion`, a text or a list of them.
+
+Or it is a conversation, in any of the forms of `schemas.chat_rows`, or is read as one where a chat template is asked for: all
+before its last answer is the prompt, which the model's chat template renders, and that answer, without its reasoning, the
+reference; `references`, a list of texts, stands in its place.
 """
 
 import hashlib
@@ -14,11 +18,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from schemas.alpaca import alpaca, question
+from schemas.chat_rows import conversation_of
+from schemas.conversations import Conversation
 from schemas.errors import UsageError, UserError
+from schemas.part_names import AFTER_PROMPT, MESSAGES
 from schemas.ready_made import ready_made
+from schemas.rows import RowError
 
 _INPUTS: Final = ("input", "context")
 _REFERENCES: Final = ("output", "response", "completion")
+#: Fields that hold turns, if the row is a conversation.
+_TURNS: Final = (*MESSAGES, "prompt", *AFTER_PROMPT)
 
 
 @dataclass(frozen=True)
@@ -26,13 +36,15 @@ class Question:
     """One row. `row` counts the file's rows from 0, those left out included."""
 
     row: int
-    prompt: str
+    prompt: str | Conversation
     references: tuple[str, ...]
 
 
-def read_questions(path: Path, min_words: int = 0, limit: int | None = None) -> list[Question]:
+def read_questions(
+    path: Path, min_words: int = 0, limit: int | None = None, *, as_conversations: bool = False
+) -> list[Question]:
     """The rows of a file of JSON lines, those whose first reference has at least `min_words` words, and of them the first
-    `limit`.
+    `limit`. `as_conversations`: single questions are conversations as well.
 
     Raises `UserError` with file and line for a row that cannot be used: to leave it out would change the score.
     """
@@ -45,7 +57,9 @@ def read_questions(path: Path, min_words: int = 0, limit: int | None = None) -> 
     places = [place for place, line in enumerate(lines, 1) if line.strip()]
     if places and lines[places[0] - 1].lstrip().startswith("["):
         raise UserError(f"{path} is a JSON array; write one object a line.")
-    questions = [_question(row, lines[place - 1], f"{path}, line {place}") for row, place in enumerate(places)]
+    questions = [
+        _question(row, lines[place - 1], f"{path}, line {place}", as_conversations) for row, place in enumerate(places)
+    ]
     if not questions:
         raise UserError(f"{path} holds no rows.")
     kept = [question for question in questions if len(question.references[0].split()) >= min_words]
@@ -70,19 +84,52 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def digest(questions: Sequence[Question]) -> str:
     """SHA-256 of everything in them: results can be compared row by row where it is the same."""
-    rows = [[each.row, each.prompt, *each.references] for each in questions]
+    rows = [[question.row, _told(question.prompt), *question.references] for question in questions]
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
-def _question(row: int, line: str, where: str) -> Question:
+def _told(prompt: str | Conversation) -> Any:
+    if isinstance(prompt, str):
+        return prompt
+    return [prompt.to_json(), *(content.text for content in prompt.contents)]
+
+
+def _question(row: int, line: str, where: str, as_conversation: bool) -> Question:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: broken JSON ({error.msg} at character {error.pos + 1}).") from None
     if not isinstance(fields, dict):
         raise UserError(f"{where}: not a JSON object.")
+    if as_conversation or any(_is_turns(fields.get(name)) for name in _TURNS):
+        return _conversation(row, fields, where)
     references = _references(fields, where)
     return Question(row, _prompt(fields, references[0], where), references)
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+
+
+def _conversation(row: int, fields: dict[str, Any], where: str) -> Question:
+    given = fields.get("references")
+    try:
+        conversation, _, _ = conversation_of({name: value for name, value in fields.items() if name != "references"})
+    except RowError as error:
+        raise UserError(f"{where}: {error}.") from None
+    last = len(conversation.messages) - 1
+    answer = [
+        conversation.contents[number].text
+        for number in conversation.contents_of(last)
+        if conversation.contents[number].role == "assistant"
+    ]
+    if given is not None:
+        references = _references({"output": given}, where)
+    elif answer:
+        references = ("".join(answer).strip(),)
+    else:
+        raise UserError(f"{where}: the last answer is calls of tools alone, which no text is compared with.")
+    return Question(row, conversation.before(last), references)
 
 
 def _prompt(fields: dict[str, Any], response: str, where: str) -> str:

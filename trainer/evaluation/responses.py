@@ -9,11 +9,15 @@ import torch
 
 from schemas import console
 from schemas.config import ModelConfig
-from schemas.errors import UsageError
+from schemas.conversations import Conversation
+from schemas.errors import UsageError, UserError
+from schemas.rows import RowError
+from trainer.evaluation.exact import exact_match
 from trainer.evaluation.generate import Generator, Prompt, Response, Sampling
 from trainer.evaluation.questions import Question, digest
 from trainer.evaluation.results import FileResult, Score
-from trainer.evaluation.rouge import RougeL
+from trainer.evaluation.rouge import RougeL, RougeTokenizer
+from trainer.models.chat_template import ChatTemplate
 from trainer.models.hub import identity, locate
 from trainer.models.loading import LanguageModel, load_model
 from trainer.models.memory import in_halves
@@ -57,9 +61,14 @@ class Evaluation:
         max_prompt_length: int,
         batch_size: int,
         quiet: bool,
+        template: ChatTemplate | None = None,
+        rouge_tokenizer: RougeTokenizer = "field",
     ) -> None:
-        """Every response has `max_length` − `max_prompt_length` tokens at most, the stop token included, so that it does
-        not depend on its prompt's length. Raises `UsageError` if the model cannot take `max_length` tokens."""
+        """`template` renders conversations.
+
+        Every response has `max_length` − `max_prompt_length` tokens at most, the stop token included, so that it does
+        not depend on its prompt's length. Raises `UsageError` if the model cannot take `max_length` tokens.
+        """
         limit = loaded.teacher.max_length
         if limit is not None and max_length > limit:
             raise UsageError(f"The model takes at most {limit} tokens; pass --max-length {limit} or less.")
@@ -74,31 +83,37 @@ class Evaluation:
         self._max_prompt_length = max_prompt_length
         self._batch_size = batch_size
         self._quiet = quiet
+        self._template = template
+        ends = template.end_tokens()[:1] if template else []
+        stop = tuple(sorted({*loaded.stop, *ends}))
         self._generator = Generator(
-            loaded.teacher.model, loaded.stop, new_tokens=max_length - max_prompt_length, sampling=sampling
+            loaded.teacher.model, stop, new_tokens=max_length - max_prompt_length, sampling=sampling
         )
-        self._rouge = RougeL()
+        self._rouge = RougeL(rouge_tokenizer)
 
     def file_result(self, name: str, questions: Sequence[Question], keep_texts: bool) -> FileResult:
         """Scores of all rows of a file, at least one."""
         prompts, cut = [], 0
         for question in questions:
-            ids, was_cut = self._prompt(question.prompt)
+            ids, was_cut = self._prompt(question)
             cut += was_cut
             prompts += [Prompt(ids, question.row, seed) for seed in self._seeds]
         responses = self._responses(name, prompts)
-        texts = [self._tokenizer.decode(each.ids, skip_special_tokens=True).strip() for each in responses]
+        texts = [_answer(self._tokenizer.decode(response.ids, skip_special_tokens=True)) for response in responses]
         shape = (len(questions), len(self._seeds))
         flat = [
             self._rouge.score(text, questions[place // len(self._seeds)].references) for place, text in enumerate(texts)
         ]
         scores = np.array(flat).reshape(shape)
+        exact = [exact_match(text, questions[place // len(self._seeds)].references) for place, text in enumerate(texts)]
         return FileResult(
             name=name,
             rows=len(questions),
             sha256=digest(questions),
             cut_prompts=cut,
             rouge_l=Score.of(scores.mean(0).tolist()),
+            exact_match=Score.of(np.array(exact).reshape(shape).mean(0).tolist()),
+            wordless=sum(self._rouge.sees_nothing(question.references) for question in questions),
             tokens=float(np.mean([len(each.ids) for each in responses])),
             stopped=float(np.mean([each.stopped for each in responses])),
             row_numbers=tuple(question.row for question in questions),
@@ -106,11 +121,27 @@ class Evaluation:
             texts=tuple(map(tuple, np.array(texts, dtype=object).reshape(shape).tolist())) if keep_texts else None,
         )
 
-    def _prompt(self, text: str) -> tuple[tuple[int, ...], bool]:
-        """Token ids, of a prompt that is too long the last ones behind those that open a text; and whether it was."""
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        room = self._max_prompt_length - len(self._opening)
-        return (*self._opening, *ids[-room:]), len(ids) > room
+    def _prompt(self, question: Question) -> tuple[tuple[int, ...], bool]:
+        """Token ids, of a prompt that is too long the last ones behind those that open a text; and whether it was.
+
+        What a chat template writes, and a text that begins with them, has them already.
+        """
+        text = question.prompt if isinstance(question.prompt, str) else self._rendered(question.prompt, question.row)
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        opening = self._opening
+        if ids[: len(opening)] == opening:
+            ids = ids[len(opening) :]
+        elif not isinstance(question.prompt, str):
+            opening = []
+        room = self._max_prompt_length - len(opening)
+        return (*opening, *ids[-room:]), len(ids) > room
+
+    def _rendered(self, conversation: Conversation, row: int) -> str:
+        assert self._template is not None
+        try:
+            return self._template.render(conversation, add_generation_prompt=True)
+        except RowError as error:
+            raise UserError(f"Row {row + 1}: {error}.") from None
 
     def _responses(self, name: str, prompts: Sequence[Prompt]) -> list[Response]:
         """In the order of the prompts. Those of like length run together, the longest first: if there is too little
@@ -129,6 +160,11 @@ class Evaluation:
         order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place].ids), place))
         for first in range(0, len(order), self._batch_size):
             yield order[first : first + self._batch_size]
+
+
+def _answer(text: str) -> str:
+    """What a model that thinks says behind its thoughts; of any other all."""
+    return text.rpartition("</think>")[2].strip()
 
 
 def default_device() -> str:

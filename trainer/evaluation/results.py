@@ -14,12 +14,22 @@ from trainer.evaluation.perplexity import HeldOutResult
 
 FORMAT: Final = "mta-prep/evaluation"
 #: Of a result's config, what decides scores; the rest is of speed, or shows in the rows.
-_DECISIVE: Final = ("seeds", "temperature", "top_p", "top_k", "max_length", "max_prompt_length", "dtype")
+_DECISIVE: Final = (
+    "seeds",
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_length",
+    "max_prompt_length",
+    "dtype",
+    "template",
+    "rouge_tokenizer",
+)
 _OF_SAMPLING: Final = frozenset({"temperature", "top_p", "top_k"})
 
 
 class Score(Strict):
-    """ROUGE-L in percent: its mean over rows with each seed, and over seeds the mean and standard deviation of that."""
+    """A score in percent: its mean over rows with each seed, and over seeds the mean and standard deviation of that."""
 
     mean: float
     deviation: float | None  # n − 1 in the denominator; None with a single seed
@@ -40,6 +50,8 @@ class FileResult(Strict):
     sha256: str  # of the rows as used
     cut_prompts: int  # rows whose prompt lost its beginning
     rouge_l: Score
+    exact_match: Score
+    wordless: int  # rows of whose references no token is left for ROUGE-L
     tokens: float  # of a response, without the stop token
     stopped: float  # part of the responses that ended by themselves
     row_numbers: tuple[int, ...]
@@ -51,7 +63,7 @@ class Result(Strict):
     """Everything an evaluation has to tell."""
 
     format: Literal["mta-prep/evaluation"] = FORMAT
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     model: dict[str, Any]
     config: dict[str, Any]
     versions: dict[str, str]

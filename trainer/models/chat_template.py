@@ -24,7 +24,7 @@ import jinja2
 import numpy as np
 from jaxtyping import Int32
 
-from schemas.conversations import Conversation
+from schemas.conversations import Content, Conversation
 from schemas.errors import UsageError, UserError, nearest
 from schemas.limits import SECONDS, TooLong, limited
 from schemas.rows import RowError
@@ -112,6 +112,19 @@ class ChatTemplate:
                 role = conversation.messages[message]["role"]
                 raise RowError("it rewrites a content", f"message {message + 1} ({role})") from None
         return _layout(text, frame, occurrences)
+
+    def end_tokens(self) -> list[int]:
+        """Ids of the special tokens behind a short answer, in order; none where the template writes none, or refuses it."""
+        contents = Content("user", "a"), Content("assistant", "b")
+        messages = {"role": "user", "content": [0]}, {"role": "assistant", "content": [1]}
+        try:
+            layout = self.layout(Conversation(messages, contents))
+        except RowError:
+            return []
+        ids = self._tokenizer(layout.text[layout.endings[0] :], add_special_tokens=False)["input_ids"]
+        special = set(self._tokenizer.all_special_ids)
+        special |= {index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        return [index for index in ids if index in special]
 
     def _outline(self, conversation: Conversation) -> Outline:
         frame = conversation.to_json()
