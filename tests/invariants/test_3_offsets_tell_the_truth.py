@@ -297,10 +297,10 @@ def encode(make: Make, tokenizer: OffsetTokenizer, row: tuple[str, int]) -> Enco
     if isinstance(result, Encoding):
         return result
     prompt, response = text[:start], text[start:]
-    if result == "student: response has no tokens":
+    if result == Reason("student: response has no tokens"):
         assert not visible(make.fold(response))
         return None
-    assert result == "student: offsets could not be verified"
+    assert result == Reason("student: offsets could not be verified")
     assert any(part.strip() and not visible(make.fold(part)) for part in (prompt, response))
     assert not make.faithful
     return None
@@ -519,7 +519,7 @@ def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, 
     while uncut < len(full_offsets) and full_offsets[uncut, 0] < full_offsets[uncut - 1, 1]:
         uncut += 1
     if isinstance(cut, Reason):  # only where not even that has room without any prompt
-        assert cut == "student: max_length leaves no room for the response"
+        assert cut == Reason("student: max_length leaves no room for the response")
         assert prefix + uncut > limit
         return
     assert prefix + uncut <= limit
@@ -579,7 +579,7 @@ def test_a_row_does_not_depend_on_its_batch(tokenizer, batch):
 
 def test_an_unpaired_surrogate_costs_its_row_alone(tokenizer):
     bad, good = tokenizer.encode(prompted(["a\ud800b", "The cat"], [1, 3]))
-    assert bad == "student: text holds an unpaired surrogate"
+    assert bad == Reason("student: text holds an unpaired surrogate")
     assert isinstance(good, Encoding)
 
 

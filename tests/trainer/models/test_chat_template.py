@@ -99,7 +99,7 @@ def test_a_template_speaks_for_itself_when_it_refuses(tokenizer):
     text = "{% for m in messages %}{{ raise_exception('no ' + m['content']) }}{% endfor %}"
     with pytest.raises(RowError) as told:
         native(tokenizer, text).layout(conversation(("user", "x" * 500), ("assistant", "b")))
-    assert told.value.reason.kind == "Student tokenizer 'x', chat template native: it refuses the conversation"
+    assert told.value.reason.kind == "chat template native: it refuses the conversation"
     assert told.value.reason.detail == "no " + "x" * 197
 
 
