@@ -23,6 +23,7 @@ from schemas.errors import StateError, UsageError, UserError
 from schemas.training import PairConfig, TrainConfig
 from trainer.batches.documents import Documents
 from trainer.batches.loader import StepLoader
+from trainer.engine.best import Best, BestStudent
 from trainer.engine.checkpoint import Checkpoints, State
 from trainer.engine.monitor import CURVES, Monitor, memory_gb, require_trackers
 from trainer.engine.optimizer import optimizer
@@ -79,7 +80,8 @@ class Run:
         self.config = config
         self.out = Path(config.out)
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self.checkpoints = Checkpoints(self.out, config.checkpoint.keep, config.checkpoint.best)
+        self.checkpoints = Checkpoints(self.out, config.checkpoint.keep)
+        self.best_student = BestStudent(self.out)
         self._stop = False
         with together():
             engine_config = deepspeed_config(config)
@@ -108,6 +110,8 @@ class Run:
         self.steps = config.steps or math.ceil(config.epochs * self.steps_per_epoch)
         self.sources = from_first(lambda: self._sources(newest))
         self._start_engine(student, needs.final, engine_config, newest)
+        # told to stop at a step that was to be validated, a run saves itself without that
+        self._owes_validation = newest is not None and newest[1].held_out is None and self._is_validated(self.done)
 
     @property
     def first(self) -> bool:
@@ -135,12 +139,14 @@ class Run:
                 monitor.close()
 
     def finish(self) -> Path:
-        """Export the student, of the best checkpoint if those are kept, else as it is now."""
-        chosen = self.checkpoints.best() if self.config.checkpoint.best else None
-        if chosen is not None and chosen[1].step != self.done:
-            self.say(f"The best held-out loss was at step {chosen[1].step}: that one is exported.")
-            self.checkpoints.load(self.engine, chosen[0], universal=False)
-        state = whole_state(self.distiller.student.model, self.zero_stage)
+        """Export the student, the best one if that is kept, else as it is now."""
+        best = from_first(self.best_student.known) if self.config.checkpoint.best else None
+        if best is None or best.step == self.done:
+            state = whole_state(self.distiller.student.model, self.zero_stage)
+        else:
+            self.say(f"The best held-out loss was at step {best.step}: that one is exported.")
+            with together():
+                state = self.best_student.load() if self.first else None
         folder = self.out / STUDENT
         with together():
             if state is not None:
@@ -150,6 +156,8 @@ class Run:
 
     def _steps(self, monitor: Monitor | None) -> None:
         config = self.config
+        if self._owes_validation:
+            self._validate(monitor)
         began, tokens = time.monotonic(), 0
         for step, batches in enumerate(in_step(self.loader.training(self.done, self.steps)), self.done):
             result = self.stepper.step(step, batches, self._stop)
@@ -164,19 +172,38 @@ class Run:
                 began, tokens = now, 0
             if monitor is not None:
                 monitor.step(self.done)
-            due = config.checkpoint.every is not None and self.done % config.checkpoint.every == 0
-            validate = last or (self.done % config.validate_every == 0 if config.validate_every else due)
-            held_out = None
-            if validate and config.data.held_out and not result.stop:
-                losses = self.stepper.validate(lambda: in_step(self.loader.validation()))
-                self._require_finite(losses.not_finite(), "held out, ")
-                held_out = losses.total
-                if monitor is not None:
-                    monitor.log({"step": self.done, **losses.record("held_out_")})
-            if due or last or result.stop:
+            validates = self._is_validated(self.done) and (last or not result.stop)
+            held_out = self._validate(monitor) if validates else None
+            if self._is_saved(self.done) or last or result.stop:
                 self._save(held_out)
             if result.stop and not last:
                 raise Interrupted(f"Interrupted at step {self.done} of {self.steps}, which is saved in {self.out}.")
+
+    def _is_saved(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many steps."""
+        every = self.config.checkpoint.every
+        return every is not None and step % every == 0
+
+    def _is_validated(self, step: int) -> bool:
+        """Whether the rows held out are due after so many steps."""
+        every = self.config.validate_every
+        due = step == self.steps or (step % every == 0 if every else self._is_saved(step))
+        return due and bool(self.config.data.held_out)
+
+    def _validate(self, monitor: Monitor | None) -> float:
+        """The loss on the rows held out; the student is kept where it is the lowest so far and that is wanted."""
+        losses = self.stepper.validate(lambda: in_step(self.loader.validation()))
+        self._require_finite(losses.not_finite(), "held out, ")
+        if monitor is not None:
+            monitor.log({"step": self.done, **losses.record("held_out_")})
+        if self.config.checkpoint.best:
+            best = from_first(self.best_student.known)
+            if best is None or losses.total < best.held_out:
+                state = whole_state(self.distiller.student.model, self.zero_stage)
+                with together():
+                    if state is not None:
+                        self.best_student.keep(Best(step=self.done, held_out=losses.total), state)
+        return losses.total
 
     def _require_finite(self, trouble: str | None, where: str = "") -> None:
         """Raises UserError for what is no finite number: nothing after it is worth a step, and nothing of it is saved."""

@@ -4,6 +4,7 @@ import json
 import math
 import resource
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,44 @@ def assert_same_run(out, run):
     assert metrics(out) == metrics(run)
     for mine, theirs in zip(weights(out).values(), weights(run).values(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_best_student_is_exported_without_going_back_to_it(trained, whole, tmp_path, monkeypatch, stage):
+    """Losses that are lowest at step 2: the student of the end is that of a run of two steps."""
+    from trainer.step import Stepper
+
+    real, losses = Stepper.validate, iter([1.0, 5.0, 5.0])
+
+    def validate(self, batches):
+        return replace(real(self, batches), total=next(losses))
+
+    monkeypatch.setattr(Stepper, "validate", validate)
+    best = {"checkpoint": {"every": 2, "best": True}, "deepspeed": stage}
+    trained(tmp_path / "four", **best)
+    assert checkpoints(tmp_path / "four") == ["best-00000002", name(2), name(4)]
+    early = cut_off(whole(stage), tmp_path / "early")
+    two = weights(tmp_path / "four")
+    monkeypatch.setattr(Stepper, "validate", real)
+    trained(early, deepspeed=stage)
+    four = weights(early)
+    assert any(not torch.equal(mine, theirs) for mine, theirs in zip(two.values(), four.values(), strict=True))
+    state = load_file(tmp_path / "four" / "checkpoints" / "best-00000002" / "student.safetensors")
+    assert all(torch.equal(two[name], value) for name, value in state.items() if name in two)
+
+
+def test_a_validation_that_a_stop_left_out_is_made_up_for(trained, whole, tmp_path):
+    """As where SIGTERM was heard at a step that was due: saved without the loss on the rows held out."""
+    out = cut_off(whole("zero2"), tmp_path / "out")
+    file = out / "checkpoints" / name(2) / "state.json"
+    before = sha256_of(file)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"held_out": None}))
+    sums = file.with_name("SHA256SUMS")
+    sums.write_text(sums.read_text().replace(before, sha256_of(file)))
+    lines = [record for record in (out / "metrics.jsonl").read_text().splitlines() if json.loads(record)["step"] <= 2]
+    (out / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines if "held_out_loss" not in line))
+    trained(out, deepspeed="zero2")
+    assert_same_run(out, whole("zero2"))
 
 
 @pytest.mark.parametrize("stage", STAGES)

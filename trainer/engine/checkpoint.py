@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest and the best kept, resumable on any number of ranks.
+"""Checkpoints: whole or not there, the newest kept, resumable on any number of ranks.
 
     checkpoints/step-00000200/  deepspeed/ (its own files: weights, optimizer, loss scale)  state.json  SHA256SUMS (last)
 
@@ -48,20 +48,14 @@ class State(Strict):
 class Checkpoints:
     """The checkpoints of a run. All ranks call its methods together."""
 
-    def __init__(self, out: Path, keep: int, best: bool) -> None:
+    def __init__(self, out: Path, keep: int) -> None:
         self._folder = out / FOLDER
         self._keep = keep
-        self._best = best
 
     def complete(self) -> dict[Path, State]:
         """Checkpoints that have all been written, oldest first."""
         states = {path: _state(path) for path in self._folders() if (path / SUMS).is_file()}
         return {path: state for path, state in states.items() if state is not None}
-
-    def best(self) -> tuple[Path, State] | None:
-        """The one with the lowest held-out loss; None if none was computed."""
-        known = {path: state for path, state in self.complete().items() if state.held_out is not None}
-        return min(known.items(), key=lambda item: (item[1].held_out, item[0]), default=None)
 
     def newest(self) -> tuple[Path, State] | None:
         """The one to go on from: the newest whose files are as they were written; newer ones are told.
@@ -155,8 +149,6 @@ class Checkpoints:
     def _prune(self) -> None:
         states = self.complete()
         needed = set(list(states)[-self._keep :])
-        if self._best and (best := self.best()) is not None:
-            needed.add(best[0])
         for path in states.keys() - needed:
             leftover = path.with_name(f".{path.name}{_PART}")
             path.rename(leftover)  # a part of one must not look whole

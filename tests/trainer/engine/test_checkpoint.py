@@ -43,9 +43,9 @@ def state(step, held_out=None):
     return State(step=step, ranks=1, zero_stage=0, held_out=held_out, sources={"data.dataset": {"fingerprint": "f"}})
 
 
-def save(out, *states, keep=100, best=False):
+def save(out, *states, keep=100):
     """Checkpoints of these states, one after the other."""
-    checkpoints = Checkpoints(out, keep, best)
+    checkpoints = Checkpoints(out, keep)
     for each in states:
         checkpoints.save(Engine(), each)
     return checkpoints
@@ -76,30 +76,14 @@ def test_checksums_are_read_by_the_usual_tool_and_name_every_file(tmp_path):
     assert named == {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {SUMS}
 
 
-@pytest.mark.parametrize(
-    ("losses", "expected"),
-    [([3.0, 1.0, 2.0], 2), ([None, 5.0, None], 2), ([1.0, 1.0], 1), ([None, None], None), ([], None)],
-)
-def test_the_best_is_the_lowest_and_of_equals_the_first(tmp_path, losses, expected):
-    best = save(tmp_path, *(state(step, loss) for step, loss in enumerate(losses, 1))).best()
-    assert (None if best is None else best[1].step) == expected
-
-
-def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):
+def test_a_loss_that_is_no_number_is_never_saved():
     with pytest.raises(ValueError, match="finite number"):
         state(1, math.nan)
-    checkpoints = save(tmp_path, state(1, 1.0), state(2, 2.0))
-    file = tmp_path / FOLDER / name(1) / STATE
-    file.write_text(file.read_text().replace("1.0", "NaN"))
-    assert checkpoints.best()[1].step == 2
 
 
-@pytest.mark.parametrize(
-    ("keep", "best", "expected"),
-    [(1, False, [4]), (2, False, [3, 4]), (1, True, [2, 4]), (3, True, [2, 3, 4]), (9, True, [1, 2, 3, 4])],
-)
-def test_the_newest_are_kept_and_the_best_where_that_is_wanted(tmp_path, keep, best, expected):
-    save(tmp_path, *map(state, [1, 2, 3, 4], [3.0, 1.0, 2.0, 2.0]), keep=keep, best=best)
+@pytest.mark.parametrize(("keep", "expected"), [(1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4])])
+def test_the_newest_are_kept(tmp_path, keep, expected):
+    save(tmp_path, *map(state, [1, 2, 3, 4], [3.0, 1.0, 2.0, 2.0]), keep=keep)
     assert steps(tmp_path) == [name(step) for step in expected]
 
 
@@ -154,9 +138,9 @@ def test_no_bit_can_change_unseen(sealed_checkpoint, data):
     changed[place] ^= 1 << data.draw(st.integers(0, 7))
     file.write_bytes(changed)
     with pytest.raises(StateError, match="is damaged"):
-        Checkpoints(sealed_checkpoint.parents[1], 1, False).newest()
+        Checkpoints(sealed_checkpoint.parents[1], 1).newest()
     file.write_bytes(before)
-    assert Checkpoints(sealed_checkpoint.parents[1], 1, False).newest() is not None
+    assert Checkpoints(sealed_checkpoint.parents[1], 1).newest() is not None
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +197,7 @@ def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path):
     engine = Engine()
     engine.values["weights.pt"] = lambda: None
     with pytest.raises((AttributeError, TypeError), match="pickle"):
-        Checkpoints(tmp_path, 1, False).save(engine, state(1))
+        Checkpoints(tmp_path, 1).save(engine, state(1))
 
 
 def test_what_an_interrupted_save_left_is_no_checkpoint_and_goes_with_the_next(tmp_path, monkeypatch):
