@@ -8,6 +8,17 @@ MESSAGES: Final = ("messages", "conversations")
 INPUTS: Final = ("input", "context")
 AFTER_INSTRUCTION: Final = ("output", "response", "completion", "chosen")
 AFTER_PROMPT: Final = ("response", "completion", "output", "chosen")
+#: What belongs to a prompt or a response beside its text: a conversation alone has a place for it.
+UNPLACED: Final = (
+    "system",
+    "system_prompt",
+    "history",
+    "tools",
+    "functions",
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+)
 
 #: Parts of each form, and their usual names.
 USUAL_NAMES: Final[dict[Form, dict[str, tuple[str, ...]]]] = {

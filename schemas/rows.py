@@ -89,6 +89,11 @@ def row_id(row: Mapping[str, Any], field: str | None = None) -> str | None:
     return str(value)
 
 
+def is_turns(value: Any) -> bool:
+    """Whether it is a list of turns."""
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+
+
 def listed(names: Sequence[str], last: str = ", ") -> str:
     """`a`, `b`: for messages."""
     quoted = [f"`{name}`" for name in names]

@@ -25,6 +25,7 @@ from schemas.config import Learn, ParseConfig, SideConfig
 from schemas.conversations import Conversation
 from schemas.errors import UserError
 from schemas.rows import Reason, RowError
+from trainer.models.chat_ending import ending_of
 from trainer.models.chat_template import ChatTemplate, Layout
 
 #: What the end of a conversation is, in a manifest.
@@ -53,7 +54,7 @@ class ChatTokenizer(OffsetTokenizer):
         self._learn = learn
         added = self.backend.get_added_tokens_decoder()
         self._special = np.array(sorted(index for index, token in added.items() if token.special), dtype=np.int64)
-        ends = self.template.end_tokens()
+        ends = ending_of(self.template, self.library).special
         #: What a turn ends in, if it is one and the same.
         self._turn_end = self._suffix if not ends or set(self._suffix) & set(ends) else ends[:1]
 

@@ -22,7 +22,7 @@ from pipeline.read.records import Record
 from schemas.config import FieldsConfig, Form
 from schemas.errors import UsageError, UserError, nearest
 from schemas.part_names import AFTER_INSTRUCTION, AFTER_PROMPT, MESSAGES, USUAL_NAMES
-from schemas.rows import listed, type_of
+from schemas.rows import is_turns, listed, type_of
 
 #: Parts that any row may lack.
 _OPTIONAL: Final = frozenset({"input", "id"})
@@ -87,11 +87,6 @@ def _is_text(value: Any) -> bool:
 
 def _is_response(value: Any) -> bool:
     return isinstance(value, str | list)
-
-
-def is_turns(value: Any) -> bool:
-    """Whether it is a list of turns."""
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
 
 
 def _check(config: FieldsConfig) -> None:

@@ -12,20 +12,9 @@ from schemas.alpaca import question
 from schemas.chat_rows import conversation_of
 from schemas.config import FieldsConfig
 from schemas.conversations import Conversation
-from schemas.part_names import AFTER_INSTRUCTION, INPUTS, MESSAGES, names_of
+from schemas.part_names import AFTER_INSTRUCTION, INPUTS, MESSAGES, UNPLACED, names_of
 from schemas.rows import RowError, Unusable, holds_something, listed, row_id, type_of, unusable_in
 
-#: What belongs to a prompt or a response beside its text.
-UNPLACED: Final = (
-    "system",
-    "system_prompt",
-    "history",
-    "tools",
-    "functions",
-    "tool_calls",
-    "function_call",
-    "reasoning_content",
-)
 #: What usually holds text: told where it was not used.
 KNOWN: Final = (
     *MESSAGES,

@@ -9,9 +9,9 @@ from typing import Final
 _ARTICLES: Final = re.compile(r"\b(?:a|an|the)\b")
 
 
-def exact_match(text: str, references: Sequence[str]) -> float:
-    """100 if the text is one of the references, else 0."""
-    return 100.0 * (normalized(text) in {normalized(reference) for reference in references})
+def exact_match(text: str, references: Sequence[str]) -> bool:
+    """Whether a text is one of the references once all are normalised. A text that says nothing is none of them."""
+    return bool(text.strip()) and normalized(text) in {normalized(reference) for reference in references}
 
 
 def normalized(text: str) -> str:

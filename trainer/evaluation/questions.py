@@ -1,19 +1,21 @@
-"""Test rows: a prompt, and the references that a response is scored against.
+"""Test rows: what is asked, and the references that a response is scored against.
 
-A row is a JSON object on a line of its own, in any of the forms that the field uses: a ready-made `prompt` (MiniLLM), or
-`instruction` with `input` or `context` where there is one (Alpaca, Dolly) or the question in `input` alone, which the
-Alpaca template turns into a prompt;
-and `output`, `response` or `completion`, a text or a list of them.
+A row is a JSON object on a line of its own, in any of the forms that the field uses, mixed as they come:
 
-Or it is a conversation, in any of the forms of `schemas.chat_rows`, or is read as one where a chat template is asked for: all
-before its last answer is the prompt, which the model's chat template renders, and that answer, without its reasoning, the
-reference; `references`, a list of texts, stands in its place.
+- a ready-made `prompt` (MiniLLM), or `instruction` with `input` or `context` where there is one (Alpaca, Dolly) or the
+  question in `input` alone, which the Alpaca template turns into a prompt; and `output`, `response`, `completion` or
+  `chosen`, a text or a list of them;
+- a conversation in any form that `schemas.chat_rows` reads: its last answer is the reference, without reasoning, and all
+  before it is asked.
+
+`references`, a text or a list, stands in the answer's place; then `messages` may end with the question.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,14 +23,14 @@ from schemas.alpaca import alpaca, question
 from schemas.chat_rows import conversation_of
 from schemas.conversations import Conversation
 from schemas.errors import UsageError, UserError
-from schemas.part_names import AFTER_PROMPT, MESSAGES
+from schemas.part_names import AFTER_INSTRUCTION, AFTER_PROMPT, INPUTS, MESSAGES, UNPLACED
 from schemas.ready_made import ready_made
-from schemas.rows import RowError
+from schemas.rows import RowError, holds_something, is_turns
+from trainer.evaluation.answers import answer_of
 
-_INPUTS: Final = ("input", "context")
-_REFERENCES: Final = ("output", "response", "completion")
-#: Fields that hold turns, if the row is a conversation.
-_TURNS: Final = (*MESSAGES, "prompt", *AFTER_PROMPT)
+_REFERENCES: Final = "references"
+#: Between contents of one answer, which are several where turns were merged.
+_BETWEEN: Final = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,29 @@ class Question:
     """One row. `row` counts the file's rows from 0, those left out included."""
 
     row: int
-    prompt: str | Conversation
+    where: str  # file and line, for messages
+    prompt: str | Conversation  # a conversation is rendered by a chat template
     references: tuple[str, ...]
+    sha256: str  # of the whole row
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read. `as_conversations`: those of a single turn as well; the others as `conversation_of` has them."""
+
+    as_conversations: bool = False
+    merge_turns: bool = False
+    system_into_user: bool = False
 
 
 def read_questions(
-    path: Path, min_words: int = 0, limit: int | None = None, *, as_conversations: bool = False
+    path: Path,
+    min_words: int = 0,
+    limit: int | None = None,
+    reading: Reading = Reading(),
 ) -> list[Question]:
     """The rows of a file of JSON lines, those whose first reference has at least `min_words` words, and of them the first
-    `limit`. `as_conversations`: single questions are conversations as well.
+    `limit`.
 
     Raises `UserError` with file and line for a row that cannot be used: to leave it out would change the score.
     """
@@ -54,18 +70,18 @@ def read_questions(
         raise UserError(f"{path} is not UTF-8 (byte {error.start}).") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    places = [place for place, line in enumerate(lines, 1) if line.strip()]
-    if places and lines[places[0] - 1].lstrip().startswith("["):
+    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
+    if numbers and lines[numbers[0] - 1].lstrip().startswith("["):
         raise UserError(f"{path} is a JSON array; write one object a line.")
     questions = [
-        _question(row, lines[place - 1], f"{path}, line {place}", as_conversations) for row, place in enumerate(places)
+        _question(row, lines[number - 1], f"{path}, line {number}", reading) for row, number in enumerate(numbers)
     ]
     if not questions:
         raise UserError(f"{path} holds no rows.")
-    kept = [question for question in questions if len(question.references[0].split()) >= min_words]
-    if not kept:
+    long_enough = [question for question in questions if len(question.references[0].split()) >= min_words]
+    if not long_enough:
         raise UserError(f"{path}: no row has a reference of {min_words} words or more; lower --min-words.")
-    return kept[:limit]
+    return long_enough[:limit]
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
@@ -83,60 +99,96 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def digest(questions: Sequence[Question]) -> str:
-    """SHA-256 of everything in them: results can be compared row by row where it is the same."""
-    rows = [[question.row, _told(question.prompt), *question.references] for question in questions]
+    """SHA-256 of their rows: results can be compared row by row where it is the same, however the rows were asked."""
+    rows = [[question.row, question.sha256] for question in questions]
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
-def _told(prompt: str | Conversation) -> Any:
-    if isinstance(prompt, str):
-        return prompt
-    return [prompt.to_json(), *(content.text for content in prompt.contents)]
-
-
-def _question(row: int, line: str, where: str, as_conversation: bool) -> Question:
+def _question(row: int, line: str, where: str, reading: Reading) -> Question:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: broken JSON ({error.msg} at character {error.pos + 1}).") from None
     if not isinstance(fields, dict):
         raise UserError(f"{where}: not a JSON object.")
-    if as_conversation or any(_is_turns(fields.get(name)) for name in _TURNS):
-        return _conversation(row, fields, where)
-    references = _references(fields, where)
-    return Question(row, _prompt(fields, references[0], where), references)
-
-
-def _is_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
-
-
-def _conversation(row: int, fields: dict[str, Any], where: str) -> Question:
-    given = fields.get("references")
-    try:
-        conversation, _, _ = conversation_of({name: value for name, value in fields.items() if name != "references"})
-    except RowError as error:
-        raise UserError(f"{where}: {error}.") from None
-    last = len(conversation.messages) - 1
-    answer = [
-        conversation.contents[number].text
-        for number in conversation.contents_of(last)
-        if conversation.contents[number].role == "assistant"
-    ]
-    if given is not None:
-        references = _references({"output": given}, where)
-    elif answer:
-        references = ("".join(answer).strip(),)
+    prompt: str | Conversation
+    if reading.as_conversations or _holds_turns(fields):
+        try:
+            prompt, references = _exchange(fields, where, reading)
+        except RowError as error:
+            raise UserError(f"{where}: {error.reason}.") from None
     else:
-        raise UserError(f"{where}: the last answer is calls of tools alone, which no text is compared with.")
-    return Question(row, conversation.before(last), references)
+        references = _references(fields, where)
+        prompt = _prompt(fields, references[0], where)
+    answers = tuple(dict.fromkeys(answer_of(reference).text for reference in references))
+    if not all(map(str.strip, answers)):
+        raise UserError(f"{where}: a reference is reasoning alone, without an answer.")
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return Question(row, where, prompt, answers, hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def _holds_turns(fields: dict[str, Any]) -> bool:
+    """Whether a row can be read as a conversation alone."""
+    if any(holds_something(fields.get(name)) for name in MESSAGES):
+        return True
+    if any(is_turns(fields.get(name)) for name in ("prompt", *AFTER_PROMPT)):
+        return True
+    asks = any(holds_something(fields.get(name)) for name in ("prompt", "instruction", *INPUTS))
+    return not asks and isinstance(fields.get("chosen"), str)  # of preference data, turns as text
+
+
+def _exchange(fields: dict[str, Any], where: str, reading: Reading) -> tuple[Conversation, tuple[str, ...]]:
+    """What is asked, and the references. Raises `RowError`, and `UserError` for references that are none."""
+    given = _texts(fields, _REFERENCES, where) if fields.get(_REFERENCES) is not None else ()
+    read = partial(conversation_of, merge_turns=reading.merge_turns, system_into_user=reading.system_into_user)
+    try:
+        conversation, *_ = read(fields)
+    except RowError:
+        if not given:
+            raise
+        conversation, *_ = read(_answered(fields, given[0]))  # it may end with the question
+    last = len(conversation.messages) - 1
+    if last == 0:
+        raise RowError("nothing stands before the answer")
+    references = given or _answers(fields, conversation, last, where)
+    if not references:
+        raise RowError("the last answer is calls of tools alone", f"`{_REFERENCES}` may hold what to compare with")
+    return conversation.before(last), references
+
+
+def _answered(fields: dict[str, Any], answer: str) -> dict[str, Any]:
+    """The row with an answer at its end."""
+    for name in MESSAGES:
+        if isinstance(fields.get(name), list):
+            return fields | {name: [*fields[name], {"role": "assistant", "content": answer}]}
+    return fields | {_answer_names(fields)[0]: answer}
+
+
+def _answers(fields: dict[str, Any], conversation: Conversation, last: int, where: str) -> tuple[str, ...]:
+    """The texts of a response that is a list of them, or the answer of the last turn, if it has one."""
+    name = next((name for name in _answer_names(fields) if holds_something(fields.get(name))), None)
+    apart = name is not None and not any(holds_something(fields.get(key)) for key in MESSAGES)
+    if name is not None and apart and isinstance(fields[name], list) and not is_turns(fields[name]):
+        return _texts(fields, name, where)
+    contents = [conversation.contents[number] for number in conversation.contents_of(last)]
+    answer = _BETWEEN.join(content.text for content in contents if content.role == "assistant")
+    return (answer,) if answer else ()
+
+
+def _answer_names(fields: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the response, in the order in which training looks for it."""
+    return AFTER_INSTRUCTION if holds_something(fields.get("instruction")) else AFTER_PROMPT
 
 
 def _prompt(fields: dict[str, Any], response: str, where: str) -> str:
     """As training on the row with that response would have it."""
+    if unplaced := next((name for name in UNPLACED if holds_something(fields.get(name))), None):
+        raise UserError(
+            f"{where}: a ready-made or Alpaca prompt has no place for `{unplaced}`; a chat template has, with --template."
+        )
     if fields.get("prompt") is not None:
         return ready_made(_text(fields, "prompt", where), response)
-    name = next((name for name in _INPUTS if fields.get(name)), None)
+    name = next((name for name in INPUTS if fields.get(name)), None)
     context = _text(fields, name, where) if name else ""
     if fields.get("instruction") or ("instruction" in fields and not context):
         return alpaca(*question(_text(fields, "instruction", where), context))
@@ -146,9 +198,15 @@ def _prompt(fields: dict[str, Any], response: str, where: str) -> str:
 
 
 def _references(fields: dict[str, Any], where: str) -> tuple[str, ...]:
-    name = next((name for name in _REFERENCES if fields.get(name) is not None), None)
+    """Texts to compare with, at least one."""
+    name = next((name for name in (_REFERENCES, *_answer_names(fields)) if fields.get(name) is not None), None)
     if name is None:
         raise UserError(f"{where}: no reference; the fields are {', '.join(fields)}, wanted is `output`.")
+    return _texts(fields, name, where)
+
+
+def _texts(fields: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
+    """A text, or each of a list of them, at least one."""
     values = fields[name] if isinstance(fields[name], list) else [fields[name]]
     if not values:
         raise UserError(f"{where}: `{name}` is an empty list.")

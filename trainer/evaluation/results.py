@@ -1,6 +1,6 @@
 """The file that an evaluation leaves: scores by file and seed, and by row for comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,13 +23,15 @@ _DECISIVE: Final = (
     "max_prompt_length",
     "dtype",
     "template",
+    "merge_turns",
+    "system_into_user",
     "rouge_tokenizer",
 )
 _OF_SAMPLING: Final = frozenset({"temperature", "top_p", "top_k"})
 
 
 class Score(Strict):
-    """A score in percent: its mean over rows with each seed, and over seeds the mean and standard deviation of that."""
+    """A measure in percent: its mean over rows with each seed, and over seeds the mean and standard deviation of that."""
 
     mean: float
     deviation: float | None  # n − 1 in the denominator; None with a single seed
@@ -49,14 +51,33 @@ class FileResult(Strict):
     rows: int
     sha256: str  # of the rows as used
     cut_prompts: int  # rows whose prompt lost its beginning
+    wordless: int  # rows of whose references no token is left for ROUGE-L, which is 0 there
     rouge_l: Score
     exact_match: Score
-    wordless: int  # rows of whose references no token is left for ROUGE-L
     tokens: float  # of a response, without the stop token
     stopped: float  # part of the responses that ended by themselves
+    reasoned: float  # part of the responses with reasoning, of which what stands behind `</think>` is scored
+    unanswered: float  # part of the responses whose reasoning did not end: their answer is empty
     row_numbers: tuple[int, ...]
-    scores: tuple[tuple[float, ...], ...]  # by row, by seed
-    texts: tuple[tuple[str, ...], ...] | None = None  # likewise
+    scores: tuple[tuple[float, ...], ...]  # ROUGE-L by row, by seed
+    matches: tuple[tuple[bool, ...], ...]  # likewise, exact match
+    texts: tuple[tuple[str, ...], ...] | None = None  # likewise, reasoning included
+
+
+class Means(Strict):
+    """Over files, each with the same weight."""
+
+    rouge_l: Score
+    exact_match: Score
+
+    @classmethod
+    def of(cls, files: "Sequence[FileResult]") -> "Means | None":
+        """None where there are not several files."""
+        if len(files) < 2:
+            return None
+        measures = ([file.rouge_l for file in files], [file.exact_match for file in files])
+        rouge_l, matched = (np.mean([score.per_seed for score in scores], axis=0).tolist() for scores in measures)
+        return cls(rouge_l=Score.of(rouge_l), exact_match=Score.of(matched))
 
 
 class Result(Strict):
@@ -65,15 +86,16 @@ class Result(Strict):
     format: Literal["mta-prep/evaluation"] = FORMAT
     format_version: Literal[2] = 2
     model: dict[str, Any]
+    template: dict[str, Any] | None = None  # the chat template of the conversations, where some were asked
     config: dict[str, Any]
     versions: dict[str, str]
     files: tuple[FileResult, ...] = ()
-    mean: Score | None = None  # over files, each with the same weight
+    mean: Means | None = None
     held_out: HeldOutResult | None = None
 
 
 class Difference(Strict):
-    """B's ROUGE-L less A's on a file's rows, or on all files with the same weight."""
+    """A measure of B less that of A on a file's rows, or on all files with the same weight; in percent."""
 
     name: str
     rows: int
@@ -93,16 +115,23 @@ class Unlike(Strict):
     b: Any
 
 
+class Differences(Strict):
+    """Of one measure, file by file, and over all of them if there are several."""
+
+    files: tuple[Difference, ...]
+    mean: Difference | None
+
+
 class Comparison(Strict):
-    """Two results, file by file, and over all of them if there are several."""
+    """Two results by each measure."""
 
     a: str
     b: str
     unlike: tuple[Unlike, ...]
     samples: int = Field(ge=1)
     seed: int
-    files: tuple[Difference, ...]
-    mean: Difference | None
+    rouge_l: Differences
+    exact_match: Differences
 
 
 def read_result(path: Path) -> Result:
@@ -132,24 +161,45 @@ def compare(a: Path, b: Path, samples: int, seed: int) -> Comparison:
             f"{a} and {b} are results on different files ({', '.join(names[0]) or 'none'}; {', '.join(names[1]) or 'none'}); "
             "evaluate both models on the same ones."
         )
-    found, drawn = [], []
-    for number, file in enumerate(first.files):
+    pairs = []
+    for file in first.files:
         other = next(each for each in second.files if each.name == file.name)
         if (file.sha256, file.row_numbers) != (other.sha256, other.row_numbers):
             raise UserError(
                 f"{a} and {b} have different rows of {file.name} ({file.rows} and {other.rows}); evaluate both models on the "
                 "same file, with the same --limit and --min-words."
             )
-        scores = [np.array(each.scores).mean(1) for each in (file, other)]
+        pairs.append((file, other))
+    return Comparison(
+        a=str(a),
+        b=str(b),
+        unlike=_unlike(first, second),
+        samples=samples,
+        seed=seed,
+        rouge_l=_differences(pairs, lambda file: np.array(file.scores), samples, seed),
+        exact_match=_differences(pairs, lambda file: 100.0 * np.array(file.matches), samples, seed),
+    )
+
+
+def _differences(
+    pairs: Sequence[tuple[FileResult, FileResult]],
+    measure: Callable[[FileResult], np.ndarray],
+    samples: int,
+    seed: int,
+) -> Differences:
+    """Of results on the same files; `measure` has a value for each row and seed."""
+    differences, drawn = [], []
+    for number, pair in enumerate(pairs):
+        scores = [measure(file).mean(1) for file in pair]
         means = resampled_means(scores[1] - scores[0], samples, (seed, number))
-        found.append(_difference(file.name, file.rows, [float(each.mean()) for each in scores], means))
+        differences.append(_difference(pair[0].name, pair[0].rows, [float(score.mean()) for score in scores], means))
         drawn.append(means)
     total = None
-    if len(found) > 1:
-        ours = [float(np.mean([getattr(each, side) for each in found])) for side in ("a", "b")]
-        total = _difference("mean", sum(each.rows for each in found), ours, np.mean(drawn, axis=0))
-    unlike = _unlike(first, second)
-    return Comparison(a=str(a), b=str(b), unlike=unlike, samples=samples, seed=seed, files=tuple(found), mean=total)
+    if len(differences) > 1:
+        ours = [float(np.mean([getattr(difference, side) for difference in differences])) for side in ("a", "b")]
+        rows = sum(difference.rows for difference in differences)
+        total = _difference("mean", rows, ours, np.mean(drawn, axis=0))
+    return Differences(files=tuple(differences), mean=total)
 
 
 def _unlike(a: Result, b: Result) -> tuple[Unlike, ...]:

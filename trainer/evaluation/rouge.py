@@ -1,52 +1,53 @@
 """ROUGE-L (Lin 2004) as the field computes it: the package `rouge_score`, with stemming, the best over references."""
 
-import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+import regex
 from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
+from rouge_score.tokenizers import DefaultTokenizer
 
-#: `field`: runs of a-z and 0-9 in lower case, stemmed from four letters on; `multilingual`: `Words`.
+#: `field`: as published scores have it; `multilingual`: `Words`.
 RougeTokenizer = Literal["field", "multilingual"]
-#: Scripts that are written without space between words: their characters are words of their own.
-_UNSPACED: Final = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
+
+#: Scripts whose words have no space between them.
+_UNSPACED: Final = "ー" + "".join(  # a length mark of both kana, and so of neither
+    rf"\p{{{script}}}"
+    for script in ("Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar", "Tai_Tham")
 )
-_WORD: Final = re.compile(rf"[{_UNSPACED}]_*|(?:(?![{_UNSPACED}])\w)+")
+#: One character of these with the marks on it, or a run of letters, marks, digits and `_` of all others.
+_TOKEN: Final = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|[\w--[{_UNSPACED}]]+", regex.VERSION1)
 
 
-class Words(Tokenizer):  # type: ignore[misc]
-    """Words of any script, in lower case and composed (NFKC), not stemmed; marks belong to their letters.
+class Words:
+    """Tokens of any script, without stemming: words where spaces stand between them, else single characters.
 
-    Of scripts without space between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer) every character is a word.
+    Text is compared without regard to case and to how Unicode composes it (NFKC, case folding).
     """
 
     def tokenize(self, text: str) -> list[str]:
-        """The words of a text."""
-        composed = unicodedata.normalize("NFKC", text).lower()
-        # marks that no letter composes with (vowel signs of Hindi) are no \\w, and part of a word
-        joined = "".join("_" if unicodedata.category(char)[0] == "M" else char for char in composed)
-        return [composed[found.start() : found.end()] for found in _WORD.finditer(joined)]
+        """As `rouge_score` calls it."""
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        return list(_TOKEN.findall(folded))
 
 
 class RougeL:
     """Scores texts by their longest common subsequence of tokens with a reference."""
 
     def __init__(self, tokenizer: RougeTokenizer = "field") -> None:
-        own = Words() if tokenizer == "multilingual" else None
-        self._scorer = RougeScorer(["rougeL"], use_stemmer=own is None, tokenizer=own)
+        """`field` is what `rouge_score` does by itself: runs of a-z and 0-9 of the text in lower case, stemmed from four
+        letters on; nothing is left of other scripts. `multilingual` is `Words`."""
+        self._tokenizer: Any = Words() if tokenizer == "multilingual" else DefaultTokenizer(use_stemmer=True)
+        self._scorer = RougeScorer(["rougeL"], tokenizer=self._tokenizer)
 
     def score(self, text: str, references: Sequence[str]) -> float:
         """F between precision LCS/|text| and recall LCS/|reference|, in percent, with the reference that gives the most.
 
-        A text without any token scores 0, and so does, with the field's tokens, any text in another script than a-z.
-        At least one reference.
+        A text or a reference without a token scores 0. At least one reference.
         """
         return 100.0 * float(self._scorer.score_multi(references, text)["rougeL"].fmeasure)
 
-    def sees_nothing(self, references: Sequence[str]) -> bool:
-        """Whether no reference has a token, so that nothing can score."""
-        return not any(self._scorer._tokenizer.tokenize(reference) for reference in references)
+    def is_blank(self, text: str) -> bool:
+        """Whether no token is left of it."""
+        return not self._tokenizer.tokenize(text)

@@ -24,7 +24,7 @@ import jinja2
 import numpy as np
 from jaxtyping import Int32
 
-from schemas.conversations import Content, Conversation
+from schemas.conversations import Conversation
 from schemas.errors import UsageError, UserError, nearest
 from schemas.limits import SECONDS, TooLong, limited
 from schemas.rows import RowError
@@ -59,16 +59,23 @@ class Layout:
 class ChatTemplate:
     """A template by name, for one tokenizer (transformers.PreTrainedTokenizerBase)."""
 
-    def __init__(self, name: str, tokenizer: Any, subject: str, date: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Any,
+        subject: str,
+        date: str,
+        flags: str = "--teacher-template or --student-template",
+    ) -> None:
         """`name`: `native` (the tokenizer's own), one of `BUILT_IN`, or a Jinja file; `date`: as 2024-07-26.
 
-        `subject` begins errors. Raises `UserError` for a tokenizer without a template of its own, `UsageError` for a
-        name that is none or a template that is no Jinja.
+        `subject` begins errors, `flags` are named as what chooses another template. Raises `UserError` for a tokenizer
+        without a template of its own, `UsageError` for a name that is none or a template that is no Jinja.
         """
         self._label = f"{subject}, chat template {name}"
         self._tokenizer = tokenizer
         self._source = name if name in ("native", *BUILT_IN) else Path(name).name
-        self._templates = _templates(name, tokenizer, subject)
+        self._templates = _templates(name, tokenizer, subject, flags)
         self._date = datetime.date.fromisoformat(date)
         self._outlines: dict[tuple[Any, ...], Outline] = {}
         added = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
@@ -112,19 +119,6 @@ class ChatTemplate:
                 role = conversation.messages[message]["role"]
                 raise RowError("it rewrites a content", f"message {message + 1} ({role})") from None
         return _layout(text, frame, occurrences)
-
-    def end_tokens(self) -> list[int]:
-        """Ids of the special tokens behind a short answer, in order; none where the template writes none, or refuses it."""
-        contents = Content("user", "a"), Content("assistant", "b")
-        messages = {"role": "user", "content": [0]}, {"role": "assistant", "content": [1]}
-        try:
-            layout = self.layout(Conversation(messages, contents))
-        except RowError:
-            return []
-        ids = self._tokenizer(layout.text[layout.endings[0] :], add_special_tokens=False)["input_ids"]
-        special = set(self._tokenizer.all_special_ids)
-        special |= {index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
-        return [index for index in ids if index in special]
 
     def _outline(self, conversation: Conversation) -> Outline:
         frame = conversation.to_json()
@@ -192,7 +186,7 @@ class ChatTemplate:
             raise RowError(f"chat template {self._source}: {error.reason.kind}", detail) from None
 
 
-def _templates(name: str, tokenizer: Any, subject: str) -> dict[str, str]:
+def _templates(name: str, tokenizer: Any, subject: str, flags: str) -> dict[str, str]:
     """The Jinja texts by name, among them `default`."""
     if name in BUILT_IN:
         return {"default": built_in(name, tokenizer)}
@@ -204,7 +198,7 @@ def _templates(name: str, tokenizer: Any, subject: str) -> dict[str, str]:
             )
         if not own:
             raise UserError(
-                f"{subject} has no chat template of its own. Choose one with --teacher-template or --student-template: "
+                f"{subject} has no chat template of its own. Choose one with {flags}: "
                 f"{', '.join(BUILT_IN)}, or a Jinja file."
             )
         return own if isinstance(own, dict) else {"default": own}

@@ -1,5 +1,6 @@
 """One loader of tokenizers: exactly what `AutoTokenizer` builds, or a sentence why there is none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,6 +91,16 @@ def surrounding_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     if all(special):
         return ids, []
     return ids[: special.index(False)], ids[len(ids) - special[::-1].index(False) :]
+
+
+def behind_opening(tokenizer: Any, ids: Sequence[int], opening: Sequence[int]) -> int:
+    """How many of a text's first tokens are the special ones that open a text (`surrounding_tokens`), with white space
+    before them; 0 where it does not bring them along."""
+    first = 0
+    while first < len(ids) and not tokenizer.decode([ids[first]]).strip():
+        first += 1
+    last = first + len(opening)
+    return last if opening and list(ids[first:last]) == list(opening) else 0
 
 
 def _unusable(subject: str, error: Exception, remedy: str | None) -> UserError:

@@ -238,7 +238,7 @@ def test_several_files_in_a_table(run, mixed, tmp_path):
     other = written(tmp_path / "other.jsonl", ROWS[2:4])
     code, printed, err = run("run", TEACHER, mixed, other, "--greedy", "--max-length", 36, "--max-prompt-length", 32)
     assert code == Exit.OK
-    assert all(word in printed for word in ("greedy", "mixed", "other", "mean", "ROUGE-L", "prompts cut"))
+    assert all(word in printed for word in ("greedy", "mixed", "other", "mean", "ROUGE-L", "EM", "prompts cut"))
     assert "±" not in printed
     assert "5/5 rows" in err
     assert "2/2 rows" in err
@@ -347,22 +347,24 @@ def test_comparison(run, results):
     assert (code, err) == (Exit.OK, "")
     found = json.loads(printed)
     a, b = map(read_result, results)
-    per_file = []
-    for number, difference in enumerate(found["files"]):
-        rows = [np.mean(file.files[number].scores, axis=1) for file in (a, b)]
-        assert difference["a"] == pytest.approx(a.files[number].rouge_l.mean)
-        assert difference["difference"] == pytest.approx(rows[1].mean() - rows[0].mean())
-        drawn = np.random.default_rng((3, number)).integers(len(rows[0]), size=(400, len(rows[0])))
-        means = (rows[1] - rows[0])[drawn].mean(1)
-        assert [difference["low"], difference["high"]] == pytest.approx(np.percentile(means, [2.5, 97.5]).tolist())
-        per_file.append(means)
-    total = np.mean(per_file, axis=0)
-    assert found["mean"]["difference"] == pytest.approx(b.mean.mean - a.mean.mean)
-    assert found["mean"]["low"] == pytest.approx(np.percentile(total, 2.5))
+    for measure, values in (("rouge_l", "scores"), ("exact_match", "matches")):
+        per_file = []
+        factor = {"scores": 1, "matches": 100}[values]
+        for number, difference in enumerate(found[measure]["files"]):
+            rows = [factor * np.mean(getattr(file.files[number], values), axis=1) for file in (a, b)]
+            assert difference["a"] == pytest.approx(getattr(a.files[number], measure).mean)
+            assert difference["difference"] == pytest.approx(rows[1].mean() - rows[0].mean())
+            drawn = np.random.default_rng((3, number)).integers(len(rows[0]), size=(400, len(rows[0])))
+            means = (rows[1] - rows[0])[drawn].mean(1)
+            assert [difference["low"], difference["high"]] == pytest.approx(np.percentile(means, [2.5, 97.5]).tolist())
+            per_file.append(means)
+        total, mean = np.mean(per_file, axis=0), found[measure]["mean"]
+        assert mean["difference"] == pytest.approx(getattr(b.mean, measure).mean - getattr(a.mean, measure).mean)
+        assert mean["low"] == pytest.approx(np.percentile(total, 2.5))
     assert found["unlike"] == [{"setting": "seeds", "a": [10, 20], "b": None}]
     code, printed, err = run("compare", *results)
     assert code == Exit.OK
-    assert all(word in printed for word in ("mixed", "other", "mean", "95 % interval"))
+    assert all(word in printed for word in ("mixed", "other", "mean", "ROUGE-L", "EM", "95 % interval"))
     assert "A and B were not evaluated alike (seeds [10, 20] and null)" in err
 
 
@@ -385,6 +387,10 @@ def test_what_is_compared_is_alike_or_told(tmp_path, results):
         "max_length": 999,
         "max_prompt_length": 9,
         "dtype": "float16",
+        "template": "chatml",
+        "merge_turns": True,
+        "system_into_user": True,
+        "rouge_tokenizer": "multilingual",
     }
     for name, value in changes.items():
         assert unlike(sampled, sampled | {name: value}) == {name: (sampled[name], value)}
