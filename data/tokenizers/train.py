@@ -1,7 +1,8 @@
 """Trains the two embedded tokenizers on the embedded rows: `python data/tokenizers/train.py`. Two runs give equal bytes.
 
 `bytelevel-bpe` is made as GPT-2's, without a beginning-of-text token; `sentencepiece-bpe` as Llama-2's, with byte fallback
-and a dummy prefix. So between them they show most of what a pair of tokenizers can disagree in.
+and a dummy prefix. So between them they show most of what a pair of tokenizers can disagree in, also in their chat templates,
+which stand beside what is written here (`chat_template.jinja`), made by hand of the tokens that there are.
 """
 
 import json

@@ -7,12 +7,13 @@ among the tokens by their edges, and has a token span just where what lies betwe
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
+from tokenizers import Tokenizer
 
 from pipeline.read.characters import CLUSTER
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
@@ -21,8 +22,15 @@ from schemas.columns import MISSING, Granularity, Placed
 
 Spans = Int32[np.ndarray, "_ 2"]
 
-#: Stands before what is decoded, since decoders treat the first token of a text in their own ways.
+#: Stands before what is decoded.
 _BEFORE: Final = "a"
+
+
+def in_a_text(backend: Tokenizer) -> Callable[[Sequence[int]], str]:
+    """Decodes tokens as they stand in the middle of a text: decoders treat the first one in their own ways."""
+    before = backend.encode(_BEFORE, add_special_tokens=False).ids
+    lead = len(backend.decode(before, skip_special_tokens=False))
+    return lambda ids: str(backend.decode([*before, *ids], skip_special_tokens=False)[lead:])
 
 
 class _Group(NamedTuple):
@@ -42,8 +50,7 @@ class Decoder:
         self._unknown = tokenizer.unknown
         self._cut_behind = tokenizer.config.max_length is not None
         self._cut_before = self._cut_behind or tokenizer.config.max_prompt_length is not None
-        self._before = self._backend.encode(_BEFORE, add_special_tokens=False).ids
-        self._lead = self._backend.decode(self._before, skip_special_tokens=False)
+        self._decoded = in_a_text(self._backend)
         self.said = lru_cache(maxsize=1 << 16)(self._said)  # of tokens that come again and again
 
     def refusal(self) -> str | None:
@@ -52,7 +59,7 @@ class Decoder:
 
     def _said(self, ids: tuple[int, ...]) -> str:
         """What these tokens say in the middle of a text, without white space."""
-        return self._visible(self._backend.decode([*self._before, *ids], skip_special_tokens=False)[len(self._lead) :])
+        return self._visible(self._decoded(ids))
 
     def _visible(self, text: str) -> str:
         return self._normalization.visible(text)

@@ -84,7 +84,7 @@ def show_alignment(manifest: Manifest) -> None:
             of_side = alignment[side][name]
             kept, inside, cut = of_side["kept"], of_side["inside"], of_side["cut"]
             rows.append([f"{name}, {side}", str(kept), str(inside), str(cut), percent(kept, kept + inside)])
-    columns = ["units", "aligned", "edge in a token", "truncated", "aligned of the rest"]
+    columns = ["units", "aligned", "edge in a token", "not read", "aligned of the rest"]
     console.table("Units and their token spans", columns, rows)
 
 

@@ -1,7 +1,8 @@
 """`mta-prep inspect`: one row as a person wants to see it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 from rich.style import Style
 
+from pipeline.dataset.decoding import in_a_text
 from pipeline.read.loading import load_fast_tokenizer
 from schemas import console, embedded
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, label_column, side_column
@@ -142,35 +144,41 @@ def show_sides(row: Row, folder: Path) -> None:
     for side in SIDES:
         console.stdout.print()
         console.stdout.print(Text(f"{side}, template {manifest.tokenizers[side]['template']['source']}", "bold"))
-        console.stdout.print(_as_read(row, side, _spelled(side, config)))
+        console.stdout.print(as_read(row, side, spelled_by(side, config)))
 
 
-def _spelled(side: Side, config: ParseConfig) -> Callable[[int], str]:
-    """What a token of a template is called; its number where the tokenizer is not there."""
+def spelled_by(side: Side, config: ParseConfig) -> Callable[[Sequence[int]], str]:
+    """What tokens say in the middle of a text; their numbers where the tokenizer is not there."""
     try:
         library = load_fast_tokenizer(side, embedded.side(getattr(config, side)))
     except UserError:
-        return lambda index: f"<{index}>"
-    return lambda index: str(library.backend_tokenizer.decode([index], skip_special_tokens=False))
+        return lambda ids: "".join(f"<{index}>" for index in ids)
+    return in_a_text(library.backend_tokenizer)
 
 
-def _as_read(row: Row, side: Side, spelled: Callable[[int], str]) -> Text:
-    text, line, shown = row.values["text"], Text(), -1
-    learnt = np.zeros(len(row.values[side_column(side, "input_ids")]) + 1, dtype=np.int64)
+def as_read(row: Row, side: Side, spelled: Callable[[Sequence[int]], str]) -> Text:
+    """What a side reads of a conversation, from its tokens; what the contents say is taken from the row's own text."""
+    line = Text()
+    ids, offsets = row.values[side_column(side, "input_ids")], row.spans(side_column(side, "offsets"))
+    learnt = np.zeros(len(ids), dtype=bool)
     for start, end in row.spans(side_column(side, "responses")).tolist():
-        learnt[start:end] = 1
-    tokens = zip(
-        row.values[side_column(side, "input_ids")], row.spans(side_column(side, "offsets")).tolist(), strict=True
-    )
-    for place, (index, (start, end)) in enumerate(tokens):
-        style = Style(underline=True) if learnt[place] else Style()
-        if start < 0:
-            line.append(visible(spelled(index)), style=style + Style(dim=True))
-            shown = -1
+        learnt[start:end] = True
+    borders = [message["start"] for message in row.values["messages"]]
+    contents = np.where(
+        offsets[:, 0] < 0, 0, np.searchsorted(borders, offsets[:, 0], side="right")
+    )  # 0: of the template
+    for (content, underlined), run in groupby(range(len(ids)), lambda place: (contents[place], learnt[place])):
+        style, places = Style(underline=bool(underlined)), list(run)
+        if not content:
+            line.append(visible(spelled([ids[place] for place in places])), style=style + Style(dim=True))
             continue
-        first = start if shown < 0 else shown  # with the space before it, unless a template's token stands there
-        line.append(visible(text[first:end]), style=style + STRIPES[place % 2])
-        shown = max(shown, end)
+        said = spelled([ids[places[0]]])  # the space before a content is in its first token, and the template's
+        line.append(visible(said[: len(said) - len(said.lstrip())]), style=style + Style(dim=True))
+        shown = int(offsets[places[0], 0])
+        for place in places:
+            end = max(shown, int(offsets[place, 1]))
+            line.append(visible(row.values["text"][shown:end]), style=style + STRIPES[place % 2])
+            shown = end
     return line
 
 

@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,16 @@ from datasets import load_from_disk
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.realign import realign
 from pipeline.dataset.verify import verify
+from pipeline.dataset.view import as_read, find_row, spelled_by, visible
 from schemas import embedded
+from schemas.chat_rows import conversation_of
 from schemas.columns import GRANULARITIES, SIDES
 from schemas.config import ParseConfig
+from schemas.conversations import CONTENT_ROLES
 from schemas.errors import StateError, UsageError, UserError
 from schemas.manifest import MANIFEST, read_manifest
+from trainer.models.chat_template import ChatTemplate
+from trainer.models.tokenizer import load_tokenizer
 
 NATIVE = {
     "inputs": ["embedded:conversations"],
@@ -43,38 +49,66 @@ def rows_of(folder):
     return {row["id"]: row for row in load_from_disk(str(folder))}
 
 
-def test_the_embedded_conversations_are_what_the_docs_say():
-    rows = [json.loads(line) for line in Path(embedded.resolve("embedded:conversations")).read_text().splitlines()]
-    text = json.dumps(rows, ensure_ascii=False)
-    assert len(rows) == len({row["id"] for row in rows}) >= 24
-    for key in (
-        "messages",
-        "conversations",
-        "completion",
-        "rejected",
-        "tools",
-        "tool_calls",
-        "reasoning_content",
-        "system",
-    ):
-        assert f'"{key}"' in text, key
-    for marker in ("<think>", "<|im_end|>", "```", '"type": "text"'):
-        assert marker in text, marker
-    scripts = {unicodedata.name(char).split()[0] for char in text if char.isalpha()}
-    assert {"LATIN", "CYRILLIC", "CJK", "HIRAGANA", "ARABIC", "DEVANAGARI"} <= scripts
-    assert max(len(row.get("messages", ())) for row in rows) >= 7
+@pytest.fixture(scope="module")
+def sample():
+    return [json.loads(line) for line in Path(embedded.resolve("embedded:conversations")).read_text().splitlines()]
+
+
+def test_the_embedded_conversations_are_what_the_docs_say(sample):
+    assert [row["id"] for row in sample] == [f"chat-{number:03}" for number in range(1, 28)]
+    forms = Counter(" ".join(key for key in row if key not in ("id", "system", "tools")) for row in sample)
+    assert forms == {"messages": 21, "conversations": 2, "prompt completion": 2, "prompt chosen rejected": 2}
+    assert sum("tools" in row for row in sample) == 2
+    assert sum("system" in row for row in sample) == 1
+    told = [conversation_of(row)[0] for row in sample]
+    assert {len(conversation.turns()) for conversation in told} == {1, 2, 3, 4}
+    assert max(len(conversation.messages) for conversation in told) == 8
+    calls = [len(message.get("tool_calls", ())) for conversation in told for message in conversation.messages]
+    assert sorted(filter(None, calls)) == [1, 2]
+    roles = Counter(content.role for conversation in told for content in conversation.contents)
+    assert min(roles[role] for role in CONTENT_ROLES) >= 3
+    lengths = [len(content.text) for conversation in told for content in conversation.contents]
+    assert min(lengths) == len("hi")
+    assert max(lengths) > 1_500
+    said = "\n".join(content.text for conversation in told for content in conversation.contents)
+    for mark in ("<|im_end|>", "```", "\n- ", "🎂", "ü", "é"):
+        assert mark in said, mark
+    scripts = {unicodedata.name(char).split()[0] for char in said if char.isalpha()}
+    assert scripts == {"LATIN", "CYRILLIC", "CJK", "HIRAGANA", "ARABIC", "DEVANAGARI"}
+    lines = [json.dumps(row) for row in sample]
+    for mark in ("<think>", '"reasoning_content"', '"type": "text"', '{"role": "system", "content": ""}'):
+        assert any(mark in line for line in lines), mark
 
 
 def test_every_row_is_used_and_verified(made):
     folder = made(**NATIVE)
     manifest = read_manifest(folder)
-    assert manifest.rows_out == manifest.rows_in == 26
+    assert manifest.rows_out == manifest.rows_in == 27
     findings = verify(folder, quick=False, moved={})
     assert findings.problems == []
     assert set(findings.retokenized.values()) == set(findings.decoded.values()) == {"every row"}
+    thinks = rows_of(folder)["chat-027"]
+    thought = thinks["messages"][2]  # the student's template leaves it out, since a question follows
+    assert thought["role"] == "reasoning"
     both = manifest.counts["alignment"]["both"]
     for name in GRANULARITIES:
-        assert both[name]["kept"] >= 0.99 * both[name]["units"]
+        left_out = [thought["start"] <= start < thought["end"] for start, _ in thinks[name]]
+        assert [span == [-1, -1] for span in thinks[f"student_{name}"]] == left_out
+        assert both[name]["cut"] == sum(left_out) > 0
+        assert both[name]["inside"] <= 0.007 * both[name]["units"]
+
+
+def test_what_a_side_reads_is_shown_to_the_character(made, sample):
+    folder = made(**NATIVE)
+    config = ParseConfig.parse(read_manifest(folder).config, "test")
+    for side in SIDES:
+        template = ChatTemplate(
+            "native", load_tokenizer(getattr(config, side).tokenizer, None, side), side, "2024-07-26"
+        )
+        spelled = spelled_by(side, config)
+        for number, row in enumerate(sample):
+            rendered = template.render(conversation_of(row)[0])
+            assert as_read(find_row(folder, number, None), side, spelled).plain == visible(rendered), row["id"]
 
 
 def test_roles_contents_and_what_is_learnt(made):

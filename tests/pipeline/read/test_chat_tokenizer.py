@@ -1,6 +1,5 @@
 """Conversations on one side: the template's own ids, offsets that tell the truth, and turns that are learnt whole."""
 
-import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -30,7 +29,7 @@ LEARN = ["all", "last", "no-reasoning"]
 
 @pytest.fixture(scope="module")
 def open_tokenizer(tmp_path_factory):
-    """An embedded tokenizer with a template of a kind as its own, or a built-in one."""
+    """An embedded tokenizer with a template of a kind as its own, its real own (`native`), or a built-in one."""
     base = tmp_path_factory.mktemp("tokenizers")
 
     @cache
@@ -38,12 +37,13 @@ def open_tokenizer(tmp_path_factory):
         folder = base / f"{name}-{kind}"
         if not folder.exists():
             shutil.copytree(Path(embedded.resolve(f"embedded:{name}")), folder)
-            file = folder / "tokenizer_config.json"
-            own = KINDS[kind].text if kind in KINDS else None
-            file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": own}))
+            if kind in KINDS:
+                (folder / "chat_template.jinja").write_text(KINDS[kind].text)
         template = "native" if kind in KINDS else kind
         side = SideConfig(tokenizer=str(folder), template=template, max_length=max_length)
-        return ChatTokenizer("student", side, overflow, learn, DATE)
+        tokenizer = ChatTokenizer("student", side, overflow, learn, DATE)
+        assert kind not in KINDS or tokenizer.template.text == KINDS[kind].text
+        return tokenizer
 
     return opened
 
@@ -81,7 +81,7 @@ def own_ids(tokenizer, told):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize(
-    "kind", ["header", "stripped", "system-late", "question-as-title", "alpaca", "plain", "chatml"]
+    "kind", ["header", "stripped", "system-late", "question-as-title", "native", "alpaca", "plain", "chatml"]
 )
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=CONVERSATIONS | exchanges())

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from chat_kinds import ASKED, TOOL, check, conversation
 from pipeline.read.tokenizers import OffsetTokenizer
 from rows import prompted
 from schemas.config import SideConfig
+from trainer.models.chat_template import ChatTemplate
+from trainer.models.tokenizer import load_tokenizer
 
 FOLDER = Path(__file__).parents[3] / "data" / "tokenizers"
 ROWS = FOLDER.parent / "sample" / "instructions.jsonl"
@@ -51,3 +54,38 @@ def test_its_offsets_hold_on_every_embedded_row(name, prefix, suffix, bare):
     counts = tokenizer.offset_counts
     assert counts["rows_refused"] == 0
     assert counts["tokens"] > 20_000
+
+
+def test_the_teacher_has_the_files_of_its_tokenizer():
+    for file in (FOLDER / "sentencepiece-bpe").iterdir():
+        assert (FOLDER.parent / "teacher" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_chat_template_shows_all_that_a_conversation_has(name):
+    tokenizer = load_tokenizer(f"embedded:{name}", None, "Tokenizer")
+    template = ChatTemplate("native", tokenizer, "Tokenizer", "2024-07-26")
+    row = conversation(("system", "Be kind."), *ASKED, tools=[TOOL])
+    layout = check(template, row)
+    assert json.dumps(TOOL) in layout.text
+    call, answer = (layout.text[start:end] for start, end in layout.turns)
+    assert "weather" in call
+    assert '{"city": "Ulm <|end|>", "days": 3}' in call
+    assert [turn.rstrip().endswith(tokenizer.eos_token) for turn in (call, answer)] == [True, True]
+    assert layout.text.count(tokenizer.eos_token) == 2
+    for turn, (start, _) in zip(row.turns(), layout.turns, strict=True):
+        assert template.render(row.before(turn), add_generation_prompt=True) == layout.text[:start]
+
+
+def test_their_chat_templates_differ_in_what_they_show_of_reasoning():
+    row = conversation(
+        ("user", "a"), ("assistant", "b", {"reasoning": "R"}), ("user", "c"), ("assistant", "d", {"reasoning": "S"})
+    )
+    shown, texts = {}, set()
+    for name in NAMES:
+        template = ChatTemplate("native", load_tokenizer(f"embedded:{name}", None, name), name, "2024-07-26")
+        layout = check(template, row)
+        shown[name] = [text for place, text in zip(layout.places, "aRbcSd", strict=True) if place >= 0]
+        texts.add(template.text)
+    assert shown == {"bytelevel-bpe": list("abcSd"), "sentencepiece-bpe": list("aRbcSd")}
+    assert len(texts) == 2

@@ -68,7 +68,7 @@ def test_conversations(tmp_path, tokenizers):
     short = Documents(conversations(tmp_path / "short", student=side))
     assert short.lengths("student").max() < longest
     for documents in (whole, short):
-        assert not tokenizers[OTHER].chat_template
+        assert tokenizers[OTHER].chat_template != student_tokenizer(documents.manifest).chat_template
         assert differing_row(documents, tokenizers[OTHER]) is None
         assert differing_row(documents, student_tokenizer(documents.manifest)) is None
         assert differing_row(documents, tokenizers[OWN]) == 0
