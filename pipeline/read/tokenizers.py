@@ -27,7 +27,6 @@ from pipeline.read.spelling import continuation, read_spelling, settle, text_nor
 from schemas.columns import MISSING, Side
 from schemas.config import SideConfig
 from schemas.errors import UserError
-from trainer.models.tokenizer import surrounding_tokens
 
 #: Words whose tokens the library keeps; fewer than its default cost no measurable time and bound memory.
 CACHED_WORDS: Final = 1_000
@@ -97,7 +96,7 @@ class OffsetTokenizer:
         self.offset_counts: Counter[str] = Counter()
         loaded = load_fast_tokenizer(side, config)
         #: The library's tokenizer, for a text's beginning.
-        self.backend: Tokenizer = loaded.backend_tokenizer
+        self.backend = loaded.backend
         try:
             definition = settle(self.backend)
         except Exception as error:  # what the library raises for parts written in Python
@@ -117,8 +116,8 @@ class OffsetTokenizer:
         self.unknown = spelling.unknown
         self.normalization = NormalizationMap(text_normalizer(definition), spelling.marker)
         self._locator = Locator(spelling, self.normalization)
-        self._prefix, after = surrounding_tokens(loaded)
-        self._suffix, self._suffix_source = self._end(after, loaded.eos_token_id)
+        self._prefix = loaded.before
+        self._suffix, self._suffix_source = self._end(loaded.after, loaded.eos)
 
     def _end(self, after: list[int], eos: int | None) -> tuple[list[int], str | None]:
         """What ends a response, and where it comes from; `after`: what the post-processor puts behind a text."""
