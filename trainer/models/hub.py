@@ -81,7 +81,8 @@ def hub_commit(subject: str, name: str, revision: str | None) -> str | None:
     Asked once, where loading itself would retry for most of a minute. Raises UserError, beginning with `subject`, if the
     hub has no such id or revision.
     """
-    errors = huggingface_hub.errors
+    from huggingface_hub import errors  # which it does not load by its name
+
     try:
         return huggingface_hub.HfApi().model_info(name, revision=revision, timeout=_PROBE_SECONDS).sha
     except errors.HFValidationError as error:
