@@ -21,7 +21,6 @@ from pipeline.text import Document, Units
 from schemas.columns import (
     GRANULARITIES,
     LABELLED,
-    LABELS,
     SIDES,
     TREES,
     Granularity,
@@ -169,25 +168,25 @@ def shard(
     """
     spans, alignment = aligned(documents, encodings)
     columns: dict[str, pa.Array] = {
-        "id": pa.array(documents.ids, pa.string()),
-        "text": pa.array(documents.texts, pa.large_string()),
-        "response_start": pa.array(documents.response_starts, pa.int32()),
+        "id": tables.string_column(documents.ids, pa.string()),
+        "text": tables.string_column(documents.texts, pa.large_string()),
+        "response_start": tables.int_column(documents.response_starts),
         "sentences": tables.span_column(documents.sentences),
     }
     for name in GRANULARITIES:
         columns[name] = tables.span_column(documents.units[name])
         if name in documents.labels:
-            columns[label_column(name)] = pa.array([list(labels) for labels in documents.labels[name]], LABELS)
+            columns[label_column(name)] = tables.string_list_column(documents.labels[name])
     for side in SIDES:
         columns[side_column(side, "input_ids")] = tables.int_list_column([row.input_ids for row in encodings[side]])
         columns[side_column(side, "offsets")] = tables.span_column([row.offsets for row in encodings[side]])
-        columns[side_column(side, "response_start")] = pa.array(
-            [row.response_start for row in encodings[side]], pa.int32()
+        columns[side_column(side, "response_start")] = tables.int_column(
+            [row.response_start for row in encodings[side]]
         )
         for name in GRANULARITIES:
             columns[side_column(side, name)] = tables.span_column(spans[side][name])
     if documents.trees is not None:
-        columns[TREES[0]] = pa.array([list(trees) for trees in documents.trees], LABELS)
+        columns[TREES[0]] = tables.string_list_column(documents.trees)
     schema = arrow_schema(documents.trees is not None)
     offsets: dict[str, dict[str, int]] = {}
     for side, tokenizer in tokenizers.items():
