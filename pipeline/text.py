@@ -109,3 +109,7 @@ class Parser(Protocol):
     def extract(self, documents: Sequence[Document]) -> list[Units]:
         """Units of each document."""
         ...
+
+    def load(self) -> None:
+        """Load now what is loaded only once there is enough to do, so that time can be taken."""
+        ...

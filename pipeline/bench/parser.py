@@ -24,6 +24,7 @@ from spacy.tokens import Doc
 
 from pipeline.dataset import prepare
 from pipeline.parse import model, network
+from pipeline.parse.chart import load_compiled
 from pipeline.parse.engine import Engine, torch_threads
 from pipeline.parse.int8 import SLOWEST, slowdown
 from pipeline.parse.scoring import joined_chains
@@ -263,8 +264,9 @@ def measure(
     progress(f"{len(sentences)} sentences, {rounds} rounds, then sentences of {', '.join(map(str, LENGTHS))} words")
     # torch-struct, by which stock benepar decodes, warns of its own use of torch in every batch
     with torch_threads(cores), warnings.catch_warnings(action="ignore"):
+        load_compiled()
         for call in contest.contestants(sentences[:64]).values():
-            call()  # compiles the decoder, fills caches
+            call()  # fills caches
         seen = [contest.rates(f"round {n + 1} of {rounds}", sentences, as_docs(kept)) for n in range(rounds)]
         table = {}
         for length in LENGTHS:

@@ -14,7 +14,6 @@ from pipeline.cache.documents import TeacherSide
 from pipeline.cache.sizes import Measured
 from pipeline.dataset.rows import ROW_COLUMNS, stored_rows
 from pipeline.read.chat_tokenizer import open_tokenizer
-from pipeline.read.loading import load_fast_tokenizer
 from pipeline.read.tokenizers import OffsetTokenizer
 from schemas.columns import MISSING, side_column
 from schemas.config import ModelConfig, ParseConfig
@@ -22,7 +21,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.rows import Reason
 from trainer.models.hub import ModelFiles, first_line, locate
-from trainer.models.tokenizer import TOKENIZER_FILES
+from trainer.models.tokenizer import TOKENIZER_FILES, load_tokenizer
 from trainer.teacher.shape import TeacherShape
 
 #: Rows that are tokenized again, spread over the dataset.
@@ -93,7 +92,12 @@ def _tokenizer(source: ModelFiles, teacher: ModelConfig, config: ParseConfig) ->
     if name.is_dir() and not any((name / file).is_file() for file in TOKENIZER_FILES):
         return without
     side = config.teacher.model_copy(update={"tokenizer": source.name, "revision": source.revision})
-    if side.template == "native" and not load_fast_tokenizer("teacher", side).chat_template:
+    if (
+        side.template == "native"
+        and not load_tokenizer(
+            side.tokenizer, side.revision, f"The teacher's tokenizer {side.tokenizer!r}"
+        ).chat_template
+    ):
         return (
             f"{teacher.model} comes without a chat template, so the dataset's tokens were not compared with those that it "
             "would read."

@@ -22,7 +22,6 @@ from pipeline.text import Document, Rendered, Units
 from schemas.columns import (
     GRANULARITIES,
     LABELLED,
-    LABELS,
     SIDES,
     TREES,
     Granularity,
@@ -163,17 +162,17 @@ def shard(
     spans, alignment = aligned(documents, encodings)
     rows = documents.rows
     columns: dict[str, pa.Array] = {
-        "id": pa.array([row.id for row in rows], pa.string()),
-        "text": pa.array([row.text for row in rows], pa.large_string()),
+        "id": tables.string_column([row.id for row in rows], pa.string()),
+        "text": tables.string_column([row.text for row in rows], pa.large_string()),
         "messages": tables.message_column([row.messages for row in rows]),
         "responses": tables.span_column([np.array(row.responses, dtype=np.int32).reshape(-1, 2) for row in rows]),
-        "conversation": pa.array([skeleton(row) for row in rows], pa.large_string()),
+        "conversation": tables.string_column([skeleton(row) for row in rows], pa.large_string()),
         "sentences": tables.span_column(documents.sentences),
     }
     for name in GRANULARITIES:
         columns[name] = tables.span_column(documents.units[name])
         if name in documents.labels:
-            columns[label_column(name)] = pa.array([list(labels) for labels in documents.labels[name]], LABELS)
+            columns[label_column(name)] = tables.string_list_column(documents.labels[name])
     for side in SIDES:
         columns[side_column(side, "input_ids")] = tables.int_list_column([row.input_ids for row in encodings[side]])
         columns[side_column(side, "offsets")] = tables.span_column([row.offsets for row in encodings[side]])
@@ -181,7 +180,7 @@ def shard(
         for name in GRANULARITIES:
             columns[side_column(side, name)] = tables.span_column(spans[side][name])
     if documents.trees is not None:
-        columns[TREES[0]] = pa.array([list(trees) for trees in documents.trees], LABELS)
+        columns[TREES[0]] = tables.string_list_column(documents.trees)
     schema = arrow_schema(documents.trees is not None)
     offsets: dict[str, dict[str, int]] = {}
     for side, tokenizer in tokenizers.items():

@@ -269,7 +269,8 @@ def estimate(config: ParseConfig, out: Path, *, workers: int) -> dict[str, Any]:
     with planned(config, out) as ready:
         stage = ready.stage
         probe = list(islice(ready.read(0, ready.rows), PROBE_ROWS))
-        stage.run(probe[:2])  # compiles the decoder
+        stage.parser.load()
+        stage.run(probe[:2])  # fills caches
         began = time.perf_counter()
         output = stage.run(probe)
         seconds = time.perf_counter() - began

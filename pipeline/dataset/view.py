@@ -153,7 +153,7 @@ def spelled_by(side: Side, config: ParseConfig) -> Callable[[Sequence[int]], str
         library = load_fast_tokenizer(side, embedded.side(getattr(config, side)))
     except UserError:
         return lambda ids: "".join(f"<{index}>" for index in ids)
-    return in_a_text(library.backend_tokenizer)
+    return in_a_text(library.backend)
 
 
 def as_read(row: Row, side: Side, spelled: Callable[[Sequence[int]], str]) -> Text:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.align.units import document_units
 from pipeline.parse import model
+from pipeline.parse.chart import load_compiled
 from pipeline.parse.engine import Engine
 from pipeline.parse.int8 import refuse_where_slow
 from pipeline.text import Constituents, Document, Sentence, Units, Words
@@ -97,6 +98,10 @@ class BeneparParser:
             "benepar": version("benepar"),
             "spacy": version("spacy"),
         }
+
+    def load(self) -> None:
+        """The compiled search."""
+        load_compiled()
 
     def extract(self, documents: Sequence[Document]) -> list[Units]:
         """Units of each document; see `pipeline.align.units` for their definition."""

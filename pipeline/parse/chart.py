@@ -9,14 +9,15 @@ search, and the search (CKY: Kasami 1965, Younger 1967; for span scores: Stern, 
 number a span. It is cubic in the sentence and compiled: 10 µs for 40 words.
 """
 
-import inspect
 from functools import lru_cache
+from typing import Final
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float32, Int, Int32, Int64
 from torch import Tensor
+
+from pipeline.parse.loops import Loops
 
 
 @lru_cache(maxsize=512)
@@ -44,46 +45,21 @@ def span_index(left: Int[np.ndarray, " k"], right: Int[np.ndarray, " k"], words:
     return index
 
 
-def _walk(split, n, offset, stack, spans_out, written):  # type: ignore[no-untyped-def]
-    # pre-order walk of one sentence's binary tree
-    top = 0
-    if n > 0:
-        stack[0, 0] = 0
-        stack[0, 1] = n
-        top = 1
-    while top > 0:
-        top -= 1
-        i = stack[top, 0]
-        j = stack[top, 1]
-        spans_out[written] = offset + i * n - i * (i - 1) // 2 + (j - i - 1)
-        written += 1
-        if j - i > 1:
-            m = i + split[i, j - i]
-            stack[top, 0] = m
-            stack[top, 1] = j
-            stack[top + 1, 0] = i
-            stack[top + 1, 1] = m
-            top += 2
-    return written
-
-
-def _decode(scores, lengths, spans_out):  # type: ignore[no-untyped-def]
+def _search(scores, lengths, splits):  # type: ignore[no-untyped-def]
     offset = 0
-    written = 0
     longest = 0
     for n in lengths:
         longest = max(longest, n)
     # best[i, l]: score of the best tree over [i, i+l), and, mirrored, by its end; both are read with stride 1
     by_start = np.zeros((longest + 1, longest + 1), dtype=np.float32)
     by_end = np.zeros((longest + 1, longest + 1), dtype=np.float32)
-    split = np.zeros((longest + 1, longest + 1), dtype=np.int32)
-    stack = np.zeros((longest + 1, 2), dtype=np.int32)
     for s in range(len(lengths)):
         n = lengths[s]
         for length in range(1, n + 1):
             for i in range(n - length + 1):
                 j = i + length
-                own = scores[offset + i * n - i * (i - 1) // 2 + length - 1]
+                place = offset + i * n - i * (i - 1) // 2 + length - 1
+                own = scores[place]
                 if length > 1:
                     best = np.float32(-np.inf)
                     where = 1
@@ -92,27 +68,55 @@ def _decode(scores, lengths, spans_out):  # type: ignore[no-untyped-def]
                         if total > best:
                             best = total
                             where = k
-                    split[i, length] = where
+                    splits[place] = where
                     own += best
                 by_start[i, length] = own
                 by_end[j, length] = own
-        written = _compiled_walk(split, n, offset, stack, spans_out, written)
         offset += n * (n + 1) // 2
 
 
-def _walk_all(splits, lengths, spans_out):  # type: ignore[no-untyped-def]
+def _walk(splits, lengths, nodes):  # type: ignore[no-untyped-def]
+    # pre-order walk of every sentence's binary tree
     offset = 0
     written = 0
-    stack = np.zeros((splits.shape[1] + 1, 2), dtype=np.int32)
+    longest = 0
+    for n in lengths:
+        longest = max(longest, n)
+    stack = np.zeros((longest + 1, 2), dtype=np.int32)
     for s in range(len(lengths)):
-        written = _compiled_walk(splits[s], lengths[s], offset, stack, spans_out, written)
-        offset += lengths[s] * (lengths[s] + 1) // 2
+        n = lengths[s]
+        top = 0
+        if n > 0:
+            stack[0, 0] = 0
+            stack[0, 1] = n
+            top = 1
+        while top > 0:
+            top -= 1
+            i = stack[top, 0]
+            j = stack[top, 1]
+            place = offset + i * n - i * (i - 1) // 2 + (j - i - 1)
+            nodes[written] = place
+            written += 1
+            if j - i > 1:
+                m = i + splits[place]
+                stack[top, 0] = m
+                stack[top, 1] = j
+                stack[top + 1, 0] = i
+                stack[top + 1, 1] = m
+                top += 2
+        offset += n * (n + 1) // 2
 
 
-# unwrapped, since run-time shape checks wrap every function and cannot be compiled
-_compiled_walk = numba.njit(cache=True, nogil=True)(inspect.unwrap(_walk))
-_compiled_decode = numba.njit(cache=True, nogil=True)(inspect.unwrap(_decode))
-_compiled_walk_all = numba.njit(cache=True, nogil=True)(inspect.unwrap(_walk_all))
+#: Work is the cube of a sentence's words; so much, or two sentences of 20 words, is interpreted in some 4 ms.
+LOOPS: Final = Loops(_search, _walk, patience=2 * 20**3)
+
+
+def load_compiled() -> None:
+    """Load the compiled search now, so that from here on time can be taken."""
+    search, walk = LOOPS.compiled
+    splits, lengths = np.ones(1, dtype=np.int32), np.ones(1, dtype=np.int32)
+    search(np.zeros(1, dtype=np.float32), lengths, splits)
+    walk(splits, lengths, np.zeros(1, dtype=np.int64))
 
 
 def best_trees(
@@ -124,8 +128,11 @@ def best_trees(
     sentences concatenated. Returns the places in `scores` of each tree's 2n-1 nodes, sentence after sentence, in
     pre-order. Of equal scores the shortest left child wins.
     """
+    search, walk = LOOPS.for_work(int((lengths.astype(np.int64) ** 3).sum()))
+    splits = np.ones(len(scores), dtype=np.int32)
     nodes = np.zeros(node_count(lengths), dtype=np.int64)
-    _compiled_decode(scores, lengths, nodes)
+    search(scores, lengths, splits)
+    walk(splits, lengths, nodes)
     return nodes
 
 
@@ -156,5 +163,6 @@ def best_trees_on_device(
         by_end[:, length:, length] = by_start[:, :places, length]
         splits[:, :places, length] = best.indices.to(torch.int16) + 1
     nodes = np.zeros(node_count(lengths), dtype=np.int64)
-    _compiled_walk_all(splits.cpu().numpy(), lengths, nodes)
+    _, walk = LOOPS.compiled
+    walk(splits[batch, start, size].cpu().numpy().astype(np.int32), lengths, nodes)
     return nodes

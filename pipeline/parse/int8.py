@@ -5,17 +5,17 @@ Weights have one scale an output row, activations one a token, found as they pas
 A token's result does not depend on the other tokens of its batch.
 """
 
-import inspect
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Final
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.parse.loops import Loops
 from pipeline.parse.model import quantise
 from schemas.errors import UsageError
 
@@ -45,8 +45,7 @@ def _from_int32(sums, scales, row_scales, bias, out):  # type: ignore[no-untyped
 
 
 # torch has no fused form of these two, and unfused they cost more than the product
-_quantise = numba.njit(cache=True, nogil=True, fastmath=True)(inspect.unwrap(_to_int8))
-_dequantise = numba.njit(cache=True, nogil=True, fastmath=True)(inspect.unwrap(_from_int32))
+_LOOPS: Final = Loops(_to_int8, _from_int32, patience=0, fastmath=True)
 
 
 class Int8Linear:
@@ -61,10 +60,11 @@ class Int8Linear:
     def __call__(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         """One product; float32 in and out."""
         values, scales = torch.empty(x.shape, dtype=torch.int8), np.empty(len(x), dtype=np.float32)
-        _quantise(x.contiguous().numpy(), values.numpy(), scales)
+        quantise_rows, dequantise_rows = _LOOPS.compiled
+        quantise_rows(x.contiguous().numpy(), values.numpy(), scales)
         sums = torch._int_mm(values, self.weight)
         out = torch.empty(sums.shape)
-        _dequantise(sums.numpy(), scales, self.scales, self.bias, out.numpy())
+        dequantise_rows(sums.numpy(), scales, self.scales, self.bias, out.numpy())
         return out
 
 

@@ -81,6 +81,9 @@ class SpacyParser:
         name, sha256 = Path(found.pop("model")).name, found.pop("model_sha256")
         return {"kind": "spacy", "name": name, "sha256": sha256, "version": EXTRACTION_VERSION, **found}
 
+    def load(self) -> None:
+        """Nothing: all is loaded."""
+
     def extract(self, documents: Sequence[Document]) -> list[Units]:
         """Units of each document; sentences with `parse=False` have none, and are counted as `sentences_code`."""
         parsed = [[s for s in document.sentences if s.parse and s.words.words] for document in documents]

@@ -12,7 +12,7 @@ from typing import Final
 
 #: What lies between is ideographs and private use.
 _ASSIGNED: Final = (*range(0x20000), *range(0xE0000, 0xE1000))
-_CATEGORIES: Final = {point: unicodedata.category(chr(point)) for point in _ASSIGNED}
+_CATEGORIES: Final = dict(zip(_ASSIGNED, map(unicodedata.category, map(chr, _ASSIGNED)), strict=True))
 _JOINING: Final = {0x200C, 0x200D, *range(0x1F3FB, 0x1F400), *range(0xE0020, 0xE0080)} | {
     point for point, category in _CATEGORIES.items() if category[0] == "M"
 }

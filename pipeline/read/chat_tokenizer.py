@@ -27,6 +27,7 @@ from schemas.errors import UserError
 from schemas.rows import Reason, RowError
 from trainer.models.chat_ending import ending_of
 from trainer.models.chat_template import ChatTemplate, Layout
+from trainer.models.tokenizer import load_tokenizer
 
 #: What the end of a conversation is, in a manifest.
 END_RULE: Final = "after a last turn that its template ends without a special token"
@@ -50,7 +51,10 @@ class ChatTokenizer(OffsetTokenizer):
         used."""
         super().__init__(side, config, overflow)
         assert config.template is not None
-        self.template = ChatTemplate(config.template, self.library, f"The {side} tokenizer {config.tokenizer!r}", date)
+        subject = f"The {side} tokenizer {config.tokenizer!r}"
+        #: The tokenizer of transformers, which renders.
+        self.library = load_tokenizer(config.tokenizer, config.revision, subject)
+        self.template = ChatTemplate(config.template, self.library, subject, date)
         self._learn = learn
         added = self.backend.get_added_tokens_decoder()
         self._special = np.array(sorted(index for index, token in added.items() if token.special), dtype=np.int64)

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import spacy
 from jaxtyping import Bool, Int32, Int64
 from spacy.about import __version__ as spacy_version
+from spacy.lang.en import English, EnglishDefaults
 from spacy.language import Language
 from spacy.tokens import Doc
 
@@ -58,6 +58,16 @@ class _Tokens(NamedTuple):
     urls: Bool[np.ndarray, " tokens"]  # URLs and addresses, which no letter around them joins
 
 
+class _English(English):  # type: ignore[no-untyped-call]  # its metaclass hook
+    """`spacy.blank("en")`, whose tokenizer leaves URLs and addresses whole.
+
+    That would be made by way of a config, and its tokenizer's rules read again as the pattern is set: three times as slow.
+    """
+
+    class Defaults(EnglishDefaults):
+        token_match = _URL.fullmatch
+
+
 class Segmenter:
     """Cuts texts into sentences and words as a `SegmentConfig` says.
 
@@ -76,19 +86,17 @@ class Segmenter:
         self._line_breaks = config.line_breaks
         self._senter = method == "senter"
         if config.sentences == "rules":
-            self._pipeline: Language = spacy.blank("en")
+            self._pipeline: Language = _English()
         elif self._senter and name:
             self._pipeline = load_pipeline(name, {"senter"})
             if not self._pipeline.has_pipe("senter"):
                 raise UsageError(f"The spaCy pipeline `{name}` has no `senter`. {HOW_TO_INSTALL}")
             self._identity |= pipeline_identity(name, self._pipeline)
             # The words must not depend on how sentences are found.
-            self._pipeline.tokenizer = spacy.blank("en", vocab=self._pipeline.vocab).tokenizer
+            self._pipeline.tokenizer = _English(self._pipeline.vocab).tokenizer
         else:
             raise UsageError(f"Sentences are found by `rules` or by `senter:NAME`, not by `{config.sentences}`.")
-        tokenizer: Any = self._pipeline.tokenizer  # typed by spaCy as any callable
-        tokenizer.token_match = _URL.fullmatch
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = self._pipeline.tokenizer  # typed by spaCy as any callable
 
     def identity(self) -> dict[str, Any]:
         """Method and versions; for a `senter` also its pipeline's name, version and hash."""

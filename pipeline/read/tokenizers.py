@@ -29,7 +29,6 @@ from schemas.columns import MISSING, Side
 from schemas.config import SideConfig
 from schemas.errors import UserError
 from schemas.rows import Reason
-from trainer.models.tokenizer import surrounding_tokens
 
 #: Words whose tokens the library keeps; fewer than its default cost no measurable time and bound memory.
 CACHED_WORDS: Final = 1_000
@@ -101,10 +100,9 @@ class OffsetTokenizer:
         #: Running counts over everything encoded: `rows`, `rows_refused`, `tokens`, `exact` (the library's own offset
         #: was right, leading space aside), `repaired` (it was not), `shared_character` (that hold part of a character).
         self.offset_counts: Counter[str] = Counter()
-        #: The tokenizer of transformers.
-        self.library = load_fast_tokenizer(side, config)
-        #: The one inside, for a text's beginning.
-        self.backend: Tokenizer = self.library.backend_tokenizer
+        loaded = load_fast_tokenizer(side, config)
+        #: The library's tokenizer, for a text's beginning.
+        self.backend = loaded.backend
         try:
             definition = settle(self.backend)
         except Exception as error:  # what the library raises for parts written in Python
@@ -124,8 +122,8 @@ class OffsetTokenizer:
         self.unknown = spelling.unknown
         self.normalization = NormalizationMap(text_normalizer(definition), spelling.marker)
         self._locator = Locator(spelling, self.normalization)
-        self._prefix, after = surrounding_tokens(self.library)
-        self._suffix, self._suffix_source = self._end(after, self.library.eos_token_id)
+        self._prefix = loaded.before
+        self._suffix, self._suffix_source = self._end(loaded.after, loaded.eos)
 
     def _end(self, after: list[int], eos: int | None) -> tuple[list[int], str | None]:
         """What ends a response, and where it comes from; `after`: what the post-processor puts behind a text."""

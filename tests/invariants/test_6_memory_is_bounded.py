@@ -31,6 +31,9 @@ class NoParser:
     def identity(self):
         return {"kind": "none", "name": "none", "sha256": "0" * 64}
 
+    def load(self):
+        pass
+
     def extract(self, documents):
         chunks = np.array([[0, 9], [10, 15]], dtype=np.int32)
         return [Units(chunks, ("NP", "NP"), chunks, ("NP", "NP")) for _ in documents]

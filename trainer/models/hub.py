@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import HfApi, cached_assets_path, errors
+import huggingface_hub  # by its parts' whole names: it loads each when it is named, which takes a quarter of a second
 
 from schemas import embedded
 from schemas.config import ModelConfig
@@ -19,7 +19,6 @@ _PROBE_SECONDS: Final = 10.0
 #: A file that was changed so recently may change again within one tick of the clock that its times are told by.
 _SETTLED_SECONDS: Final = 3.0
 _HASH_LENGTH: Final = 64
-_HTTP_ERROR: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # of whichever HTTP client the hub uses
 #: In the order in which transformers looks for them; an index names further files.
 _WEIGHTS: Final = (
     "model.safetensors",
@@ -82,8 +81,10 @@ def hub_commit(subject: str, name: str, revision: str | None) -> str | None:
     Asked once, where loading itself would retry for most of a minute. Raises UserError, beginning with `subject`, if the
     hub has no such id or revision.
     """
+    from huggingface_hub import errors  # which it does not load by its name
+
     try:
-        return HfApi().model_info(name, revision=revision, timeout=_PROBE_SECONDS).sha
+        return huggingface_hub.HfApi().model_info(name, revision=revision, timeout=_PROBE_SECONDS).sha
     except errors.HFValidationError as error:
         raise UserError(f"{subject} is no local folder and no valid hub id ({first_line(error)}).") from None
     except errors.RevisionNotFoundError:
@@ -92,7 +93,7 @@ def hub_commit(subject: str, name: str, revision: str | None) -> str | None:
         raise UserError(
             f"{subject} is no local folder, and the hub has no such id or it is private. Check the spelling, or log in."
         ) from None
-    except (_HTTP_ERROR, errors.OfflineModeIsEnabled):
+    except (errors.HTTPError, errors.OfflineModeIsEnabled):  # type: ignore[attr-defined]  # of whichever HTTP client it uses
         return None
 
 
@@ -183,7 +184,10 @@ def _file_hash(path: Path) -> str:
     touched = (path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
     note = None
     with contextlib.suppress(OSError, ValueError):  # ValueError: a file where the folder should be, or no text in ours
-        note = cached_assets_path("mta-prep", "weights") / hashlib.sha256(repr(touched).encode()).hexdigest()
+        note = (
+            huggingface_hub.cached_assets_path("mta-prep", "weights")
+            / hashlib.sha256(repr(touched).encode()).hexdigest()
+        )
         known = note.read_text(encoding="ascii")
         if len(known) == _HASH_LENGTH:
             return known

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import try_to_load_from_cache
+import huggingface_hub  # by its parts' whole names, as in `trainer.models.hub`
 
 from schemas import embedded
 from schemas.errors import UserError
@@ -81,13 +81,19 @@ def tokenizer_beside(
 def _is_cached(name: str, revision: str) -> bool:
     """Whether the hub's local cache holds anything that a tokenizer can begin with."""
     files = (*TOKENIZER_FILES, "config.json")
-    return any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
+    stored = (huggingface_hub.try_to_load_from_cache(name, file, revision=revision) for file in files)
+    return any(isinstance(path, str) for path in stored)
 
 
 def surrounding_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Ids of the special tokens that a tokenizer puts before a text (bos, [CLS]) and behind it ([SEP])."""
     probe = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = list(probe["input_ids"]), [bool(flag) for flag in probe["special_tokens_mask"]]
+    return around(list(probe["input_ids"]), probe["special_tokens_mask"])
+
+
+def around(ids: list[int], special: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Ids before the first token that is not `special`, and behind the last; all are before where there is none."""
+    special = [bool(flag) for flag in special]
     if all(special):
         return ids, []
     return ids[: special.index(False)], ids[len(ids) - special[::-1].index(False) :]

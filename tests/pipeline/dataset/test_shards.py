@@ -5,10 +5,12 @@ import threading
 
 import pyarrow as pa
 import pytest
+from datasets import DatasetInfo, Features
 
 from pipeline.dataset import shards
-from pipeline.dataset.shards import LAYOUT, RowDigest, ShardOutput
+from pipeline.dataset.shards import INFO, LAYOUT, RowDigest, ShardOutput, dataset_info
 from pipeline.shards.workspace import CARD, workspace
+from schemas.columns import arrow_schema
 from schemas.errors import StateError
 
 SCHEMA = pa.schema([("id", pa.string())])
@@ -135,3 +137,11 @@ def test_fingerprint_does_not_see_where_shards_end():
     digests = [f"{value:032x}" for value in range(5)]
     assert over(digests) == over(digests[:2], [], digests[2:])
     assert over(digests) != over(digests[::-1])
+
+
+@pytest.mark.parametrize("trees", [True, False])
+def test_a_dataset_is_described_as_datasets_does(tmp_path, trees):
+    schema = arrow_schema(trees)
+    theirs = DatasetInfo(features=Features.from_arrow_schema(schema), dataset_name="mta-prep")
+    theirs.write_to_directory(str(tmp_path), pretty_print=True)
+    assert json.dumps(dataset_info(schema), indent=4) == (tmp_path / INFO).read_text(encoding="utf-8")

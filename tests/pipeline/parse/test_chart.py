@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.parse.chart import best_trees, best_trees_on_device, span_count, span_index, triangle
+from pipeline.parse.chart import LOOPS, best_trees, best_trees_on_device, node_count, span_count, span_index, triangle
+from pipeline.parse.loops import Loops
 
 
 def slow_best(scores: dict[tuple[int, int], float], i: int, j: int) -> float:
@@ -77,3 +78,29 @@ def test_without_ties_both_searches_find_the_same_nodes(seed, lengths):
     scores = np.random.default_rng(seed).normal(size=sum(map(span_count, lengths))).astype(np.float32)
     sizes = np.array(lengths, dtype=np.int32)
     assert best_trees(scores, sizes).tolist() == best_trees_on_device(torch.from_numpy(scores), sizes).tolist()
+
+
+@given(st.integers(0, 2**31), st.lists(st.integers(0, 12), max_size=5), st.sampled_from([1e-3, 1.0, 1e30]))
+def test_interpreted_and_compiled_the_search_is_the_same(seed, lengths, scale):
+    """Bit for bit, ties and rounding included: which is used depends on what was parsed before."""
+    sizes = np.array(lengths, dtype=np.int32)
+    normal = np.random.default_rng(seed).normal(size=sum(map(span_count, lengths)))
+    for scores in ((normal * scale).astype(np.float32), np.round(normal).astype(np.float32)):
+        results = []
+        for search, walk in (LOOPS.interpreted, LOOPS.compiled):
+            splits, nodes = np.ones(len(scores), dtype=np.int32), np.zeros(node_count(sizes), dtype=np.int64)
+            search(scores, sizes, splits)
+            walk(splits, sizes, nodes)
+            results.append((splits.tolist(), nodes.tolist()))
+        assert results[0] == results[1]
+
+
+def test_loops_are_compiled_once_they_have_had_their_work():
+    def loop(values):
+        values[0] = 1
+
+    loops = Loops(loop, patience=10)
+    assert loops.for_work(6) == loops.for_work(4) == loops.interpreted == (loop,)
+    assert loops.for_work(1) == loops.compiled != loops.interpreted
+    early = Loops(loop, patience=10)
+    assert early.compiled == early.for_work(1)  # what is loaded is used

@@ -6,9 +6,10 @@ import time
 
 import numpy as np
 import pytest
+import spacy
 
 from pipeline.read.markup import blocks
-from pipeline.read.segment import Segmenter
+from pipeline.read.segment import _URL, Segmenter
 from pipeline.read.sentence_rules import sentence_ends
 from pipeline.text import Document
 from rows import borders
@@ -407,3 +408,13 @@ def test_identity_names_method_and_version(segmenter: Segmenter) -> None:
 def test_unusable_methods_are_refused_with_a_remedy(method: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Segmenter(SegmentConfig(sentences=method))
+
+
+def test_words_are_those_of_spacys_blank_english(segmenter: Segmenter) -> None:
+    """But for URLs, which its tokenizer is told of."""
+    theirs = spacy.blank("en").tokenizer
+    theirs.token_match = _URL.fullmatch
+    mine = segmenter._tokenizer
+    assert mine.to_bytes(exclude=["vocab"]) == theirs.to_bytes(exclude=["vocab"])
+    text = "Don't e-mail o.k@example.org's U.S. (v1.2) of www.a.b/c?d=e, 3km or I'd've :-) gone!"
+    assert [token.text for token in mine(text)] == [token.text for token in theirs(text)]

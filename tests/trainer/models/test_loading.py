@@ -60,7 +60,9 @@ HEADS = {
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """Nothing of the user's is read or written."""
-    monkeypatch.setattr(hub, "cached_assets_path", partial(cached_assets_path, assets_dir=tmp_path / "assets"))
+    monkeypatch.setattr(
+        hub.huggingface_hub, "cached_assets_path", partial(cached_assets_path, assets_dir=tmp_path / "assets")
+    )
 
 
 def save(config, folder, **options):
@@ -378,7 +380,9 @@ def test_a_damaged_memory_is_not_believed(llama, tmp_path, settled, damage):
 def test_a_cache_folder_that_cannot_be_written_is_no_matter(llama, tmp_path, monkeypatch):
     one = who(llama)
     (tmp_path / "file").touch()
-    monkeypatch.setattr(hub, "cached_assets_path", partial(cached_assets_path, assets_dir=tmp_path / "file"))
+    monkeypatch.setattr(
+        hub.huggingface_hub, "cached_assets_path", partial(cached_assets_path, assets_dir=tmp_path / "file")
+    )
     assert who(llama) == one
 
 
