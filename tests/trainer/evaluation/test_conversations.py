@@ -84,16 +84,16 @@ def native_ids(tokenizer, messages, **options):
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *BUILT_IN])
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(told=exchanges(), limit=st.integers(4, 60))
 def test_prompts_are_the_template_s_own(natives, questions_of, kind, told, limit):
     messages = [{"role": role, "content": content} for role, content in told]
-    tokenizer = natives[kind]
-    template = ChatTemplate("native", tokenizer, "T", DATE)
+    tokenizer = natives[kind if kind in KINDS else "header"]
+    template = ChatTemplate("native" if kind in KINDS else kind, tokenizer, "T", DATE)
     (question,) = questions_of({"messages": messages})
     assert question.references == (messages[-1]["content"],)
-    expected = native_ids(tokenizer, messages[:-1])
+    expected = native_ids(tokenizer, messages[:-1], chat_template=template.text)
     assert list(Prompter(tokenizer, template, 10_000)(question).ids) == expected
     cut = Prompter(tokenizer, template, limit)(question)
     assert cut.was_cut == (len(expected) > limit)

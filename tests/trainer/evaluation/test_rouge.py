@@ -92,7 +92,10 @@ def characters_or_words(text):
 
 
 #: The same word composed and decomposed, in both cases, and words of several scripts.
-SEVERAL = "Straße|STRASSE|naïve|nai\u0308ve|日本語|日本|こんにちは|サーバーab|ไทย|ภาษาไทย|ພາສາ|ខ្មែរ|មែន|မြန်မာ|हिन्दी|भाषा|العربية|한국어|１２|3|。|-| "  # noqa: E501
+SEVERAL = (
+    "Straße|STRASSE|naïve|nai\u0308ve|日本語|日本|こんにちは|サーバーab|"
+    "ไทย|ภาษาไทย|ພາສາ|ខ្មែរ|មែន|မြန်မာ|हिन्दी|भाषा|العربية|한국어|１２|3|。|-| "
+)
 SPOKEN = st.lists(st.sampled_from(SEVERAL.split("|")), max_size=8).flatmap(
     lambda words: st.sampled_from(["", " "]).map(lambda between: between.join(words))
 )
