@@ -104,7 +104,7 @@ class Fingerprint:
 
 
 def dataset_info(schema: pa.Schema) -> dict[str, Any]:
-    """What `datasets` writes of a schema of strings, numbers, lists and structs; here, since importing it takes half a second."""
+    """What `datasets` writes of a schema of strings, numbers, lists and structs; importing it would take half a second."""
     return {
         "description": "",
         "citation": "",
