@@ -420,7 +420,8 @@ def test_decoding_finds_nothing_wrong_and_every_end_that_is(make, tokenizer, dec
     text, start = row
     words = SEGMENTER.segment([text], [borders(start)])[0].word_spans
     spans, _ = token_spans(words, encoding.offsets, text)
-    assert decoder.problem(text, encoding, {"words": (words, spans)}) is None
+    [rendered] = prompted([text], [start])
+    assert decoder.problem(rendered, encoding, {"words": (words, spans)}) is None
     shows = [bool(visible(make.fold(c))) for c in text]
     known = make.backend.token_to_id(make.unknown) if make.unknown else None
     places = [
@@ -437,8 +438,8 @@ def test_decoding_finds_nothing_wrong_and_every_end_that_is(make, tokenizer, dec
     if not 0 <= wrong[at, 0] <= wrong[at, 1] <= len(text):
         return
     moved = sorted({int(encoding.offsets[at, end]), int(wrong[at, end])})
-    if shows[moved[0]] and shared(encoding, at) == shared(Encoding(encoding.input_ids, wrong, 0, False), at) == 1:
-        assert decoder.problem(text, replace(encoding, offsets=wrong), {}) is not None
+    if shows[moved[0]] and shared(encoding, at) == shared(replace(encoding, offsets=wrong), at) == 1:
+        assert decoder.problem(rendered, replace(encoding, offsets=wrong), {}) is not None
 
 
 def shared(encoding: Encoding, at: int) -> int:
@@ -507,7 +508,8 @@ def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, 
         return
     text, start = row
     cut_tokenizer = shortened(tokenizer, limit, prompt_limit, "truncate")
-    [cut] = cut_tokenizer.encode(prompted([text], [start]))
+    [rendered] = prompted([text], [start])
+    [cut] = cut_tokenizer.encode([rendered])
     prefix = opening(whole)
     real = whole.offsets[:, 0] >= 0
     full_prompt = [*zip(whole.input_ids[prefix : response_start(whole)], own_part(whole, prefix), strict=True)]
@@ -524,7 +526,7 @@ def test_truncation_keeps_whole_characters_and_the_limits(make, tokenizer, row, 
         return
     assert prefix + uncut <= limit
     assert len(cut.input_ids) <= limit
-    assert Decoder(cut_tokenizer).problem(text, cut, {}) is None
+    assert Decoder(cut_tokenizer).problem(rendered, cut, {}) is None
     prefix = opening(cut)  # another one if the row's own was cut away
     prompt_tokens = response_start(cut) - prefix
     assert prompt_tokens <= kept_prompt_most
