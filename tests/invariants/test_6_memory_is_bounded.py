@@ -77,15 +77,17 @@ def peaks(work):
         pa.set_memory_pool(before)
 
 
-def assert_bounded(work):
+def assert_bounded(work, arrow=True):
+    """`arrow`: whether any of the memory is Arrow's own."""
     few, many = peaks(lambda: work(FEW)), peaks(lambda: work(MANY))
-    assert min(few) > 0
+    assert few[0] > 0
+    assert (few[1] > 0) == arrow
     assert many[0] < MARGIN * few[0]
-    assert many[1] < MARGIN * few[1]
+    assert many[1] <= MARGIN * few[1]
 
 
 def test_of_parsing(prepared_of):
-    assert_bounded(prepared_of)
+    assert_bounded(prepared_of, arrow=False)  # columns are made of numpy's memory and Python's
 
 
 def test_of_aligning(prepared_of, tmp_path):
