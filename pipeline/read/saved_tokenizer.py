@@ -16,6 +16,8 @@ from schemas import embedded
 
 #: Nothing else may lie in the folder: any other file may say something too.
 FILES: Final = frozenset({"tokenizer.json", "tokenizer_config.json"})
+#: But for a template of conversations, which renders texts before they are tokenized.
+TEMPLATE: Final = "chat_template.jinja"
 #: The class that does with a `tokenizer.json` only what it says, by its names in transformers 4 and 5.
 CLASSES: Final = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
 #: Settings that name a special token.
@@ -40,7 +42,7 @@ def open_saved(name: str) -> SavedTokenizer | None:
     """The tokenizer of a folder, or of an embedded name; None where only transformers knows what it does."""
     folder = Path(embedded.resolve(name)).expanduser()
     try:
-        if {path.name for path in folder.iterdir()} != FILES:
+        if {path.name for path in folder.iterdir()} - {TEMPLATE} != FILES:
             return None
         text = (folder / "tokenizer.json").read_text(encoding="utf-8")
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
