@@ -41,6 +41,7 @@ check: env
 bench: env
 	$(BIN)/python tests/benchmarks/align.py
 	$(BIN)/python tests/benchmarks/parse.py
+	$(BIN)/python tests/benchmarks/conversations.py
 	$(BIN)/python tests/benchmarks/start.py
 	$(BIN)/mta-prep bench parser
 	$(BIN)/python tests/benchmarks/memory.py
