@@ -135,6 +135,7 @@ class Run:
             with self._listening():
                 self._steps(monitor)
         finally:
+            self.loader.close()
             if monitor is not None:
                 monitor.close()
 

@@ -81,6 +81,12 @@ class StepLoader:
         """
         return iter(self._validation)
 
+    def close(self) -> None:
+        """End the workers that stay: as they leave signals to this process, it would wait for them at its own end."""
+        reader = self.__dict__.pop("_validation", None)
+        if isinstance(reader, _Elsewhere):
+            reader.close()
+
     @cached_property
     def _validation(self) -> Iterable[list[Batch]]:
         count = len(self._held_out)
@@ -147,6 +153,12 @@ class _Elsewhere:
             if isinstance(parcel, UserError):
                 raise parcel
             yield parcel.unpack()
+
+    def close(self) -> None:
+        """End workers that stay, also in the middle of an iteration that an error ended."""
+        iterator: Any = self._loader._iterator  # nothing public ends them while a traceback holds the iterator
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
 class _Each:
