@@ -1,5 +1,6 @@
 """The loader: the same steps on any number of ranks and from any process, and errors of a worker as they are."""
 
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -150,6 +151,18 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are listed as Linux does")
+def test_workers_that_stay_end_when_the_loader_is_closed(source):
+    """Told by nobody, they would be waited for at the end of this process, whose signals they ignore."""
+    before = set(multiprocessing.active_children())
+    loader = loader_of(source, workers=1, held_out=4)
+    steps = loader.validation()
+    next(steps)  # as where an error ends an iteration in its middle
+    assert set(multiprocessing.active_children()) - before
+    loader.close()
+    assert set(multiprocessing.active_children()) == before
+    loader.close()
+
+
 def test_workers_ignore_sigterm_and_end_with_the_process_that_started_them(source, tmp_path):
     config = DataConfig.parse({"dataset": "", "batch_size": 4, "workers": 1}, "test")
     (tmp_path / "source.pickle").write_bytes(pickle.dumps((source, config)))
