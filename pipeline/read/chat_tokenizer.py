@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from pipeline.read.contents import learnt_turns
 from pipeline.read.offsets import TokenRanges, code_points, is_space
 from pipeline.read.tokenizers import UNTRACED, Encoding, OffsetTokenizer, Piece, encodable
 from pipeline.text import Rendered
@@ -163,24 +164,20 @@ class ChatTokenizer(OffsetTokenizer):
 
 def starts_of_learning(conversation: Conversation, layout: Layout, learn: Learn) -> Int64[np.ndarray, " turns"]:
     """Of every turn, the character of the rendered text from which it is learnt; -1 for turns that are not."""
-    starts = layout.turns[:, 0].astype(np.int64).copy()
-    turns = conversation.turns()
-    if learn == "last":
-        starts[:-1] = -1
-    for number, message in enumerate(turns):
-        if message in conversation.unlearnt:
-            starts[number] = -1
-    if learn == "no-reasoning":
-        for number, message in enumerate(turns):
-            own = conversation.contents_of(message)
-            thought = [content for content in own if conversation.contents[content].role == "reasoning"]
-            answer = [content for content in own if content not in thought and layout.places[content] >= 0]
-            if starts[number] < 0 or not any(layout.places[content] >= 0 for content in thought):
-                continue
-            if answer:
-                starts[number] = layout.places[answer[0]]
-            else:
-                starts[number] = max(layout.places[content] + np.ptp(layout.shown[content]) for content in thought)
+    learnt = np.isin(conversation.turns(), learnt_turns(conversation, learn))
+    starts: Int64[np.ndarray, " turns"] = np.where(learnt, layout.turns[:, 0], -1).astype(np.int64)
+    if learn != "no-reasoning":
+        return starts
+    for number, message in enumerate(conversation.turns()):
+        shown = [content for content in conversation.contents_of(message) if layout.places[content] >= 0]
+        thought = [content for content in shown if conversation.contents[content].role == "reasoning"]
+        answer = [content for content in shown if content not in thought]
+        if not learnt[number] or not thought:
+            continue
+        if answer:
+            starts[number] = layout.places[answer[0]]
+        else:
+            starts[number] = max(layout.places[content] + np.ptp(layout.shown[content]) for content in thought)
     return starts
 
 

@@ -73,14 +73,18 @@ def placed(conversation: Conversation) -> tuple[str, tuple[Placed, ...]]:
     return SEPARATOR.join(content.text for content in conversation.contents), tuple(placed)
 
 
+def learnt_turns(conversation: Conversation, learn: Learn) -> list[int]:
+    """Numbers of the assistant's messages that are learnt."""
+    turns = conversation.turns()
+    return [turn for turn in (turns[-1:] if learn == "last" else turns) if turn not in conversation.unlearnt]
+
+
 def learnt_contents(conversation: Conversation, learn: Learn) -> list[int]:
     """Numbers of the contents that are learnt."""
-    turns = conversation.turns()
-    turns = [turn for turn in (turns[-1:] if learn == "last" else turns) if turn not in conversation.unlearnt]
     roles = {"assistant"} if learn == "no-reasoning" else {"assistant", "reasoning"}
     return [
         content
-        for turn in turns
+        for turn in learnt_turns(conversation, learn)
         for content in conversation.contents_of(turn)
         if conversation.contents[content].role in roles
     ]
