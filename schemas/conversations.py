@@ -13,10 +13,9 @@ its `content`.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 ContentRole = Literal["system", "user", "assistant", "reasoning", "tool"]
-CONTENT_ROLES: Final[tuple[ContentRole, ...]] = get_args(ContentRole)
 
 #: A string of a message: literal text, and numbers of contents.
 Parts = list[str | int]

@@ -4,6 +4,7 @@ import json
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from datasets import load_from_disk
@@ -16,7 +17,7 @@ from schemas import embedded
 from schemas.chat_rows import conversation_of
 from schemas.columns import GRANULARITIES, SIDES
 from schemas.config import ParseConfig
-from schemas.conversations import CONTENT_ROLES
+from schemas.conversations import ContentRole
 from schemas.errors import StateError, UsageError, UserError
 from schemas.manifest import MANIFEST, read_manifest
 from trainer.models.chat_template import ChatTemplate
@@ -66,7 +67,7 @@ def test_the_embedded_conversations_are_what_the_docs_say(sample):
     calls = [len(message.get("tool_calls", ())) for conversation in told for message in conversation.messages]
     assert sorted(filter(None, calls)) == [1, 2]
     roles = Counter(content.role for conversation in told for content in conversation.contents)
-    assert min(roles[role] for role in CONTENT_ROLES) >= 3
+    assert min(roles[role] for role in get_args(ContentRole)) >= 3
     lengths = [len(content.text) for conversation in told for content in conversation.contents]
     assert min(lengths) == len("hi")
     assert max(lengths) > 1_500

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from pipeline.text import Rendered
 from schemas import embedded
 from schemas.config import ModelConfig, SideConfig
 from schemas.errors import Exit, UsageError, UserError
-from trainer import evaluate
 from trainer.evaluation import responses
 from trainer.evaluation.generate import Response
 from trainer.evaluation.prompts import Prompter, open_template
@@ -52,19 +50,6 @@ def natives(tokenizer):
 def side():
     """The same tokenizer as rows are prepared with it."""
     return OffsetTokenizer("student", SideConfig(tokenizer="embedded:sentencepiece-bpe"), "truncate")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            evaluate.main()
-        return stopped.value.code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -38,19 +38,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            evaluate.main()
-        return stopped.value.code, *capsys.readouterr()
-
-    return call
-
-
 def written(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
