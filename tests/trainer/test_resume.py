@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from launching import finish, launch
 from schemas.errors import ResourceError, StateError, UserError
@@ -53,7 +54,10 @@ def trained(alone, prepared):
     def run(out, **values):
         from trainer.run import train
 
-        train(TrainConfig.parse(config(prepared, out) | values, "test"), overwrite=False)
+        # ZeRO-3 puts a function of its own in the place of this one, for all that the process does after
+        with pytest.MonkeyPatch.context() as torch_itself:
+            torch_itself.setattr(functional, "linear", functional.linear)
+            train(TrainConfig.parse(config(prepared, out) | values, "test"), overwrite=False)
 
     with pytest.MonkeyPatch.context() as environment:
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}.items():
