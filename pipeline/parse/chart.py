@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float32, Int, Int32, Int64
 from torch import Tensor
 
-from pipeline.parse.loops import Loops
+from trainer.maths.loops import Loops
 
 
 @lru_cache(maxsize=512)

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.parse.loops import Loops
 from pipeline.parse.model import quantise
 from schemas.errors import UsageError
+from trainer.maths.loops import Loops
 
 #: Rows, inputs and outputs of the products that are timed against each other.
 PROBED = (32, 384, 384)

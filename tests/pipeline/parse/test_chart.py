@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.parse.chart import LOOPS, best_trees, best_trees_on_device, node_count, span_count, span_index, triangle
-from pipeline.parse.loops import Loops
 
 
 def slow_best(scores: dict[tuple[int, int], float], i: int, j: int) -> float:
@@ -93,14 +92,3 @@ def test_interpreted_and_compiled_the_search_is_the_same(seed, lengths, scale):
             walk(splits, sizes, nodes)
             results.append((splits.tolist(), nodes.tolist()))
         assert results[0] == results[1]
-
-
-def test_loops_are_compiled_once_they_have_had_their_work():
-    def loop(values):
-        values[0] = 1
-
-    loops = Loops(loop, patience=10)
-    assert loops.for_work(6) == loops.for_work(4) == loops.interpreted == (loop,)
-    assert loops.for_work(1) == loops.compiled != loops.interpreted
-    early = Loops(loop, patience=10)
-    assert early.compiled == early.for_work(1)  # what is loaded is used
