@@ -1,11 +1,11 @@
 """Batches of the prepared sample out of caches, as several tests of the trainer take them."""
 
 import re
-from dataclasses import fields
 
 import torch
 
 from schemas.training import PairConfig
+from trainer.batches.batch import tensors
 from trainer.batches.documents import Documents
 from trainer.objectives import build
 from trainer.objectives.base import Needs, Setting
@@ -61,16 +61,11 @@ def term_of(name, student):
 
 
 def assert_same_batch(one, two):
-    assert one.layers.keys() == two.layers.keys()
-    for mine, other in [(one, two), *((one.layers[layer], two.layers[layer]) for layer in one.layers)]:
-        for field in fields(mine):
-            a, b = getattr(mine, field.name), getattr(other, field.name)
-            if isinstance(a, torch.Tensor):
-                assert a.dtype == b.dtype
-                assert torch.equal(a, b), field.name
-            elif field.name != "layers":
-                assert a is None
-                assert b is None
+    mine, other = tensors(one), tensors(two)
+    assert mine.keys() == other.keys()
+    for path, tensor in mine.items():
+        assert tensor.dtype == other[path].dtype
+        assert torch.equal(tensor, other[path]), path
 
 
 def command_in(error):

@@ -51,7 +51,9 @@ def stepper():
 
 def batch(number):
     ids = torch.arange(LENGTHS[number]) + number
-    return Batch(torch.tensor([number]), ids, pointers([len(ids)]), torch.arange(len(ids) - 1), ids[1:])
+    return Batch(
+        torch.tensor([number]), ids, pointers([len(ids)]), torch.arange(len(ids) - 1), pointers([len(ids) - 1]), ids[1:]
+    )
 
 
 def test_the_loss_held_out_does_not_depend_on_the_portions():

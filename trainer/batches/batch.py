@@ -4,8 +4,8 @@ All values are flat over the documents, with row pointers (`trainer.maths.ragged
 on the CPU, values go to the device; `Batch.to` knows which is which.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Final, TypeVar
 
 import torch
@@ -30,6 +30,35 @@ class LayerTargets:
 
 
 @dataclass(frozen=True)
+class TeacherTokens:
+    """The teacher's own tokens of the batch's documents, and those of them that are learnt."""
+
+    ids: Int64[Tensor, " teacher_tokens"]  # CPU until `to`
+    rows: Int64[Tensor, " pointers"]  # tokens of each document; CPU
+    positions: Int64[Tensor, " teacher_positions"]  # tokens whose next one is learnt; CPU until `to`
+    position_rows: Int64[Tensor, " pointers"]  # positions of each document; CPU
+    targets: Int64[Tensor, " teacher_positions"]  # those next ones
+    final: Float[Tensor, "teacher_positions teacher_hidden"] | None = None  # its last states at `positions`
+
+
+@dataclass(frozen=True)
+class SpanLayer:
+    """What one teacher layer says of spans of text that end in both tokenizations (SRA, arXiv 2605.01205)."""
+
+    vectors: Float[Tensor, "spans teacher_hidden"]  # pooled by the teacher's weights of tokens
+    weights: Float[Tensor, " spans"]  # ω, adding up to 1 in each document that has spans
+
+
+@dataclass(frozen=True)
+class SpanTargets:
+    """Spans of text that begin and end in both tokenizations, and the teacher's side of them."""
+
+    student: Int64[Tensor, "spans 2"]  # [start, end) in the tokens of the batch; CPU
+    rows: Int64[Tensor, " pointers"]  # spans of each document; CPU
+    layers: Mapping[int, SpanLayer] = field(default_factory=dict)  # by teacher layer
+
+
+@dataclass(frozen=True)
 class Batch:
     """Some documents."""
 
@@ -37,29 +66,55 @@ class Batch:
     ids: Int64[Tensor, " tokens"]  # the student's; CPU until `to`
     rows: Int64[Tensor, " pointers"]  # tokens of each document; CPU
     positions: Int64[Tensor, " positions"]  # tokens whose next one belongs to the response; CPU until `to`
+    position_rows: Int64[Tensor, " pointers"]  # positions of each document; CPU
     targets: Int64[Tensor, " positions"]  # those next ones
     layers: Mapping[int, LayerTargets] = field(default_factory=dict)  # by teacher layer
     final: Float[Tensor, "positions teacher_hidden"] | None = None  # the teacher's last states at `positions`
     topk_indices: Int64[Tensor, "positions k"] | None = None
     topk_logprobs: Float32[Tensor, "positions k"] | None = None
+    teacher: TeacherTokens | None = None  # for losses that need no common tokens
+    #: Places in `positions` and in `teacher.positions` whose next tokens are the same text; CPU until `to`.
+    pairs: Int64[Tensor, "pairs 2"] | None = None
+    spans: SpanTargets | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """Its values on a device."""
-        layers = {layer: _moved(each, device) for layer, each in self.layers.items()}
-        return replace(_moved(self, device), layers=layers)
+
+        def moved(path: Path, tensor: Tensor) -> Tensor:
+            return tensor if path[-1] in _STRUCTURE else tensor.to(device, non_blocking=True)
+
+        return mapped(self, moved)
 
 
 #: what stays on the CPU
-_STRUCTURE: Final = frozenset({"documents", "rows", "spans", "state_index"})
+_STRUCTURE: Final = frozenset({"documents", "rows", "position_rows", "spans", "state_index", "student"})
+
+Path = tuple[str | int, ...]  # of a tensor: fields, and layers, from the batch on
+Part = TypeVar("Part", LayerTargets, TeacherTokens, SpanLayer, SpanTargets, Batch)
 
 
-Part = TypeVar("Part", LayerTargets, Batch)
-
-
-def _moved(part: Part, device: torch.device | str) -> Part:
-    values: dict[str, Any] = {
-        each.name: value.to(device, non_blocking=True)
-        for each in fields(part)
-        if isinstance(value := getattr(part, each.name), Tensor) and each.name not in _STRUCTURE
-    }
+def mapped(part: Part, change: Callable[[Path, Tensor], Tensor], path: Path = ()) -> Part:
+    """The same with all its tensors changed; `change` is told where each stands, `path` where the part does."""
+    values: dict[str, Any] = {}
+    for each in fields(part):
+        value: Any = getattr(part, each.name)
+        where: Path = (*path, each.name)
+        if isinstance(value, Tensor):
+            values[each.name] = change(where, value)
+        elif isinstance(value, Mapping):
+            values[each.name] = {layer: mapped(of_layer, change, (*where, layer)) for layer, of_layer in value.items()}
+        elif is_dataclass(value):
+            values[each.name] = mapped(value, change, where)  # type: ignore[type-var]
     return replace(part, **values)
+
+
+def tensors(batch: Batch) -> dict[Path, Tensor]:
+    """All of its tensors, by where they stand."""
+    found: dict[Path, Tensor] = {}
+
+    def note(path: Path, tensor: Tensor) -> Tensor:
+        found[path] = tensor
+        return tensor
+
+    mapped(batch, note)
+    return found

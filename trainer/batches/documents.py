@@ -22,7 +22,7 @@ from schemas.columns import GRANULARITIES, MISSING, SIDES, Granularity, Side, si
 from schemas.conversations import Content, Conversation
 from schemas.dataset import damaged, open_shard
 from schemas.manifest import read_manifest, same_tokens
-from trainer.batches.batch import Batch
+from trainer.batches.batch import Batch, TeacherTokens
 from trainer.batches.units import SharedUnits, positions_of, shared_units
 from trainer.maths.geometry import Units, units_with_span
 from trainer.maths.ragged import pointers
@@ -32,8 +32,7 @@ Rows = Int64[np.ndarray, " documents"]
 #: What is mapped of a dataset for batches.
 _COLUMNS: Final = [
     "id",
-    side_column("student", "responses"),
-    *(side_column(side, name) for side in SIDES for name in ("input_ids", *GRANULARITIES)),
+    *(side_column(side, name) for side in SIDES for name in ("input_ids", "responses", *GRANULARITIES)),
 ]
 
 
@@ -147,9 +146,16 @@ class Documents:
         if len(rows) == 0 or rows.min() < 0 or rows.max() >= self.rows:
             raise ValueError(f"rows {rows.tolist()} of a dataset with rows 0 to {self.rows - 1}")
         ids, token_rows = self.tokens("student", rows)
-        positions = positions_of(token_rows, *self.responses(rows))
+        positions, position_rows = positions_of(token_rows, *self.responses("student", rows))
         flat = torch.from_numpy(ids.astype(np.int64))
-        return Batch(torch.from_numpy(rows), flat, token_rows, positions, flat[positions + 1])
+        return Batch(torch.from_numpy(rows), flat, token_rows, positions, position_rows, flat[positions + 1])
+
+    def teacher_tokens(self, rows: Rows) -> TeacherTokens:
+        """The teacher's own tokens of some rows, and what is learnt of them; without its states."""
+        ids, token_rows = self.tokens("teacher", rows)
+        positions, position_rows = positions_of(token_rows, *self.responses("teacher", rows))
+        flat = torch.from_numpy(ids.astype(np.int64))
+        return TeacherTokens(flat, token_rows, positions, position_rows, flat[positions + 1])
 
     def tokens(self, side: Side, rows: Rows) -> tuple[Int32[np.ndarray, " tokens"], Int64[Tensor, " pointers"]]:
         """Token ids of some rows, one after the other, and their row pointers."""
@@ -165,9 +171,9 @@ class Documents:
         except ValueError as error:
             raise damaged(self.folder, f"its column `conversation` holds something else ({error})") from None
 
-    def responses(self, rows: Rows) -> tuple[Int32[Tensor, "spans 2"], Int64[Tensor, " pointers"]]:
-        """What is learnt of some rows: spans of the student's tokens, each counted from its row's first, and row pointers."""
-        spans, span_rows = self._responses.take(rows)
+    def responses(self, side: Side, rows: Rows) -> tuple[Int32[Tensor, "spans 2"], Int64[Tensor, " pointers"]]:
+        """What is learnt of some rows: spans of a side's tokens, each counted from its row's first, and row pointers."""
+        spans, span_rows = self._response_lists(side).take(rows)
         return torch.from_numpy(spans), span_rows
 
     def units(self, granularity: Granularity, batch: Batch) -> SharedUnits:
@@ -212,19 +218,24 @@ class Documents:
         shards = [open_shard(self.folder, shard, _TEXT_COLUMNS, strings=False) for shard in self.manifest.shards]
         return pa.concat_tables(shards)
 
-    @cached_property
-    def _responses(self) -> "_Lists":
+    def _response_lists(self, side: Side) -> "_Lists":
         """Of every row at least one span, not empty, within its tokens, each behind the one before it."""
-        name = side_column("student", "responses")
-        lists, lengths = self._lists(name), self._lists(side_column("student", "input_ids")).lengths
-        for spans, counts, tokens in lists.parts(lengths):
-            starts, ends = spans.T
-            earliest = np.append(0, ends[:-1])
-            earliest[(np.cumsum(counts) - counts)[counts > 0]] = 0
-            limits = np.repeat(tokens, counts)
-            if (counts == 0).any() or ((starts < earliest) | (starts >= ends) | (ends > limits)).any():
-                raise damaged(self.folder, f"its column `{name}` has spans that its rows cannot have")
-        return lists
+        if side not in self._responses:
+            name = side_column(side, "responses")
+            lists, lengths = self._lists(name), self._lists(side_column(side, "input_ids")).lengths
+            for spans, counts, tokens in lists.parts(lengths):
+                starts, ends = spans.T
+                earliest = np.append(0, ends[:-1])
+                earliest[(np.cumsum(counts) - counts)[counts > 0]] = 0
+                limits = np.repeat(tokens, counts)
+                if (counts == 0).any() or ((starts < earliest) | (starts >= ends) | (ends > limits)).any():
+                    raise damaged(self.folder, f"its column `{name}` has spans that its rows cannot have")
+            self._responses[side] = lists
+        return self._responses[side]
+
+    @cached_property
+    def _responses(self) -> dict[Side, "_Lists"]:
+        return {}
 
     @cached_property
     def _units(self) -> dict[Granularity, dict[Side, "_Lists"]]:

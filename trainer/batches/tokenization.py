@@ -27,7 +27,7 @@ def differing_row(documents: Documents, tokenizer: Any) -> int | None:
     for row, text in zip(rows.tolist(), documents.texts(rows), strict=True):
         ids = documents.tokens("student", np.array([row]))[0].tolist()
         if text.conversation is None:
-            first = int(documents.responses(np.array([row]))[0][0, 0])
+            first = int(documents.responses("student", np.array([row]))[0][0, 0])
             same = _same_text(text, ids, first, manifest, tokenizer)
         else:
             same = template is not None and _same_conversation(text, ids, manifest, template, tokenizer)

@@ -4,20 +4,18 @@ Sent as they are, each of their tensors would be a file of shared memory of its 
 hundreds a step, beyond the open files that most systems allow.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from trainer.batches.batch import Batch, LayerTargets
+from trainer.batches.batch import Batch, LayerTargets, Path, SpanLayer, SpanTargets, TeacherTokens, tensors
 
 #: Every tensor begins at a multiple of this many bytes: a line of a CPU's cache, and enough for any type.
 ALIGNMENT: Final = 64
-
-_Place = tuple[int | None, str]  # the layer, None for the batch itself; the field
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Parcel:
     """Batches, packed; made by `pack`."""
 
     buffer: UInt8[Tensor, " bytes"]
-    contents: tuple[dict[_Place, Slot], ...]  # of each batch
+    contents: tuple[dict[Path, Slot], ...]  # of each batch
 
     def pin_memory(self) -> "Parcel":
         """The same in page-locked memory, as torch's data loader asks for it."""
@@ -49,13 +47,27 @@ class Parcel:
         """The batches; their tensors are views of the buffer."""
         return [self._batch(slots) for slots in self.contents]
 
-    def _batch(self, slots: dict[_Place, Slot]) -> Batch:
-        found: dict[int | None, dict[str, Any]] = {None: {}}
-        for (layer, name), slot in slots.items():
-            part = self.buffer[slot.first : slot.first + slot.bytes]
-            found.setdefault(layer, {})[name] = part.view(slot.dtype).view(slot.shape)
-        own = found.pop(None)
-        return Batch(**own, layers={layer: LayerTargets(**each) for layer, each in found.items() if layer is not None})
+    def _batch(self, slots: dict[Path, Slot]) -> Batch:
+        parts: dict[Path, dict[str, Any]] = {(): {}}
+        for (*outer, name), slot in slots.items():
+            values = self.buffer[slot.first : slot.first + slot.bytes]
+            parts.setdefault(tuple(outer), {})[str(name)] = values.view(slot.dtype).view(slot.shape)
+        for path in sorted(filter(None, parts), key=len, reverse=True):  # what is part of others first
+            part = _KINDS[tuple(each for each in path if isinstance(each, str))](**parts[path])
+            if isinstance(path[-1], int):  # of a layer
+                parts[path[:-2]].setdefault(str(path[-2]), {})[path[-1]] = part
+            else:
+                parts[path[:-1]][path[-1]] = part
+        return Batch(**parts[()])
+
+
+#: By the fields that lead there.
+_KINDS: Final[dict[Path, Callable[..., Any]]] = {
+    ("layers",): LayerTargets,
+    ("teacher",): TeacherTokens,
+    ("spans",): SpanTargets,
+    ("spans", "layers"): SpanLayer,
+}
 
 
 def pack(batches: Sequence[Batch]) -> Parcel:
@@ -64,9 +76,9 @@ def pack(batches: Sequence[Batch]) -> Parcel:
     copies: list[tuple[Slot, Tensor]] = []
     end = 0
     for batch in batches:
-        slots: dict[_Place, Slot] = {}
-        for place, tensor in _tensors(batch):
-            slots[place] = slot = Slot(end, tuple(tensor.shape), tensor.dtype)
+        slots: dict[Path, Slot] = {}
+        for path, tensor in tensors(batch).items():
+            slots[path] = slot = Slot(end, tuple(tensor.shape), tensor.dtype)
             copies.append((slot, tensor))
             end += -(-slot.bytes // ALIGNMENT) * ALIGNMENT
         contents.append(slots)
@@ -74,13 +86,3 @@ def pack(batches: Sequence[Batch]) -> Parcel:
     for slot, tensor in copies:
         buffer[slot.first : slot.first + slot.bytes].view(slot.dtype).view(slot.shape).copy_(tensor)
     return Parcel(buffer, tuple(contents))
-
-
-def _tensors(batch: Batch) -> list[tuple[_Place, Tensor]]:
-    parts: list[tuple[int | None, Batch | LayerTargets]] = [(None, batch), *batch.layers.items()]
-    return [
-        ((layer, each.name), value)
-        for layer, part in parts
-        for each in fields(part)
-        if isinstance(value := getattr(part, each.name), Tensor)
-    ]

@@ -67,8 +67,9 @@ def before_tokens(spans: Int[Tensor, "spans 2"]) -> Int64[Tensor, "spans 2"]:
 
 def positions_of(
     rows: Int64[Tensor, " pointers"], spans: Int[Tensor, "spans 2"], span_rows: Int64[Tensor, " _"]
-) -> Int64[Tensor, " positions"]:
-    """The tokens before each token of every document's spans, as places among the batch's tokens, rising.
+) -> tuple[Int64[Tensor, " positions"], Int64[Tensor, " pointers"]]:
+    """The tokens before each token of every document's spans, as places among the batch's tokens, rising; and how many each
+    document has, as pointers.
 
     `rows`: tokens of each document; `spans`: each counted from its document's first token, rising and disjoint;
     `span_rows`: how many each document has.
@@ -77,7 +78,7 @@ def positions_of(
     first, last = before_tokens(spans).unbind(1)
     bounds = pointers(last - first)
     shift = spread(spread(rows[:-1], span_rows) + first - bounds[:-1], bounds)
-    return shift + torch.arange(len(shift))
+    return shift + torch.arange(len(shift)), bounds[span_rows]
 
 
 def learnt_tokens(

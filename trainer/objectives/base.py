@@ -25,13 +25,33 @@ LayerNeed = Literal["relations", "units", "states", "position_states"]
 
 
 @dataclass(frozen=True)
+class SpanNeed:
+    """Spans of text that end in both tokenizations, pooled."""
+
+    layers: frozenset[int]  # of the teacher
+    weights: Literal["attention", "uniform"]  # of tokens: the last query's attention, or all alike
+    most: int  # spans of a document
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a term needs of the teacher."""
 
     layers: Mapping[int, frozenset[LayerNeed]] = field(default_factory=dict)  # by teacher layer
-    final: bool = False
+    final: bool = False  # last states at the student's positions
     topk: bool = False
     instead: str | None = None  # what to set where the same tokens are needed and the two sides have others
+    # what needs no common tokens
+    teacher_final: bool = False  # last states at the teacher's own positions
+    embeddings: bool = False  # its input embeddings
+    pairs: bool = False  # positions whose next tokens are the same text
+    spans: SpanNeed | None = None
+    shared: bool = False  # tokens that both vocabularies have
+
+    @property
+    def head(self) -> bool:
+        """Whether the teacher's logits are."""
+        return self.final or self.teacher_final
 
     @property
     def same_tokens(self) -> bool:

@@ -146,7 +146,7 @@ class CachedTeacher:
     def _learnt(self, batch: Batch, cache: TeacherCache) -> tuple[list[tuple[int, slice]], Int64[Tensor, " pointers"]]:
         """Where a cache keeps what it has of the tokens before each learnt one, at the batch's positions: rows, and parts
         of what is kept of their tokens; and row pointers of the positions."""
-        spans, span_rows = self.documents.responses(batch.documents.numpy())
+        spans, span_rows = self.documents.responses("student", batch.documents.numpy())
         before = before_tokens(spans)
         parts = [
             (row, part)

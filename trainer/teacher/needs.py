@@ -1,14 +1,14 @@
 """What the terms of a loss need of the teacher, together."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schemas.columns import Granularity
 from schemas.errors import UsageError
 from schemas.signals import Weights
 from schemas.training import PairConfig
 from trainer.batches.documents import Documents
-from trainer.objectives.base import LayerNeed, Needs
+from trainer.objectives.base import LayerNeed, Needs, SpanNeed
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,26 @@ class TeacherNeeds:
     final: bool = False
     topk: bool = False
     weights: Weights = "centrality"  # of the teacher's tokens
+    # as `trainer.objectives.base.Needs` has them
+    teacher_final: bool = False
+    embeddings: bool = False
+    pairs: bool = False
+    spans: SpanNeed | None = None
 
     @property
     def nothing(self) -> bool:
         """Whether no term looks at the teacher."""
-        return not (self.layers or self.final or self.topk)
+        return not (self.layers or self.final or self.topk or self.teacher_final or self.embeddings or self.spans)
+
+    @property
+    def head(self) -> bool:
+        """Whether some term looks at the teacher's logits."""
+        return self.final or self.teacher_final
+
+    @property
+    def teacher_tokens(self) -> bool:
+        """Whether some term looks at the teacher's own tokens."""
+        return self.teacher_final or self.embeddings or self.pairs
 
     @property
     def units(self) -> frozenset[Granularity]:
@@ -53,7 +68,27 @@ def teacher_needs(
         final=any(needs.final for needs in terms.values()),
         topk=any(needs.topk for needs in terms.values()),
         weights=weights,
+        teacher_final=any(needs.teacher_final for needs in terms.values()),
+        embeddings=any(needs.embeddings for needs in terms.values()),
+        pairs=any(needs.pairs for needs in terms.values()),
+        spans=_spans({name: needs.spans for name, needs in terms.items() if needs.spans is not None}),
     )
+
+
+def _spans(terms: Mapping[str, SpanNeed]) -> SpanNeed | None:
+    """All layers that terms, by name, want spans of; a batch has spans of one kind."""
+    if not terms:
+        return None
+    first, *others = terms
+    for name in others:
+        for option in ("weights", "most"):
+            mine, theirs = getattr(terms[first], option), getattr(terms[name], option)
+            if mine != theirs:
+                key = {"most": "max_spans"}.get(option, option)
+                raise UsageError(
+                    f"`{first}` has `{key}: {mine}` and `{name}` `{key}: {theirs}`; give all terms on spans the same."
+                )
+    return replace(terms[first], layers=frozenset().union(*(each.layers for each in terms.values())))
 
 
 def _different_tokens(terms: Mapping[str, str | None], documents: Documents) -> str:

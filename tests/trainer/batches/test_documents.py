@@ -78,7 +78,7 @@ def other_spans(column, spans):
 def test_spans_that_a_row_cannot_have(turns, monkeypatch, spans):
     """Told when spans are first asked for, whichever rows' they are."""
     documents = Documents(turns)
-    assert len(documents.responses(np.array([0]))[0]) > 1
+    assert len(documents.responses("student", np.array([0]))[0]) > 1
     documents = Documents(turns)
     table = documents._table
     index = table.schema.get_field_index("student_responses")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ import torch
 from cached_batches import CHUNKS, ROWS, WORDS, assert_same_batch, source_of
 from schemas.errors import StateError, UsageError
 from schemas.training import DataConfig
-from trainer.batches.batch import Batch
+from trainer.batches.batch import Batch, SpanLayer, SpanTargets, mapped
 from trainer.batches.loader import StepLoader
 from trainer.batches.order import stream
 from trainer.batches.transfer import pack
@@ -123,18 +123,22 @@ def test_a_parcel_brings_every_tensor(make_cache, same):
     cache = make_cache(signals=["relations", "units", "states", "final", "topk"], state_tokens="all")
     needs = ("relations", "units", "states", "position_states")
     found = source_of(same, [cache], WORDS, CHUNKS, needs=needs, final=True, topk=True)
-    batches = [found.fetch(ROWS), found.fetch([1])]
-    nothing = {
-        each.name: None if value is None else value[:0]
-        for each in fields(Batch)
-        if each.name != "layers"
-        for value in [getattr(batches[1], each.name)]
-    }
-    batches.append(Batch(**nothing))
+    batches = [with_every_part(found, rows) for rows in (ROWS, [1])]
+    batches.append(mapped(batches[1], lambda _path, tensor: tensor[:0]))
     parcel = pickle.loads(pickle.dumps(pack(batches)))
     for one, two in zip(batches, parcel.unpack(), strict=True):
         assert_same_batch(one, two)
         assert all(getattr(two, each.name) is not None for each in fields(Batch))
+
+
+def with_every_part(source, rows):
+    batch = source.fetch(rows)
+    pairs = torch.arange(2 * len(batch.positions)).reshape(-1, 2)
+    layers = {layer: SpanLayer(torch.randn(len(rows), 5), torch.ones(len(rows))) for layer in (2, 4)}
+    spans = SpanTargets(torch.stack([batch.rows[:-1], batch.rows[1:]], dim=1), torch.arange(len(rows) + 1), layers)
+    teacher = source.documents.teacher_tokens(batch.documents.numpy())
+    teacher = replace(teacher, final=torch.randn(len(teacher.positions), 5))
+    return replace(batch, teacher=teacher, pairs=pairs, spans=spans)
 
 
 SCRIPT = """

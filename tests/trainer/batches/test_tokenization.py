@@ -49,7 +49,7 @@ def test_prompts(prepared, cut, tokenizers):
         documents = Documents(folder)
         assert differing_row(documents, tokenizers[OWN]) is None
         assert differing_row(documents, tokenizers[OTHER]) == 0
-    lengths = documents.responses(np.arange(len(documents)))[0][:, 0]
+    lengths = documents.responses("student", np.arange(len(documents)))[0][:, 0]
     assert int((lengths == 12).sum()) > 3, "prompts were cut"
 
 

@@ -71,7 +71,7 @@ def test_shared_units_and_join_against_plain_loops(data):
 def test_positions_and_learnt_tokens_against_a_plain_loop(data):
     """Any spans: from a first token on, one right behind another, of one token; rows without any."""
     lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
-    spans, counts, positions, learnt = [], [], [], []
+    spans, counts, positions, position_counts, learnt = [], [], [], [], []
     start = 0
     for length in lengths:
         edges = sorted(data.draw(st.lists(st.integers(0, length), max_size=6, unique=True)))
@@ -80,11 +80,13 @@ def test_positions_and_learnt_tokens_against_a_plain_loop(data):
         spans += mine
         counts.append(len(mine))
         tokens = {token for a, b in mine for token in range(a, b)}
-        positions += [start + token - 1 for token in sorted(tokens) if token > 0]
+        mine = [start + token - 1 for token in sorted(tokens) if token > 0]
+        positions += mine
+        position_counts.append(len(mine))
         learnt += [token in tokens or token + 1 in tokens for token in range(length)]
         start += length
     ragged = pointers(lengths), torch.tensor(spans, dtype=torch.int32).reshape(-1, 2), pointers(counts)
-    assert positions_of(*ragged).tolist() == positions
+    assert [part.tolist() for part in positions_of(*ragged)] == [positions, pointers(position_counts).tolist()]
     assert learnt_tokens(*ragged).tolist() == learnt
 
 

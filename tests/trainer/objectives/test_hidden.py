@@ -102,7 +102,9 @@ def batch_of(documents):
     rows = pointers([len(each.hidden) for each in documents])
     nothing, targets = torch.empty(0, dtype=torch.int64), targets_of(documents)
     ids = torch.zeros(int(rows[-1]), dtype=torch.int64)
-    return Batch(torch.arange(len(documents)), ids, rows, nothing, nothing, {3: targets, 8: targets})
+    return Batch(
+        torch.arange(len(documents)), ids, rows, nothing, torch.zeros_like(rows), nothing, {3: targets, 8: targets}
+    )
 
 
 def states_of(documents, dtype=torch.float64):

@@ -83,7 +83,15 @@ def batch_of(documents):
     )
     nothing = torch.empty(0, dtype=torch.int64)
     ids = torch.zeros(int(token_rows[-1]), dtype=torch.int64)
-    return Batch(torch.arange(len(documents)), ids, token_rows, nothing, nothing, {TEACHER_LAYER: targets})
+    return Batch(
+        torch.arange(len(documents)),
+        ids,
+        token_rows,
+        nothing,
+        torch.zeros_like(token_rows),
+        nothing,
+        {TEACHER_LAYER: targets},
+    )
 
 
 def states_of(documents, dtype=torch.float64):

@@ -80,7 +80,7 @@ def write(student, config, dataset, folder, dtype=torch.float32, **values):
 
 @torch.no_grad()
 def logits_of(student, ids):
-    batch = Batch(torch.arange(1), ids, pointers([len(ids)]), ids[:0], ids[:0])
+    batch = Batch(torch.arange(1), ids, pointers([len(ids)]), ids[:0], pointers([0]), ids[:0])
     return student.head(student(batch, ())[student.depth])
 
 

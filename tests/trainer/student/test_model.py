@@ -67,7 +67,8 @@ def batch_of(lengths, seed=0):
     last = torch.zeros(len(ids), dtype=torch.bool)
     last[rows[1:] - 1] = True
     positions = (~last).nonzero().squeeze(1)
-    return Batch(torch.arange(len(lengths)), ids, rows, positions, ids[positions + 1])
+    position_rows = pointers([length - 1 for length in lengths])
+    return Batch(torch.arange(len(lengths)), ids, rows, positions, position_rows, ids[positions + 1])
 
 
 @pytest.fixture(scope="module")

@@ -380,6 +380,7 @@ def test_a_batch_brings_what_its_objectives_need():
         ids=torch.arange(7),
         rows=rows,
         positions=positions,
+        position_rows=pointers([2, 1]),
         targets=torch.tensor([2, 3, 6]),
         layers=layers,
         final=torch.randn(3, TEACHER_HIDDEN),

@@ -53,7 +53,7 @@ def test_each_side_reads_its_own_template(chats):
     for name in ("words", "chunks", "phrases"):
         left_out = documents.left_out(name)
         assert left_out.either <= 0.007 * left_out.units
-    assert max(len(documents.responses(np.array([row]))[0]) for row in range(len(documents))) >= 4
+    assert max(len(documents.responses("student", np.array([row]))[0]) for row in range(len(documents))) >= 4
 
 
 def test_the_loss_from_the_cache_is_that_of_the_live_teacher(chats, make_cache, tiny_teacher):

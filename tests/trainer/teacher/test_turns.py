@@ -46,7 +46,7 @@ def source(cache, turns):
 
 def learnt_of(documents, row):
     """The learnt tokens of a row that another comes before, in plain Python."""
-    spans, _ = documents.responses(np.array([row]))
+    spans, _ = documents.responses("student", np.array([row]))
     return [token for first, last in spans.tolist() for token in range(max(first, 1), last)]
 
 
@@ -76,7 +76,9 @@ def test_a_response_only_cache_holds_what_is_learnt(make_cache, turns):
     for row in range(len(part)):
         index = part.learnt_index(row)
         learnt = {
-            token for first, last in documents.responses(np.array([row]))[0].tolist() for token in range(first, last)
+            token
+            for first, last in documents.responses("student", np.array([row]))[0].tolist()
+            for token in range(first, last)
         }
         assert index.tolist() == sorted(learnt | {token - 1 for token in learnt if token})
         assert torch.equal(part.final(row), whole.final(row)[index])
