@@ -22,6 +22,8 @@ from trainer.evaluation.generate import Generator, Prompt, Sampling
 from trainer.maths import geometry, ragged, triangle
 from trainer.maths.layer_signals import layer_signals
 from trainer.maths.quantization import DTYPES, decode, encode, refuse_unstorable
+from trainer.maths.soft_dtw import by_diagonal
+from trainer.maths.warping import Band, table_sizes, warping
 from trainer.models.head import Head, likeliest
 from trainer.models.hidden_states import Forward, Request
 from trainer.models.loading import load_model
@@ -114,6 +116,20 @@ def test_layer_signals(weights, state_tokens):
         return [signals.unit_weights, signals.relations, signals.units, signals.states, signals.token_weights]
 
     assert through(work, values(16, FEATURES)) == set()
+
+
+def test_warping():
+    partners = ragged.pointers([4, 2, 3, 0, 6])
+    sizes = table_sizes(TOKENS, partners)
+    cells = int(sizes.prod(1).sum())
+
+    def work(x, y, attention):
+        penalties = Band(width=0, entropy=1).penalties(attention, sizes)
+        return warping([(x, y), (x[:, 1:], y[:, 1:])], TOKENS, partners, 2.0, penalties), penalties
+
+    # the CPU goes table by table
+    assert through(work, values(16, FEATURES), values(15, FEATURES), values(cells).sigmoid(), exactly=False) == set()
+    assert through(lambda costs: by_diagonal(costs, sizes, 2.0), values(cells)) == set()
 
 
 @pytest.mark.parametrize("storage", DTYPES)

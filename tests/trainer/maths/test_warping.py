@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from dtw import by_loops
 from schemas.errors import UsageError
-from stand_in_cuda import StandInCuda
 from trainer.maths.ragged import pointers
 from trainer.maths.warping import Band, table_sizes, warping
 
@@ -190,15 +189,3 @@ def test_lines_that_do_not_fit_are_refused():
 def test_a_band_that_makes_no_sense_is_refused(values):
     with pytest.raises(UsageError, match=next(iter(values))):
         Band.parse(values, "objectives.soft_dtw.band")
-
-
-def test_nothing_waits_for_an_accelerator():
-    spaces, x_rows, y_rows, attention = flat(sequences([(5, 3), (0, 2), (4, 6)], dtype=torch.float32))
-    expected = warping(spaces, x_rows, y_rows, 2.0, BAND.penalties(attention, table_sizes(x_rows, y_rows)))
-    with StandInCuda() as cuda:
-        penalties = BAND.penalties(attention.to("cuda:0"), table_sizes(x_rows, y_rows))
-        there = [(x.to("cuda:0"), y.to("cuda:0")) for x, y in spaces]
-        values = warping(there, x_rows, y_rows, 2.0, penalties)
-        assert cuda.places() == set()
-        values = values.cpu()
-    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
