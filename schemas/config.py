@@ -270,7 +270,7 @@ class CacheConfig(Strict):
     storage: StorageConfig = StorageConfig()
     state_tokens: StateTokens = "covered"  # by the layer's units, or all
     response_only: bool = (
-        False  # `final`, `topk` and states of the tokens that are learnt and the one before each alone
+        False  # states and what is of the next token, of the tokens that are learnt and the one before each alone
     )
     weights: Weights = "centrality"  # of tokens
     topk: int = Field(default=64, ge=1)
@@ -278,3 +278,11 @@ class CacheConfig(Strict):
     shard_bytes: Annotated[int, BeforeValidator(_bytes)] = Field(default=1 << 30, ge=1 << 16)  # of one shard, about
     shard_tokens: int = Field(default=1 << 18, ge=1)  # of one shard, at most: what an interruption can cost
     limit: int | None = Field(default=None, ge=1)  # only the dataset's first rows
+
+    def states_are_final(self, layer: int, depth: int) -> bool:
+        """Whether a layer's states are what `final` holds, of a teacher of this depth: the same tokens in the same type.
+
+        They are then not kept twice.
+        """
+        both = layer == depth and {"states", "final"} <= set(self.signals)
+        return both and self.state_tokens == "all" and self.storage.states == self.storage.final

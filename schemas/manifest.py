@@ -26,7 +26,7 @@ DATASET_FORMAT: Final = "mta-prep/dataset"
 CACHE_FORMAT: Final = "mta-prep/teacher-cache"
 #: What this version writes and reads.
 DATASET_VERSION: Final = 2
-CACHE_VERSION: Final = 2
+CACHE_VERSION: Final = 3
 #: Of a tokenizer's identity, what says nothing of the tokens that it gives.
 _NAMES: Final = frozenset({"name", "revision"})
 #: Characters told of what is wrong with a manifest.
@@ -137,12 +137,14 @@ class CacheManifest(_Sealed):
     counts: Counts = Field(default_factory=dict)  # units per layer, units without a teacher span
     index: OtherFile
     head: OtherFile | None
+    embeddings: OtherFile | None = None  # with `embeddings`, but where they are tied
+    tied_embeddings: bool = False  # with `embeddings` and `final`: whether they are the output matrix in `head`
     shards: Shards
 
     @cached_property
     def files(self) -> dict[str, ShardFile | OtherFile]:
         """Every file, by its name from the cache's folder on."""
-        others = [self.index, *([] if self.head is None else [self.head])]
+        others = [each for each in (self.index, self.head, self.embeddings) if each is not None]
         return {each.file: each for each in others} | {f"{SHARDS}/{each.file}": each for each in self.shards}
 
 

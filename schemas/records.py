@@ -142,6 +142,7 @@ class TeacherRecord(_Record):
     hidden_size: Width
     vocabulary: Vocabulary
     final_size: Width | None = None  # where the last hidden state has other features
+    embedding_size: Width | None = None  # where token embeddings have other features
 
 
 class LogitsRecord(_Record):
@@ -164,7 +165,7 @@ class CacheCounts(_Record):
     """Layers by their number."""
 
     layers: dict[int, LayerRecord]
-    learnt: Count  # tokens of which `final` and `topk` are kept
+    learnt: Count  # tokens of which `final` and its kin are kept
 
 
 class CacheRecord(_Record):
@@ -175,6 +176,8 @@ class CacheRecord(_Record):
     teacher: TeacherRecord
     logits: LogitsRecord | None
     head: dict[str, Any] | None
+    embeddings: dict[str, Any] | None = None
+    tied_embeddings: bool = False
     counts: CacheCounts
 
     @model_validator(mode="after")
@@ -187,4 +190,8 @@ class CacheRecord(_Record):
         for name, part in (("head", self.head), ("logits", self.logits)):
             if (part is None) == ("final" in self.config.signals):
                 raise ValueError(f"`{name}` and the signal `final` go together")
+        if ("embeddings" in self.config.signals) != (self.tied_embeddings or self.embeddings is not None):
+            raise ValueError("the signal `embeddings` goes together with the file of that name or `tied_embeddings`")
+        if self.tied_embeddings and (self.head is None or self.embeddings is not None):
+            raise ValueError("`tied_embeddings` are those in `head`, and have no file of their own")
         return self

@@ -20,21 +20,33 @@ indices into Hugging Face `hidden_states` (0 the embeddings, the last one after 
 | `learnt_index` | [learnt tokens] | int32 | `response_only`: which of the row's tokens these are |
 | `final` | [learnt tokens, d] | storage | `final`: last hidden state, after the final norm |
 | `topk.indices`, `topk.logprobs` | [learnt tokens, k] | int32, float16 | `topk` |
+| `entropy` | [learnt tokens] | float32 | `entropy`: of the next token, in nats |
+| `argmax` | [learnt tokens] | int32 | `argmax`: the likeliest next token |
+| `logprob` | [learnt tokens] | float32 | `logprob`: of the row's own next token; 0 behind its last |
+
+The last three are of the teacher's own logits, before anything is rounded for storage. States of the deepest layer are
+not there where `final` holds the same ones (`CacheConfig.states_are_final`); their weights are.
 
 With `response_only`, the learnt tokens of a row are those in the dataset's `teacher_responses` and the one before each,
 and states, of covered tokens or of all, are of learnt ones alone; without it, all tokens count as learnt.
 
 A tensor stored as int8 or fp8 has `….scale` [rows of it] float32 beside it. `head.safetensors` holds the teacher's
 output matrix, `weight` [V, d] and, if it has one, `bias` [V]; what else happens to its logits is in the manifest.
+`embeddings.safetensors` (signal `embeddings`) holds its input embeddings of the tokens that the dataset has: `weight` [n, E]
+and `ids` [n] int64, rising; there is none where `head.safetensors` has the same matrix, which the manifest then says.
 `index.arrow` says where each row of the dataset, in its order, lies (`index_schema`).
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import pyarrow as pa
 
-Signal = Literal["relations", "units", "states", "final", "topk", "attention"]
+Signal = Literal[
+    "relations", "units", "states", "final", "topk", "attention", "entropy", "argmax", "logprob", "embeddings"
+]
+#: What is said of a whole distribution in one number.
+Scalar = Literal["entropy", "argmax", "logprob"]
 Storage = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
 StateTokens = Literal["covered", "all"]
 Weights = Literal["centrality", "uniform"]
@@ -43,12 +55,17 @@ Weights = Literal["centrality", "uniform"]
 LAYER_SIGNALS: Final[frozenset[Signal]] = frozenset({"relations", "units", "states", "attention"})
 #: Signals of vectors, whose storage type can be chosen.
 VECTOR_SIGNALS: Final[frozenset[Signal]] = frozenset({"units", "states", "final"})
+#: What is said of the next token in one number.
+SCALARS: Final[tuple[Scalar, ...]] = get_args(Scalar)
 #: What a method needs, by name. `mta` takes states only where both tokenizers are the same.
 RECIPES: Final[dict[str, tuple[Signal, ...]]] = {
     "mta": ("relations", "states"),
     "mta-dsa": ("relations",),
     "fdd": ("states", "final"),
-    "sra": ("states", "attention", "final"),
+    "sra": ("states", "final", "attention"),
+    "dskd": ("final", "embeddings"),
+    "dskd-eta": ("final", "argmax"),
+    "dwa": ("final", "entropy", "embeddings"),
     "logits": ("final",),
 }
 
@@ -58,7 +75,11 @@ LEARNT_ROWS: Final = "learnt_rows"
 LEARNT_INDEX: Final = "learnt_index"
 TOPK_INDICES: Final = "topk.indices"
 TOPK_LOGPROBS: Final = "topk.logprobs"
+ENTROPY: Final = "entropy"
+ARGMAX: Final = "argmax"
+LOGPROB: Final = "logprob"
 HEAD: Final = "head.safetensors"
+EMBEDDINGS: Final = "embeddings.safetensors"
 INDEX: Final = "index.arrow"
 SHARDS: Final = "shards"
 
@@ -116,4 +137,7 @@ PARTS: Final[dict[str, Part]] = {
     FINAL: Part("learnt", "final"),
     TOPK_INDICES: Part("learnt", "topk"),
     TOPK_LOGPROBS: Part("learnt", "topk"),
+    ENTROPY: Part("learnt", "entropy"),
+    ARGMAX: Part("learnt", "argmax"),
+    LOGPROB: Part("learnt", "logprob"),
 }

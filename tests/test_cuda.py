@@ -16,6 +16,7 @@ from pipeline.parse import chart
 from pipeline.parse.engine import Engine
 from pipeline.text import Words
 from schemas.config import ModelConfig
+from schemas.signals import SCALARS
 from schemas.training import StudentConfig
 from stand_in_cuda import DEVICE, OnDevice, StandInCuda
 from trainer.evaluation.generate import Generator, Prompt, Sampling
@@ -24,7 +25,7 @@ from trainer.maths.layer_signals import layer_signals
 from trainer.maths.quantization import DTYPES, decode, encode, refuse_unstorable
 from trainer.maths.soft_dtw import by_diagonal
 from trainer.maths.warping import Band, table_sizes, warping
-from trainer.models.head import Head, likeliest
+from trainer.models.head import Head, next_tokens
 from trainer.models.hidden_states import Forward, Request
 from trainer.models.loading import load_model
 from trainer.models.packed_attention import Pack, attend
@@ -147,9 +148,12 @@ def test_storage(storage):
 
 @pytest.mark.parametrize("options", [{}, {"bias": True, "soft_cap": 3.0, "scale": 0.5}])
 def test_logits(options):
+    own = torch.tensor([3, 0, 10, -1, 5, 5, -1])
+
     def work(weight, bias, final):
         head = Head(weight, bias if options else None, options.get("soft_cap"), options.get("scale"))
-        return head.logits(final), likeliest(head, final, 3)
+        of_logits = next_tokens(head, final, 3, SCALARS, own)
+        return head.logits(final), of_logits.topk, tuple(of_logits.scalars.values())
 
     assert through(work, values(11, FEATURES), values(11), values(7, FEATURES)) == set()
 

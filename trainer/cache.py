@@ -30,11 +30,12 @@ from schemas.columns import Granularity
 from schemas.config import CacheConfig, LayerConfig
 from schemas.errors import DamagedError, UsageError
 from schemas.manifest import read_cache_manifest
-from schemas.signals import PARTS, Along, Signal, scale_name, tensor_name
+from schemas.signals import PARTS, Along, Scalar, Signal, scale_name, tensor_name
 from trainer.maths.quantization import DTYPES, TOP, decode
 from trainer.maths.ragged import check_pointers
 from trainer.maths.triangle import from_fixed_point, pair_rows, square
-from trainer.models.head import Head
+from trainer.models.embeddings import Embeddings
+from trainer.models.head import SCALAR_TYPES, Head
 
 #: By what a tensor is ragged: which tensor has the pointers.
 _POINTERS: Final[dict[Along, str]] = {
@@ -132,8 +133,8 @@ class TeacherCache:
         return decode(*self._stored(row, "units", layer))
 
     def learnt_index(self, row: int) -> Int64[Tensor, " kept_tokens"]:
-        """Which of the row's teacher tokens have their `final`, `topk` and `states` kept, rising: with `response_only` those
-        that are learnt and the one before each, else all."""
+        """Which of the row's teacher tokens have their `states`, `final` and what is of the next token kept, rising: with
+        `response_only` those that are learnt and the one before each, else all."""
         if not self.config.response_only:
             return torch.arange(self._tokens(row))
         return self._token_index(row, names.LEARNT_INDEX)
@@ -185,6 +186,26 @@ class TeacherCache:
         logprobs = self._values(row, names.TOPK_LOGPROBS)[part]
         return indices.to(torch.int64), logprobs.to(torch.float32, copy=True)
 
+    def entropy(self, row: int) -> Float32[Tensor, " kept_tokens"]:
+        """Of the next token after each token of `learnt_index`, by the teacher, in nats."""
+        return self._scalar(row, "entropy")
+
+    def argmax(self, row: int) -> Int64[Tensor, " kept_tokens"]:
+        """The likeliest next token after each token of `learnt_index`."""
+        return self._scalar(row, "argmax").to(torch.int64)
+
+    def logprob(self, row: int) -> Float32[Tensor, " kept_tokens"]:
+        """The log-probability of the row's own next token after each token of `learnt_index`; 0 behind the row's last."""
+        return self._scalar(row, "logprob")
+
+    def _scalar(self, row: int, name: Scalar) -> Shaped[Tensor, " kept_tokens"]:
+        values = self._values(row, name)
+        if values.dtype != SCALAR_TYPES[name] or values.ndim != 1:
+            raise self.damaged(f"its {name} are {values.dtype} {tuple(values.shape)}")
+        if name == "argmax" and bool(((values < 0) | (values >= self.manifest.teacher["vocabulary"])).any()):
+            raise self.damaged(f"the likeliest tokens of row {row} are beyond the vocabulary")
+        return values.clone()
+
     def vectors(
         self, row: int, signal: Signal, layer: int | None = None, part: slice = EVERYTHING
     ) -> Float[Tensor, "elements hidden"]:
@@ -208,6 +229,21 @@ class TeacherCache:
         bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118 (it is no mapping)
         return Head(file.get_tensor("weight"), bias, logits["soft_cap"], logits["scale"])
 
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """The teacher's input embeddings, memory-mapped: of every token that the dataset has on the teacher's side."""
+        self._require_signal("embeddings")
+        if self.manifest.tied_embeddings:
+            return Embeddings(self.head.weight)
+        entry = self.manifest.embeddings
+        assert entry is not None  # manifests are read so
+        self._require_checksums([entry.file])
+        file = self._open_file(entry.file)
+        weight, ids = file.get_tensor("weight"), file.get_tensor("ids")
+        if len(weight) != len(ids) or ids.dtype != torch.int64 or bool((ids.diff() <= 0).any()):
+            raise self.damaged(f"{entry.file} does not say which tokens its rows are of")
+        return Embeddings(weight, ids)
+
     def logits(self, row: int) -> Float32[Tensor, "kept_tokens vocabulary"]:
         """The teacher's logits after each token of `learnt_index`, computed in the type of its output matrix, as the teacher
         does."""
@@ -221,6 +257,10 @@ class TeacherCache:
         self, row: int, signal: Signal, layer: int | None = None
     ) -> tuple[Shaped[Tensor, "elements hidden"], Float32[Tensor, " elements"] | None]:
         """A row's vectors in the mapped file, as they are stored, and their scales if their type has them."""
+        depth = self.manifest.teacher["depth"]
+        if signal == "states" and layer is not None and self.config.states_are_final(layer, depth):
+            self._require_layer(layer, signal)
+            return self._stored(row, "final")
         storage = getattr(self.config.storage, signal)
         values = self._values(row, signal, layer)
         if values.dtype != DTYPES[storage]:

@@ -14,8 +14,11 @@ def cache_card(manifest: CacheManifest) -> str:
     kept = ""
     if config.response_only:
         kept = f"""
-- **tokens** of which `final`, `topk` and states are kept: {manifest.counts["learnt"]}, those in the dataset's `teacher_responses`
-  and the one before each"""
+- **tokens** of which states, `final` and what is of the next token are kept: {manifest.counts["learnt"]}, those in the dataset's
+  `teacher_responses` and the one before each"""
+    if manifest.tied_embeddings:
+        kept += """
+- **embeddings**: the teacher's input embeddings are its output matrix"""
     return f"""# Teacher cache
 
 What a teacher says of {manifest.rows} documents ({manifest.tokens} tokens), as training a student with structure-aware losses

@@ -11,10 +11,12 @@ from schemas.signals import LAYER_SIGNALS, RECIPES, Signal, StateTokens
 from trainer.teacher.pairing import teacher_layer
 from trainer.teacher.shape import TeacherShape
 
-#: Recipes whose losses look at every token, not only at those in units: FDD at the response's, SRA at spans of its own.
+#: Recipes whose losses look at tokens outside of units as well: FDD and SRA, at all that are learnt.
 STATE_TOKENS: Final[dict[str, StateTokens]] = {"fdd": "all", "sra": "all"}
 #: Recipes whose losses look at nothing but what is learnt.
-RESPONSE_ONLY: Final = frozenset({"fdd", "logits"})
+RESPONSE_ONLY: Final = frozenset({"fdd", "logits", "sra", "dskd", "dskd-eta", "dwa"})
+#: Recipes whose methods work on the last layer, if no other is asked for.
+LAST_LAYER: Final = frozenset({"sra"})
 DEFAULT_RECIPE: Final = "mta"
 
 
@@ -59,7 +61,7 @@ def resolved(
     if layers is not None:
         values["layers"] = layers
     elif "layers" not in values and LAYER_SIGNALS & set(values["signals"]):
-        values["layers"] = automatic_layers(shape.depth)
+        values["layers"] = automatic_layers(shape.depth)[-1 if recipe in LAST_LAYER else 0 :]
     config = CacheConfig.parse(values, where)
     order = [signal for signal in get_args(Signal) if signal in config.signals]
     config = config.model_copy(update={"signals": tuple(order), "layers": _in_order(config.layers)})

@@ -90,6 +90,15 @@ class TeacherSide:
             if start < stop:
                 yield open_shard(self.folder, shard, columns).slice(start - begin, stop - start)
 
+    def token_ids(self) -> Int64[np.ndarray, " ids"]:
+        """The token ids that occur, rising."""
+        occurs = np.zeros(0, dtype=bool)
+        for table in self.tables([side_column("teacher", "input_ids")]):
+            ids, _ = ragged(table.column(0))
+            occurs = np.append(occurs, np.zeros(max(int(ids.max(initial=-1)) + 1 - len(occurs), 0), dtype=bool))
+            occurs[ids] = True
+        return np.flatnonzero(occurs)
+
     def read(self, granularities: Collection[Granularity], first: int, last: int, *, response_only: bool) -> Rows:
         """Rows [first, last). `response_only`: with what is learnt of them. Raises `DamagedError` for spans that leave their
         row."""

@@ -30,7 +30,7 @@ from schemas.columns import side_column
 from schemas.config import CacheConfig
 from schemas.errors import ResourceError, UserError
 from schemas.manifest import CONFIG, CacheManifest, Manifest, OtherFile, read_cache_manifest, read_manifest
-from schemas.signals import HEAD, INDEX, SHARDS, index_schema
+from schemas.signals import EMBEDDINGS, HEAD, INDEX, SHARDS, index_schema
 from trainer.models.hub import identity
 from trainer.models.loading import placed
 from trainer.teacher.shape import TeacherShape
@@ -49,7 +49,7 @@ LAYOUT: Final = Layout(
     recorded=("teacher_fingerprint", "versions", "config", "teacher"),
     shard=shard_name,
     shards=f"{SHARDS}/*.safetensors",
-    files=frozenset({INDEX, HEAD}),
+    files=frozenset({INDEX, HEAD, EMBEDDINGS}),
 )
 
 
@@ -99,6 +99,9 @@ class CachePlan:
         }
         if "final" in config.signals:
             found[HEAD] = self.shape.vocabulary * self.shape.width(None) * self.shape.number_bytes
+        if self.measured.token_ids is not None and not (self.shape.tied and "final" in config.signals):
+            row_bytes = self.shape.embedding_width * self.shape.number_bytes
+            found[EMBEDDINGS] = len(self.measured.token_ids) * (row_bytes + self.measured.token_ids.itemsize)
         return found
 
 
@@ -132,6 +135,7 @@ def make_stage(plan: CachePlan, local: int, threads: int) -> CacheStage:
         plan.shape,
         plan.documents,
         plan.measured.longest,
+        plan.measured.token_ids,
         threads,
     )
 
@@ -183,6 +187,7 @@ def seal(plan: CachePlan, space: Workspace) -> CacheManifest:
         stats = counts.added([stats, receipt.stats])
         written.append(receipt.shard)
     first = space.receipt(0)
+    others = {other.file: other for other in first.others}
     for layer, missing in plan.measured.without_span.items():
         stats["layers"][str(layer)]["units_without_span"] = missing
     manifest = CacheManifest.model_validate(
@@ -193,7 +198,9 @@ def seal(plan: CachePlan, space: Workspace) -> CacheManifest:
             "tokens": stats.pop("tokens"),
             "counts": stats,
             "index": _write_index(plan, space.out / INDEX),
-            "head": next(iter(first.others), None),
+            "head": others.get(HEAD),
+            "embeddings": others.get(EMBEDDINGS),
+            "tied_embeddings": first.details["tied_embeddings"],
             "shards": written,
         }
     )

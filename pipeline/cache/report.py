@@ -73,10 +73,11 @@ def _show_sizes(manifest: CacheManifest, config: CacheConfig) -> None:
             f"{counted(of.pairs, 'pair')}."
         )
     _show_learnt(counts.learnt, counts.tokens)
-    others = {manifest.index.file: manifest.index.bytes}
-    if manifest.head is not None:
-        others[manifest.head.file] = manifest.head.bytes
+    matrices = (manifest.index, manifest.head, manifest.embeddings)
+    others = {each.file: each.bytes for each in matrices if each is not None}
     _show_parts(sizes.parts(config, shape, counts), counts.rows, others)
+    if manifest.tied_embeddings:
+        console.stdout.print("The teacher's input embeddings are its output matrix, which is kept once.")
     share = _bytes(manifest) / sizes.plain_bytes(config, shape, counts)
     console.stdout.print(f"All files: {100 * share:.3g}% of bf16 hidden states of as many layers.")
 
@@ -85,7 +86,8 @@ def _show_learnt(learnt: int, tokens: int) -> None:
     if learnt < tokens:
         share = 100 * learnt / tokens
         console.stdout.print(
-            f"`final`, `topk` and states: of {learnt} tokens that are learnt or just before one, {share:.3g}% of all."
+            f"States, `final` and what is of the next token: of {learnt} tokens that are learnt or just before one, "
+            f"{share:.3g}% of all."
         )
 
 
@@ -109,5 +111,4 @@ def _contents(manifest: CacheManifest) -> str:
 
 
 def _bytes(manifest: CacheManifest) -> int:
-    head = 0 if manifest.head is None else manifest.head.bytes
-    return sum(shard.bytes for shard in manifest.shards) + manifest.index.bytes + head
+    return sum(file.bytes for file in manifest.files.values())

@@ -13,18 +13,19 @@ from itertools import pairwise
 from typing import Final
 
 import torch
-from jaxtyping import Bool, Float, Int, Int32, Int64
+from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped
 from torch import Tensor
 
 from schemas import signals as names
 from schemas.config import StorageConfig
 from schemas.errors import UserError
-from schemas.signals import PARTS, Along, Part, Signal, StateTokens, Storage, scale_name, tensor_name
+from schemas.signals import PARTS, Along, Part, Scalar, Signal, StateTokens, Storage, scale_name, tensor_name
 from trainer.maths.geometry import units_with_span
 from trainer.maths.layer_signals import LayerSignals, kept_states
 from trainer.maths.quantization import DTYPES, TOP, encode, not_finite, refuse_unstorable
 from trainer.maths.ragged import check_pointers, pointers, select, spread
 from trainer.maths.triangle import pair_rows, to_fixed_point
+from trainer.models.head import SCALAR_TYPES
 
 #: Log-probabilities of `topk`: their float16 is within 2^-11 of them.
 LOGPROBS: Final = torch.float16
@@ -48,7 +49,7 @@ class Counts:
 
     rows: int
     tokens: int
-    learnt: int  # tokens of which `final` and `topk` are kept: those learnt and the one before each, or all
+    learnt: int  # tokens of which `final` and its kin are kept: those learnt and the one before each, or all
     layers: Mapping[int, LayerCounts]
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -192,11 +193,12 @@ def specs(
     width: Callable[[int | None], int],
     topk: int,
     response_only: bool = False,
+    states_of_final: int | None = None,
 ) -> dict[str, Spec]:
     """Name to tensor, for every tensor of a shard that holds this much; their bytes are the file's but for its header.
 
     `width`: features of the teacher's hidden states at a layer, or of its last ones (None); `topk`: tokens kept of each
-    distribution.
+    distribution; `states_of_final`: the layer whose states are those of `final`, and not kept again.
     """
     found: dict[str, Spec] = {}
 
@@ -231,10 +233,13 @@ def specs(
             add("state_index", torch.int32, of.state_tokens, layer)
         add("attention", torch.float32, counts.tokens, layer)
         add_vectors("units", storage.units, of.units, layer)
-        add_vectors("states", storage.states, of.state_tokens, layer)
+        if layer != states_of_final:
+            add_vectors("states", storage.states, of.state_tokens, layer)
     add_vectors(names.FINAL, storage.final, counts.learnt)
     add(names.TOPK_INDICES, torch.int32, counts.learnt, columns=topk)
     add(names.TOPK_LOGPROBS, LOGPROBS, counts.learnt, columns=topk)
+    for name in names.SCALARS:
+        add(name, SCALAR_TYPES[name], counts.learnt)
     return found
 
 
@@ -260,8 +265,13 @@ def pack(
     attention: Mapping[int, Float[Tensor, " tokens"]],
     final: Float[Tensor, "learnt hidden"] | None,
     topk: tuple[Int32[Tensor, "learnt k"], Float[Tensor, "learnt k"]] | None,
+    scalars: Mapping[Scalar, Shaped[Tensor, " learnt"]],
+    states_of_final: int | None = None,
 ) -> Packed:
-    """Everything of a batch that goes into a shard, on the device where it is, without waiting for it."""
+    """Everything of a batch that goes into a shard, on the device where it is, without waiting for it.
+
+    `states_of_final`: as of `specs`.
+    """
     tensors: dict[str, Tensor] = {}
     peaks: dict[str, Tensor] = {}
 
@@ -278,7 +288,8 @@ def pack(
         if signals.units is not None:
             vectors(tensor_name("units", layer), signals.units, storage.units)
         if signals.states is not None and signals.token_weights is not None:
-            vectors(tensor_name("states", layer), signals.states, storage.states)
+            if layer != states_of_final:
+                vectors(tensor_name("states", layer), signals.states, storage.states)
             tensors[tensor_name("token_weights", layer)] = signals.token_weights.to(torch.float32)
     for layer, weights in attention.items():
         tensors[tensor_name("attention", layer)] = weights.to(torch.float32)
@@ -287,6 +298,7 @@ def pack(
     if topk is not None:
         tensors[names.TOPK_INDICES] = topk[0]
         tensors[names.TOPK_LOGPROBS] = topk[1].to(LOGPROBS)
+    tensors |= {str(name): values for name, values in scalars.items()}
     return Packed(tensors, peaks)
 
 
@@ -320,7 +332,7 @@ class ShardTensors:
             check_pointers(batch[kind], len(values))
             if name in packed.peaks and spec.storage is not None:
                 refuse_unstorable(packed.peaks[name], spec.storage, self._where(name, members, batch[kind]))
-            elif values.is_floating_point():
+            else:
                 self._refuse_not_finite(name, values, members, batch[kind])
             if spec.part.along == "pairs":
                 values = to_fixed_point(values)
@@ -350,11 +362,12 @@ class ShardTensors:
     def _refuse_not_finite(
         self,
         name: str,
-        values: Float[Tensor, "elements ..."],
+        values: Shaped[Tensor, "elements ..."],
         members: Sequence[int],
         batch: Int64[Tensor, " pointers"],
     ) -> None:
-        wrong = ~values.isfinite()
+        # numbers of tokens are negative where what they were chosen by was not finite
+        wrong = ~values.isfinite() if values.is_floating_point() else values < 0
         if bool(wrong.any()):
             element = int(wrong.nonzero()[0, 0])
             raise UserError(not_finite(self._where(name, members, batch)(element)))

@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -33,6 +34,7 @@ class Measured:
     id_bytes: int
     longest: int  # tokens of the longest row
     largest_id: int
+    token_ids: Int64[np.ndarray, " ids"] | None  # those that occur, rising; None: not asked for
 
 
 def granularities(config: CacheConfig) -> tuple[Granularity, ...]:
@@ -55,7 +57,13 @@ def tensors(config: CacheConfig, shape: TeacherShape, counts: Counts) -> dict[st
         shape.width,
         config.topk,
         config.response_only,
+        states_of_final(config, shape),
     )
+
+
+def states_of_final(config: CacheConfig, shape: TeacherShape) -> int | None:
+    """The layer whose states are those of `final`, and kept there; None if there is none."""
+    return next((each.layer for each in config.layers if config.states_are_final(each.layer, shape.depth)), None)
 
 
 def shard_bytes(config: CacheConfig, shape: TeacherShape, counts: Counts) -> int:
@@ -129,7 +137,8 @@ def measure(documents: TeacherSide, config: CacheConfig, shape: TeacherShape) ->
         longest = max(longest, int(rows.token_rows.diff().max()))
         largest_id = max(largest_id, int(rows.tokens.max()))
     bounds = cut(chain.from_iterable(part.tolist() for part in costs), config.shard_bytes, config.shard_tokens)
-    return Measured(bounds, total, without_span, id_bytes, longest, largest_id)
+    token_ids = documents.token_ids() if "embeddings" in config.signals else None
+    return Measured(bounds, total, without_span, id_bytes, longest, largest_id, token_ids)
 
 
 def row_bytes(rows: ShardRows, kinds: Iterable[Spec]) -> Int64[Tensor, " rows"]:

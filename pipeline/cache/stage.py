@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from queue import SimpleQueue
 from typing import IO, Any, Final
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from safetensors.torch import save
 from torch import Tensor
 
@@ -28,9 +31,8 @@ from pipeline.cache.shard import Packed, ShardTensors, pack
 from pipeline.shards.pool import Tick, untold
 from schemas.config import CacheConfig, ModelConfig
 from schemas.errors import UserError
-from schemas.signals import HEAD, LAYER_SIGNALS, VECTOR_SIGNALS
+from schemas.signals import EMBEDDINGS, HEAD, LAYER_SIGNALS, SCALARS, VECTOR_SIGNALS
 from trainer.maths.layer_signals import layer_signals
-from trainer.models.head import Head
 from trainer.models.hidden_states import Forward, Request, batches_of
 from trainer.models.loading import load_model
 from trainer.models.memory import in_halves
@@ -42,19 +44,18 @@ GPU_THREADS: Final = 2
 
 @dataclass(frozen=True)
 class CacheShard:
-    """A shard (protocol: `pipeline.shards.workspace.Output`); the first one brings the teacher's output matrix."""
+    """A shard (protocol: `pipeline.shards.workspace.Output`); the first one brings the teacher's matrices."""
 
     rows: int
     tensors: Mapping[str, Tensor]
     stats: dict[str, Any]
     details: dict[str, Any]
-    head: Mapping[str, Tensor] | None = None
+    matrices: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # by file
 
     @property
     def others(self) -> Mapping[str, Callable[[IO[bytes]], None]]:
-        """The output matrix, if it is here."""
-        head = self.head
-        return {} if head is None else {HEAD: lambda stream: _write(head, stream)}
+        """The matrices that are here."""
+        return {name: partial(_write, tensors) for name, tensors in self.matrices.items()}
 
     def write(self, stream: IO[bytes]) -> None:
         """A safetensors file."""
@@ -84,9 +85,11 @@ class CacheStage:
         shape: TeacherShape,
         documents: TeacherSide,
         longest: int,
+        token_ids: Int64[np.ndarray, " ids"] | None,
         threads: int,
     ) -> None:
-        """Loads the teacher: `teacher` is the config's, with its place and device settled. `longest`: tokens of a row.
+        """Loads the teacher: `teacher` is the config's, with its place and device settled. `longest`: tokens of a row;
+        `token_ids`: those whose embeddings are kept, rising; None: of none.
 
         Raises `UserError` if the teacher cannot be loaded, gives no hidden states, or takes no row that long.
         """
@@ -103,7 +106,9 @@ class CacheStage:
         self._idle: SimpleQueue[_Runner] = SimpleQueue()
         first = Forward(loaded, request, longest)
         self._require_widths(first)
-        self._head = first.head
+        self._head = first.head if "final" in config.signals else None
+        self._embeddings = None if token_ids is None else loaded.embeddings()
+        self._token_ids = token_ids
         for number in range(self.threads):
             forward = twin(first) if number else first
             stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -117,6 +122,7 @@ class CacheStage:
             attention=layers if "attention" in config.signals else (),
             final="final" in config.signals,
             topk=config.topk if "topk" in config.signals else None,
+            scalars=tuple(name for name in SCALARS if name in config.signals),
         )
 
     def _require_widths(self, forward: Forward) -> None:
@@ -154,7 +160,7 @@ class CacheStage:
                     place_next()
             while waiting:
                 place_next()
-        head = self._head if first == 0 and "final" in config.signals else None
+        matrices, details = self._matrices() if first == 0 else ({}, {})
         return CacheShard(
             rows=len(rows),
             tensors=shard.tensors(),
@@ -166,9 +172,23 @@ class CacheStage:
                     for layer, of in counts.layers.items()
                 },
             },
-            details={"logits": None if head is None else {"soft_cap": head.soft_cap, "scale": head.scale}},
-            head=None if head is None else _matrix(head),
+            details=details,
+            matrices=matrices,
         )
+
+    def _matrices(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """The teacher's matrices, by their files, and what the manifest says of them."""
+        head, embeddings = self._head, self._embeddings
+        matrices: dict[str, dict[str, Tensor]] = {}
+        logits = None
+        if head is not None:
+            matrices[HEAD] = _tensors(weight=head.weight, bias=head.bias)
+            logits = {"soft_cap": head.soft_cap, "scale": head.scale}
+        tied = head is not None and embeddings is not None and _same(head.weight, embeddings.weight)
+        if embeddings is not None and self._token_ids is not None and not tied:
+            some = embeddings.of(torch.from_numpy(self._token_ids).to(embeddings.weight.device))
+            matrices[EMBEDDINGS] = _tensors(weight=some.weight, ids=some.ids)
+        return matrices, {"logits": logits, "tied_embeddings": tied}
 
     def _batch_or_halves(self, rows: Rows, members: Sequence[int]) -> list[tuple[Sequence[int], Packed]]:
         """A batch, and where memory runs out the same in parts."""
@@ -209,6 +229,8 @@ class CacheStage:
                     attention=captured.attention,
                     final=captured.final,
                     topk=captured.topk,
+                    scalars=captured.scalars,
+                    states_of_final=sizes.states_of_final(config, self.shape),
                 )
                 return _on_host(packed)
         finally:
@@ -224,9 +246,16 @@ def _on_host(packed: Packed) -> Packed:
     return host
 
 
-def _matrix(head: Head) -> dict[str, Tensor]:
-    found = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+def _tensors(**tensors: Tensor | None) -> dict[str, Tensor]:
+    """Those that are there, as a file takes them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices are one, or equal."""
+    return one is other or (
+        one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other.to(one.device))
+    )
 
 
 def twin(forward: Forward) -> Forward:

@@ -5,6 +5,7 @@ shapes, pointers, values finite and within their bounds, weights that add up to 
 With the dataset, that units and tokens are the dataset's, row by row.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -89,6 +90,8 @@ def verify(folder: Path, *, quick: bool, dataset: Path | None) -> Findings:
         findings.problem("Rows, tokens, learnt tokens, units or states in the manifest are not those of the shards.")
     if manifest.head is not None:
         _check_head(folder / manifest.head.file, shape, findings)
+    if manifest.embeddings is not None:
+        _check_embeddings(folder / manifest.embeddings.file, shape, documents, findings)
     return findings
 
 
@@ -206,6 +209,12 @@ def _problem(
         return _index_problem(values, rows, tensors, of_tokens=part != "unit_index")
     if name == names.TOPK_INDICES and bool(((values < 0) | (values >= shape.vocabulary)).any()):
         return f"names tokens outside the vocabulary of {shape.vocabulary}"
+    if name == names.ARGMAX and bool(((values < 0) | (values >= shape.vocabulary)).any()):
+        return f"names tokens outside the vocabulary of {shape.vocabulary}"
+    if name == names.ENTROPY and bool(((values < 0) | (values > math.log(shape.vocabulary) + TOLERANCE)).any()):
+        return f"holds entropies that a distribution over {shape.vocabulary} tokens cannot have"
+    if name == names.LOGPROB and bool((values > TOLERANCE).any()):
+        return "are no log-probabilities"
     if name == names.TOPK_LOGPROBS and bool(((values > 0).any()) | (values.diff(dim=1) > 0).any()):
         return "are no log-probabilities, best first"
     return None
@@ -249,13 +258,42 @@ def _check_against(
 
 
 def _check_head(path: Path, shape: TeacherShape, findings: Findings) -> None:
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        findings.problem(f"{path.name} cannot be read ({error}).")
+    tensors = _matrices(path, findings)
+    if tensors is None:
         return
     expected = {"weight": (shape.vocabulary, shape.width(None)), "bias": (shape.vocabulary,)}
     if "weight" not in tensors or any(expected.get(name) != tensor.shape for name, tensor in tensors.items()):
         findings.problem(f"{path.name} is no output matrix [{shape.vocabulary}, {shape.width(None)}].")
-    elif not all(bool(tensor.to(torch.float32).isfinite().all()) for tensor in tensors.values()):
+
+
+def _check_embeddings(path: Path, shape: TeacherShape, documents: TeacherSide | None, findings: Findings) -> None:
+    tensors = _matrices(path, findings)
+    if tensors is None:
+        return
+    weight, ids = tensors.get("weight"), tensors.get("ids")
+    if (
+        weight is None
+        or ids is None
+        or tensors.keys() != {"weight", "ids"}
+        or ids.dtype != torch.int64
+        or ids.ndim != 1
+        or weight.shape != (len(ids), shape.embedding_width)
+    ):
+        findings.problem(f"{path.name} is no matrix of embeddings [tokens, {shape.embedding_width}] with its `ids`.")
+    elif bool((ids.diff() <= 0).any() | (ids < 0).any() | (ids >= shape.vocabulary).any()):
+        findings.problem(f"{path.name}: `ids` are no rising tokens of the vocabulary of {shape.vocabulary}.")
+    elif documents is not None and not np.array_equal(ids.numpy(), documents.token_ids()):
+        findings.problem(f"{path.name}: `ids` are not the tokens that occur in {documents.folder}.")
+
+
+def _matrices(path: Path, findings: Findings) -> dict[str, Tensor] | None:
+    """A file's tensors; None if it cannot be read, or what they hold is not finite, which is then told."""
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        findings.problem(f"{path.name} cannot be read ({error}).")
+        return None
+    if not all(bool(tensor.to(torch.float32).isfinite().all()) for tensor in tensors.values()):
         findings.problem(f"{path.name} holds NaN or infinite values.")
+        return None
+    return tensors

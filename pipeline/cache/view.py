@@ -14,6 +14,7 @@ from schemas.columns import Granularity
 from schemas.console import Text, counted
 from schemas.errors import StateError, UsageError
 from schemas.manifest import is_finished, read_manifest
+from schemas.signals import SCALARS
 from trainer.cache import TeacherCache
 
 #: Columns of a terminal that one cosine, and the beginning of a matrix's line, take.
@@ -22,6 +23,11 @@ LABEL_WIDTH: Final = 34
 #: Cosines are coloured from here: what is close, and what is far, among cosines of one layer.
 NEAR: Final = 0.75
 FAR: Final = 0.25
+#: Scalars that are told as a mean.
+_MEANS: Final = {
+    "entropy": "Entropy of the next token",
+    "logprob": "Log-probability of the row's own next token",
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,9 @@ class RowView:
     row: int
     id: str
     tokens: int
-    learnt: int  # tokens of which `final`, `topk` and states may be kept
+    learnt: int  # tokens of which states, `final` and what is of the next token may be kept
     layers: list[LayerView]
+    scalars: dict[str, list[float]]  # of the next token after each of those
 
 
 def find_row(folder: Path, row: int, row_id: str | None) -> RowView:
@@ -70,7 +77,10 @@ def find_row(folder: Path, row: int, row_id: str | None) -> RowView:
         for layer, granularity in cache.layers.items()
     ]
     line = cache.index.slice(row, 1).to_pylist()[0]
-    return RowView(row, line["id"], line["tokens"], len(cache.learnt_index(row)), layers)
+    scalars: dict[str, list[float]] = {
+        name: getattr(cache, name)(row).tolist() for name in SCALARS if name in cache.config.signals
+    }
+    return RowView(row, line["id"], line["tokens"], len(cache.learnt_index(row)), layers, scalars)
 
 
 def _texts(cache: TeacherCache, row: int) -> dict[Granularity, list[str]] | None:
@@ -97,6 +107,7 @@ def as_json(view: RowView) -> dict[str, Any]:
         "id": view.id,
         "tokens": view.tokens,
         "learnt_tokens": view.learnt,
+        **view.scalars,
         "layers": {
             str(each.layer): {
                 "granularity": each.granularity,
@@ -127,6 +138,9 @@ def show(view: RowView, folder: Path) -> None:
         if len(shown) < units:
             title += f", the {len(shown)} heaviest"
         out.print(_table(title, each, shown))
+    for name, sentence in _MEANS.items():
+        if values := view.scalars.get(name):
+            out.print(f"{sentence}: {sum(values) / len(values):.3g} nats on average.")
     if any(each.texts is None for each in view.layers):
         out.print("Units are numbered only: the dataset that spells them is not where it was.")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -11,7 +11,7 @@ from schemas import console
 from schemas.config import CacheConfig
 from schemas.errors import UsageError
 from schemas.keys import assignment
-from schemas.signals import RECIPES, Storage
+from schemas.signals import RECIPES, Signal, Storage
 
 if TYPE_CHECKING:
     from pipeline.cache.choice import Choice
@@ -35,13 +35,13 @@ def cache_teacher(
     ] = None,
     signals: Annotated[
         str | None,
-        typer.Option(help="The same by hand: relations,units,states,final,topk,attention.", show_default=False),
+        typer.Option(help=f"The same by hand: {','.join(get_args(Signal))}.", show_default=False),
     ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
             help="Teacher layers and their units, as 24:words,36:chunks,48:chunks; 0 is the embeddings. `auto` "
-            "(default): half, three quarters and all of the depth, of words, chunks, chunks."
+            "(default, but for sra the last one): half, three quarters and all of the depth, of words, chunks, chunks."
         ),
     ] = None,
     student_layers: Annotated[
@@ -71,7 +71,8 @@ def cache_teacher(
         bool | None,
         typer.Option(
             "--response-only/--all-tokens",
-            help="`final`, `topk` and states of what is learnt, and of the token before it, alone. Default: by the recipe.",
+            help="States, `final` and what is of the next token: of what is learnt, and of the token before it, alone. "
+            "Default: by the recipe.",
         ),
         Key("response_only"),
     ] = None,

@@ -31,6 +31,7 @@ POINTS = [
     for name in (
         "run.json",
         "head.safetensors",
+        "embeddings.safetensors",
         "00000.safetensors",
         "00002.safetensors",
         "00002.json",
@@ -39,7 +40,7 @@ POINTS = [
     )
     for when in ("before", "after")
 ]
-SIGNALS = ["relations", "final"]
+SIGNALS = ["relations", "final", "entropy", "argmax", "logprob", "embeddings"]
 #: Caches made, and times that each one's run is killed, at random moments of about as long as it takes.
 CACHES = 3
 KILLS = 3
@@ -104,10 +105,11 @@ def test_killed_at_random_times(plan, plain, contents, tmp_path):
     assert unfinished >= CACHES, "hardly a run was killed before its end"
 
 
-def test_a_head_that_was_lost_is_written_again(killed_at, plan, plain, contents, tmp_path):
+@pytest.mark.parametrize("file", ["head.safetensors", "embeddings.safetensors"])
+def test_a_matrix_that_was_lost_is_written_again(killed_at, plan, plain, contents, tmp_path, file):
     out = tmp_path / "out"
     killed_at("00002.json", "after", partial(planning.cache, plan, out, workers=1, quiet=True))
-    (out / "head.safetensors").unlink()
+    (out / file).unlink()
     planning.cache(plan, out, workers=1, quiet=True)
     assert contents(out) == contents(plain)
 
@@ -139,7 +141,7 @@ def rewritten(folder, file, change):
     path.write_bytes(save(tensors))
 
     def fit(values):
-        for entry in (*values["shards"], values["head"], values["index"]):
+        for entry in (*values["shards"], values["head"], values["embeddings"], values["index"]):
             if entry["file"] == path.name:
                 entry |= {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)}
 
@@ -153,7 +155,7 @@ def problems(folder, dataset=None):
 SHARD = "shards/00001.safetensors"
 
 
-@pytest.mark.parametrize("file", [SHARD, "index.arrow", "head.safetensors"])
+@pytest.mark.parametrize("file", [SHARD, "index.arrow", "head.safetensors", "embeddings.safetensors"])
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_flipped_byte_a_truncated_and_a_missing_file_are_found(copy, file, quick):
     path = copy / file
@@ -185,7 +187,14 @@ def shifted(values, by):
         (SHARD, "layer4.unit_rows", lambda t: t[-1:].add_(1), "not of that shape"),
         (SHARD, "layer4.unit_rows", lambda t: t[1:2].fill_(10**6), "row pointers are missing or wrong"),
         (SHARD, "tokens.rows", lambda t: t[1:2].add_(1), "other tokens than index.arrow says"),
+        (SHARD, "entropy", lambda t: t[:1].fill_(-0.1), "entropies that a distribution over 4096 tokens cannot have"),
+        (SHARD, "entropy", lambda t: t[:1].fill_(9.0), "entropies that a distribution over 4096 tokens cannot have"),
+        (SHARD, "argmax", lambda t: t[:1].fill_(4096), "tokens outside the vocabulary of 4096"),
+        (SHARD, "logprob", lambda t: t[:1].fill_(0.1), "are no log-probabilities"),
         ("head.safetensors", "weight", lambda t: t[:1].fill_(float("nan")), "NaN or infinite"),
+        ("embeddings.safetensors", "weight", lambda t: t[:1].fill_(float("inf")), "NaN or infinite"),
+        ("embeddings.safetensors", "ids", lambda t: t[1:2].copy_(t[:1]), "no rising tokens of the vocabulary of 4096"),
+        ("embeddings.safetensors", "ids", lambda t: t[-1:].fill_(4096), "no rising tokens of the vocabulary of 4096"),
     ],
 )
 def test_what_cannot_be_is_found_though_checksums_fit(copy, file, name, change, told):
@@ -231,6 +240,29 @@ def test_tensors_that_should_not_be_there_or_should(copy):
     assert "extra" in problems(copy)
     rewritten(copy, SHARD, lambda tensors: tensors.pop("layer2.unit_rows"))
     assert "row pointers are missing" in problems(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("ids"),
+        lambda tensors: tensors.update(ids=tensors["ids"].int()),
+        lambda tensors: tensors.update(weight=tensors["weight"][1:].clone()),
+        lambda tensors: tensors.update(weight=tensors["weight"][:, 1:].clone()),
+    ],
+)
+def test_embeddings_of_another_form(copy, change):
+    rewritten(copy, "embeddings.safetensors", change)
+    assert "no matrix of embeddings [tokens, 48] with its `ids`" in problems(copy)
+
+
+def test_embeddings_of_other_tokens_than_the_datasets(copy, prepared):
+    def without_one(tensors):
+        tensors.update({name: tensor[1:].clone() for name, tensor in tensors.items()})
+
+    rewritten(copy, "embeddings.safetensors", without_one)
+    assert problems(copy) == ""
+    assert "`ids` are not the tokens that occur in" in problems(copy, prepared)
 
 
 def test_false_counts_in_the_manifest(copy):

@@ -11,6 +11,7 @@ import pickle
 import random
 import shutil
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ from schemas import files
 from schemas.columns import GRANULARITIES
 from schemas.errors import DamagedError, UserError
 from schemas.manifest import MANIFEST, read_cache_manifest, read_manifest
+from schemas.signals import EMBEDDINGS, Signal
 from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
 
@@ -42,7 +44,7 @@ BEGINNING = 4000
 def cached(cache_plan, tmp_path_factory):
     """A cache with every signal."""
     out = tmp_path_factory.mktemp("damage") / "cache"
-    signals = ["relations", "units", "states", "final", "topk", "attention"]
+    signals = list(get_args(Signal))
     storage = {"units": "fp8", "states": "int8", "final": "bf16"}
     plan = cache_plan(signals=signals, storage=storage, topk=4, limit=3, shard_tokens=400)
     make(plan, out, workers=1, quiet=True)
@@ -114,8 +116,8 @@ def said_by(folder):
             values += [cache.unit_index(row, layer), cache.unit_weights(row, layer), cache.relations(row, layer)]
             values += [cache.units(row, layer), cache.states(row, layer), cache.state_index(row, layer)]
             values += [cache.token_weights(row, layer), cache.attention(row, layer)]
-        values += [cache.final(row), *cache.topk(row)]
-    return values
+        values += [cache.final(row), *cache.topk(row), cache.entropy(row), cache.argmax(row), cache.logprob(row)]
+    return [*values, cache.embeddings.weight, cache.embeddings.ids]
 
 
 def alike(one, other):
@@ -139,11 +141,11 @@ def test_training_on_a_damaged_dataset(small, copied):
     assert counts["a sentence"] > FLIPS / 2
 
 
-@pytest.mark.parametrize("file", [CACHE_SHARD, "index.arrow", "head.safetensors", MANIFEST])
+@pytest.mark.parametrize("file", [CACHE_SHARD, "index.arrow", "head.safetensors", EMBEDDINGS, MANIFEST])
 def test_reading_a_damaged_cache(cached, copied, file):
     counts = outcomes(copied(cached), file, said_by, alike, said_by(cached))
     assert counts["a sentence"] > FLIPS / 3
-    if file in ("index.arrow", "head.safetensors"):
+    if file in ("index.arrow", "head.safetensors", EMBEDDINGS):
         assert counts.keys() == {"a sentence"}, "their checksums are compared whenever they are read"
 
 
@@ -168,9 +170,14 @@ def test_checksums_are_compared_once_and_not_in_every_worker(small, cached, kind
     assert len(pickle.loads(pickle.dumps(opened))) == len(opened)
 
 
+def others_of(manifest):
+    """Entries of files that are no shards."""
+    return [entry for name in ("index", "head", "embeddings") if (entry := manifest.get(name))]
+
+
 def fitted(folder, file, manifest):
     """The manifest with the checksum that the file now has, as if it had been written so."""
-    for entry in (*manifest["shards"], *filter(None, (manifest.get("index"), manifest.get("head")))):
+    for entry in (*manifest["shards"], *others_of(manifest)):
         if entry["file"] == (folder / file).name:
             entry["sha256"] = files.sha256_of(folder / file)
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
@@ -199,12 +206,12 @@ def test_what_looks_for_damage_survives_it(small, cached, copied, monkeypatch, f
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x08" + bytes(15)])
-@pytest.mark.parametrize("file", [CACHE_SHARD, "index.arrow", "head.safetensors"])
+@pytest.mark.parametrize("file", [CACHE_SHARD, "index.arrow", "head.safetensors", EMBEDDINGS])
 def test_files_of_something_else_are_findings(cached, copied, file, content):
     folder = copied(cached)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     replaced(folder / file, content)
-    for entry in (*manifest["shards"], manifest["index"], manifest["head"]):
+    for entry in (*manifest["shards"], *others_of(manifest)):
         entry["bytes"] = (folder / (entry["file"] if "rows" not in entry else f"shards/{entry['file']}")).stat().st_size
     fitted(folder, file, manifest)
     (problem,) = cache_verify.verify(folder, quick=False, dataset=None).problems
@@ -229,7 +236,7 @@ def test_whatever_a_manifest_says(small, cached, copied, monkeypatch, capsys, ki
     folder = copied(small if kind == "dataset" else cached)
     monkeypatch.setattr(files, "sha256_of", lambda path: known[path.name])
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    entries = [*manifest["shards"], *filter(None, (manifest.get("index"), manifest.get("head")))]
+    entries = [*manifest["shards"], *others_of(manifest)]
     known = {entry["file"]: entry["sha256"] for entry in entries}
     refused, chance = set(), random.Random(0)
     for place in places(manifest):
@@ -272,6 +279,9 @@ def test_whatever_a_manifest_says(small, cached, copied, monkeypatch, capsys, ki
         (("teacher", "depth"), 3),  # of a cache of layer 4
         (("teacher", "vocabulary"), 0),
         (("head",), None),
+        (("embeddings",), None),
+        (("tied_embeddings",), True),  # beside their file
+        (("teacher", "embedding_size"), 0),
         (("shards", 1, "file"), "00000.safetensors"),
         (("format",), ["mta-prep/teacher-cache"]),
         (("rows",), 10**400),

@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import re
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pytest
@@ -20,14 +21,14 @@ from schemas import signals as names
 from schemas.config import CacheConfig
 from schemas.errors import StateError, UsageError
 from schemas.manifest import CacheManifest, OtherFile, ShardFile, read_cache_manifest, read_manifest
-from schemas.signals import LAYER_SIGNALS
+from schemas.signals import LAYER_SIGNALS, Signal
 from trainer.cache import TeacherCache
 from trainer.maths.geometry import units_with_span
 from trainer.maths.layer_signals import layer_signals
 from trainer.maths.quantization import DTYPES, decode, encode
 from trainer.maths.ragged import pointers
 
-EVERY = ("relations", "units", "states", "final", "topk", "attention")
+EVERY = get_args(Signal)
 LAYERS = {7: "chunks", 2: "words"}  # in no order but the config's
 #: tokens of each row, and its units as a dataset holds them; rows of one token, of no unit, of one, of none with a span
 LENGTHS = [4, 1, 7, 3, 1, 5]
@@ -97,6 +98,17 @@ def topk_of(row):
     return found.indices.to(torch.int32), found.values
 
 
+def scalars_of(row):
+    """Some number for each token."""
+    last = document(row, 9).abs()
+    return {"entropy": last[:, 0], "argmax": last[:, 1].to(torch.int32), "logprob": -last[:, 2]}
+
+
+def embedding_tensors():
+    ids = torch.tensor([0, 3, 4, 9])
+    return {"weight": torch.randn(len(ids), HIDDEN, generator=torch.Generator().manual_seed(8)), "ids": ids}
+
+
 def head_tensors():
     generator = torch.Generator().manual_seed(7)
     return {
@@ -140,6 +152,11 @@ def write_cache(folder, config, logits=None, head=None):
                 attention={each: attention_of(row, each) for each in layers if "attention" in config.signals},
                 final=kept_of(document(row, 9), row, config) if "final" in config.signals else None,
                 topk=tuple(kept_of(part, row, config) for part in topk_of(row)) if "topk" in config.signals else None,
+                scalars={
+                    name: kept_of(values, row, config)
+                    for name, values in scalars_of(row).items()
+                    if name in config.signals
+                },
             )
             shard.place([place], batch)
             places.append((f"id-{row}", number, place, LENGTHS[row]))
@@ -151,6 +168,10 @@ def write_cache(folder, config, logits=None, head=None):
     if "final" in config.signals:
         save_file(head or head_tensors(), folder / names.HEAD)
         head_file = OtherFile(**file_entry(folder / names.HEAD))
+    embeddings_file = None
+    if "embeddings" in config.signals:
+        save_file(embedding_tensors(), folder / names.EMBEDDINGS)
+        embeddings_file = OtherFile(**file_entry(folder / names.EMBEDDINGS))
     manifest = CacheManifest(
         teacher_fingerprint=SHA,
         versions={"mta-prep": "0"},
@@ -175,6 +196,7 @@ def write_cache(folder, config, logits=None, head=None):
         },
         index=OtherFile(**file_entry(folder / names.INDEX)),
         head=head_file,
+        embeddings=embeddings_file,
         shards=tuple(entries),
     )
     (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
@@ -238,6 +260,10 @@ def test_every_signal_of_every_row(tmp_path, storage, state_tokens, response_onl
         indices, logprobs = cache.topk(row)
         assert torch.equal(indices, kept_of(topk_of(row)[0].long(), row, config))
         assert torch.equal(logprobs, kept_of(topk_of(row)[1].half().float(), row, config))
+        for name, values in scalars_of(row).items():
+            assert torch.equal(
+                getattr(cache, name)(row), kept_of(values, row, config).to(getattr(cache, name)(row).dtype)
+            )
         before = [[max(first - 1, 0), max(last - 1, 0)] for first, last in RESPONSES[row]]
         index = cache.learnt_index(row)
         for (first, last), part in zip(before, cache.parts_of(row, torch.tensor(before)), strict=True):
@@ -359,6 +385,10 @@ def test_an_unknown_signal_is_told_with_the_command_that_caches_it(tmp_path, sig
         "attention": [cache.attention],
         "final": [lambda row, _: cache.final(row), lambda row, _: cache.logits(row)],
         "topk": [lambda row, _: cache.topk(row)],
+        "entropy": [lambda row, _: cache.entropy(row)],
+        "argmax": [lambda row, _: cache.argmax(row)],
+        "logprob": [lambda row, _: cache.logprob(row)],
+        "embeddings": [lambda *_: cache.embeddings],
     }
     for read in asked[signal]:
         with pytest.raises(UsageError, match=f"not `{signal}`") as caught:

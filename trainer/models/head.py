@@ -1,16 +1,23 @@
 """Last hidden states to logits, some positions at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Int32, Int64, Shaped
 from torch import Tensor
+
+from schemas.signals import Scalar
 
 #: Logits that are in memory at once: 64 MiB of them in float32.
 LOGITS_AT_ONCE: Final = 2**24
+SCALAR_TYPES: Final[Mapping[Scalar, torch.dtype]] = {
+    "entropy": torch.float32,
+    "argmax": torch.int32,
+    "logprob": torch.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,47 @@ def slices(first: int, end: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, end)) for start in range(first, end, size))
 
 
-def likeliest(
-    head: Head, final: Float[Tensor, "tokens hidden"], count: int
-) -> tuple[Int32[Tensor, "tokens k"], Float32[Tensor, "tokens k"]]:
-    """The `count` likeliest next tokens at each position and their log-probabilities, best first, in float32.
+@dataclass(frozen=True)
+class NextTokens:
+    """What is kept of the distributions of the next token, at each position: what was asked for."""
+
+    topk: tuple[Int32[Tensor, "tokens k"], Float32[Tensor, "tokens k"]] | None  # indices, log-probabilities, best first
+    scalars: Mapping[Scalar, Shaped[Tensor, " tokens"]]
+
+
+def next_tokens(
+    head: Head,
+    final: Float[Tensor, "tokens hidden"],
+    topk: int | None,
+    scalars: Collection[Scalar],
+    following: Int64[Tensor, " tokens"],
+) -> NextTokens:
+    """The `topk` likeliest next tokens and their log-probabilities, and `scalars`; in float32, from one pass over the logits.
+
+        entropy   -Σ_v p(v) ln p(v), in nats
+        argmax    the v of the largest p(v), int32; -1 where the logits are not finite
+        logprob   ln p(y) of y in `following`, the document's own next token; 0 where there is none, which is -1
 
     Some tokens at a time, so that logits of a whole batch never exist.
     """
-    indices = torch.empty(len(final), count, dtype=torch.int32, device=final.device)
-    values = torch.empty(len(final), count, device=final.device)
+    device = final.device
+    indices = torch.empty(len(final), topk or 0, dtype=torch.int32, device=device)
+    values = torch.empty(len(final), topk or 0, device=device)
+    kept = {name: torch.empty(len(final), dtype=SCALAR_TYPES[name], device=device) for name in scalars}
+    following = following.to(device, non_blocking=True)
     for part in head.portions(len(final)):
         logits = head.logits(final[part]).float()
-        best = logits.topk(count, dim=1)
-        indices[part] = best.indices.to(torch.int32)
-        values[part] = best.values - logits.logsumexp(1, keepdim=True)
-    return indices, values
+        total = logits.logsumexp(1, keepdim=True)
+        if topk is not None:
+            best = logits.topk(topk, dim=1)
+            indices[part] = best.indices.to(torch.int32)
+            values[part] = best.values - total
+        if "argmax" in kept:
+            kept["argmax"][part] = torch.where(total.squeeze(1).isfinite(), logits.argmax(1), -1).to(torch.int32)
+        if "logprob" in kept:
+            own = following[part]
+            of_own = logits.gather(1, own[:, None].clamp_min(0)) - total
+            kept["logprob"][part] = of_own.squeeze(1).masked_fill(own < 0, 0.0)
+        if "entropy" in kept:
+            kept["entropy"][part] = torch.special.entr((logits - total).exp_()).sum(1)
+    return NextTokens(None if topk is None else (indices, values), kept)

@@ -1,19 +1,20 @@
 """The teacher's forward pass: documents packed without padding, only as deep as needed, only what was asked for kept."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int32, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from schemas.errors import UserError
+from schemas.signals import Scalar
 from trainer.maths.ragged import flat_index, flatten, normalize_rows, pointers, spread
-from trainer.models.head import likeliest
+from trainer.models.head import NextTokens, next_tokens
 from trainer.models.loading import LanguageModel
 from trainer.models.packed_attention import Pack, packed
 from trainer.models.probes import close, probes
@@ -33,18 +34,29 @@ class Request:
     """What to keep of a forward pass. Layers are indices into `hidden_states`.
 
     `attention` layers are from 1 to the depth: that of index l is the attention inside the block whose output is
-    `hidden_states[l]`. `final` and `topk` need a whole teacher.
+    `hidden_states[l]`. `final`, `topk` and `scalars` need a whole teacher.
     """
 
     layers: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     final: bool = False
     topk: int | None = None
+    scalars: tuple[Scalar, ...] = ()
+
+    @property
+    def of_logits(self) -> bool:
+        """Whether something is computed of logits."""
+        return self.topk is not None or bool(self.scalars)
+
+    @property
+    def of_last(self) -> bool:
+        """Whether the last hidden states are needed."""
+        return self.final or self.of_logits
 
     @property
     def deepest(self) -> int | None:
         """For `load_model`: decoder layers that have to run, None for all."""
-        return None if self.final or self.topk is not None else max((*self.layers, *self.attention), default=0)
+        return None if self.of_last else max((*self.layers, *self.attention), default=0)
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ class Captured:
     topk: (
         tuple[Int32[Tensor, "top_tokens k"], Float32[Tensor, "top_tokens k"]] | None
     )  # indices, log-probabilities, best first
+    scalars: Mapping[Scalar, Shaped[Tensor, " top_tokens"]]
 
 
 def batches_of(lengths: Sequence[int] | Int[np.ndarray, " documents"], budget: int) -> list[list[int]]:
@@ -80,8 +93,8 @@ class Forward:
 
     Packed is any model that attends through transformers' attention interface in ways that `packed_attention` knows,
     and that gives the same hidden states for documents in a pack as for each alone, which is tried. `head`: the
-    teacher's, if `final` or `topk` is asked for. `widths`: features of the hidden states of every layer in memory (some
-    models, OPT-350m for one, project the last one).
+    teacher's, if `final` or something of logits is asked for. `widths`: features of the hidden states of every layer in
+    memory (some models, OPT-350m for one, project the last one).
     """
 
     def __init__(self, teacher: LanguageModel, request: Request, longest: int | None = None) -> None:
@@ -90,8 +103,7 @@ class Forward:
         Raises UserError naming the architecture if neither way gives the hidden states of documents alone, or if the
         model's logits are asked for and not understood; ValueError for layers that the teacher does not have."""
         loaded = len(teacher.layers)
-        logits = request.final or request.topk is not None
-        for layer in (*request.layers, *request.attention, *([teacher.depth] if logits else [])):
+        for layer in (*request.layers, *request.attention, *([teacher.depth] if request.of_last else [])):
             if not 0 <= layer <= loaded:
                 raise ValueError(f"layer {layer} of a teacher with {loaded} of {teacher.depth} layers in memory")
         if 0 in request.attention:
@@ -100,7 +112,7 @@ class Forward:
             raise ValueError(f"the {request.topk} likeliest of {teacher.vocab_size} tokens")
         self.teacher = teacher
         self.request = request
-        self.head = teacher.head() if logits else None
+        self.head = teacher.head() if request.of_last else None
         config = teacher.model.config.get_text_config(decoder=True)
         self._kinds = tuple(getattr(config, "layer_types", None) or ())
         windowed = (
@@ -116,7 +128,7 @@ class Forward:
     ) -> Captured:
         """One forward pass over documents' token ids, each with at least one.
 
-        `top`: of which tokens `final` and `topk` are kept, on the CPU; None: of all.
+        `top`: of which tokens `final`, `topk` and `scalars` are kept, on the CPU; None: of all.
 
         Memory that runs out is an error for which `trainer.models.memory.out_of_memory` is true. Raises UserError for a document
         longer than the model can take.
@@ -137,22 +149,30 @@ class Forward:
                 f"{self.teacher.vocab_size - 1}; prepare the dataset with this teacher's own tokenizer."
             )
         request = self.request
-        of_top = request.final or request.topk is not None
-        wanted = frozenset((*request.layers, *([self.teacher.depth] if of_top else [])))
+        wanted = frozenset((*request.layers, *([self.teacher.depth] if request.of_last else [])))
         run = self._run_packed if self.packed else self._run_padded
         states, attention = run(documents, wanted, frozenset(request.attention))
-        final = states[self.teacher.depth] if of_top else None
+        final = states[self.teacher.depth] if request.of_last else None
         if final is not None and top is not None:
             final = final[top.nonzero().squeeze(1).to(final.device, non_blocking=True)]
+        summary = self._next_tokens(documents, top, final)
         return Captured(
             rows=pointers(lengths),
             states={layer: states[layer] for layer in request.layers},
             attention={layer: attention[layer] for layer in request.attention},
             final=final if request.final else None,
-            topk=likeliest(self.head, final, request.topk)
-            if request.topk is not None and self.head is not None and final is not None
-            else None,
+            topk=summary.topk,
+            scalars=summary.scalars,
         )
+
+    def _next_tokens(
+        self, documents: Sequence[Int[np.ndarray, " _"]], top: Bool[Tensor, " tokens"] | None, final: Tensor | None
+    ) -> NextTokens:
+        """What is asked for of the logits that `final`, the last states of the tokens in `top`, give."""
+        if not self.request.of_logits or self.head is None or final is None:
+            return NextTokens(None, {})
+        own = torch.cat([torch.from_numpy(np.append(document[1:], -1).astype(np.int64)) for document in documents])
+        return next_tokens(self.head, final, self.request.topk, self.request.scalars, own if top is None else own[top])
 
     def _run_packed(
         self, documents: Sequence[Int[np.ndarray, " _"]], wanted: frozenset[int], attention: frozenset[int]

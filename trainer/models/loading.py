@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UsageError, UserError
+from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
 from trainer.models.hub import ModelFiles, first_line, folder_of, locate, unreachable, untrusted
 from trainer.models.limits import longest_document
@@ -67,6 +68,10 @@ class LanguageModel:
                 f"The longest row of {folder} has {longest} teacher tokens, and the teacher {name!r} takes {limit}; prepare the "
                 f"dataset with a teacher `max_length` of {limit} or less."
             )
+
+    def embeddings(self) -> Embeddings:
+        """The input embeddings of every token. Raises `UserError` for a model that has no plain matrix of them."""
+        return Embeddings(embedding_matrix(self.model))
 
     def head(self) -> Head:
         """The output matrix and what follows it, checked against the model itself on a probe.
@@ -136,6 +141,20 @@ class LanguageModel:
         finally:
             hook.remove()
         return (final * factor.to(final)).flatten(0, 1), logits.flatten(0, 1).to(final.device)
+
+
+def embedding_matrix(model: Any) -> Float[Tensor, "vocabulary size"]:
+    """A causal language model's input embeddings. Raises `UserError` if they are no plain matrix."""
+    try:
+        weight = getattr(model.get_input_embeddings(), "weight", None)
+    except NotImplementedError:  # of models that the library does not know them of
+        weight = None
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        raise UserError(
+            f"The teacher ({type(model).__name__}) has no plain matrix of input embeddings, so they cannot be cached; leave out "
+            "the signal `embeddings`, or load it unquantized."
+        )
+    return weight
 
 
 def _candidates(config: Any, plain: Head) -> list[Head]:

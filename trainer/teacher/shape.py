@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 from schemas.config import ModelConfig
+from schemas.errors import UserError
 from schemas.manifest import CacheManifest
 from trainer.models.hub import locate
-from trainer.models.loading import description, explained
+from trainer.models.loading import description, embedding_matrix, explained
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class TeacherShape:
     architecture: str
     dtype: str  # as it is loaded, if it says so itself
     final_size: int | None = None  # features of the last hidden state, where they are not `hidden_size`
+    embedding_size: int | None = None  # of a token's input embedding, where they are not `hidden_size`
+    tied: bool = False  # whether its input embeddings are its output matrix
 
     @property
     def number_bytes(self) -> int:
@@ -32,6 +36,11 @@ class TeacherShape:
         """Features of a layer's hidden states; None: of `final`."""
         last = layer is None or layer == self.depth
         return self.final_size if last and self.final_size is not None else self.hidden_size
+
+    @property
+    def embedding_width(self) -> int:
+        """Features of a token's input embedding."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
 
     @classmethod
     def recorded(cls, manifest: CacheManifest) -> "TeacherShape":
@@ -44,16 +53,19 @@ class TeacherShape:
             architecture=str(teacher["architecture"]),
             dtype=ModelConfig.parse(manifest.config["teacher"], "the manifest").dtype,
             final_size=teacher.get("final_size"),
+            embedding_size=teacher.get("embedding_size"),
+            tied=manifest.tied_embeddings,
         )
 
     def identity(self) -> dict[str, Any]:
         """What belongs into a manifest."""
+        odd = {"final_size": self.final_size, "embedding_size": self.embedding_size}
         return {
             "architecture": self.architecture,
             "depth": self.depth,
             "hidden_size": self.hidden_size,
             "vocabulary": self.vocabulary,
-            **({} if self.final_size is None else {"final_size": self.final_size}),
+            **{name: size for name, size in odd.items() if size is not None},
         }
 
 
@@ -73,13 +85,26 @@ def shape_of(config: ModelConfig) -> TeacherShape:
     text = described.get_text_config(decoder=True)
     architectures = described.architectures or (type(model).__name__,)
     own = "float32" if source.gguf_file is not None else str(described.dtype or "float32").removeprefix("torch.")
-    weight = getattr(model.get_output_embeddings(), "weight", None)
-    last_size = int(text.hidden_size if weight is None else weight.shape[-1])
+    size = int(text.hidden_size)
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    last_size = size if head is None else int(head.shape[-1])
+    embeddings = _embeddings(model)
+    embedding_size = size if embeddings is None else int(embeddings.shape[-1])
     return TeacherShape(
         depth=int(text.num_hidden_layers),
-        hidden_size=int(text.hidden_size),
+        hidden_size=size,
         vocabulary=int(text.vocab_size),
         architecture=str(architectures[0]),
         dtype=own if config.dtype == "auto" else config.dtype,
-        final_size=None if last_size == text.hidden_size else last_size,
+        final_size=None if last_size == size else last_size,
+        embedding_size=None if embedding_size == size else embedding_size,
+        tied=embeddings is not None and embeddings is head,
     )
+
+
+def _embeddings(model: Any) -> Tensor | None:
+    """A model's input embeddings; None where there are none to be had, which matters to those alone who ask for them."""
+    try:
+        return embedding_matrix(model)
+    except UserError:
+        return None

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import get_args
 
 import pytest
 import torch
@@ -19,11 +20,12 @@ from pipeline.dataset.realign import realign
 from schemas.config import CacheConfig
 from schemas.errors import ResourceError, UserError
 from schemas.manifest import CONFIG
+from schemas.signals import Signal
 from trainer.cache import TeacherCache
 from trainer.maths.geometry import centrality_weights, covered, pool, units_with_span
 from trainer.maths.ragged import normalize_rows, pointers
 
-EVERY = ["relations", "units", "states", "final", "topk", "attention"]
+EVERY = list(get_args(Signal))
 LAYERS = [
     {"layer": 1, "granularity": "phrases"},
     {"layer": 2, "granularity": "words"},
@@ -121,6 +123,14 @@ def test_cached_equals_live(cache_plan, documents, live, tmp_path, storage, stat
         expected = logits.log_softmax(1).gather(1, indices)
         assert bool((expected[:, -1] >= logits.log_softmax(1).topk(TOPK).values[:, -1] - 1e-4).all())
         torch.testing.assert_close(likely, expected, rtol=2**-11, atol=1e-4)
+        logprobs = logits.log_softmax(1)
+        entropy = -(logprobs.exp() * logprobs).sum(1)
+        torch.testing.assert_close(found.entropy(row), entropy, rtol=1e-4, atol=1e-4)
+        at_best = logprobs.gather(1, found.argmax(row)[:, None])
+        torch.testing.assert_close(at_best, logprobs.amax(1, keepdim=True), rtol=0, atol=1e-4)
+        following = torch.tensor(document["teacher_input_ids"][1:])[:, None]
+        own = torch.cat([logprobs[:-1].gather(1, following).squeeze(1), torch.zeros(1)])
+        torch.testing.assert_close(found.logprob(row), own, rtol=1e-4, atol=1e-4)
     assert verify(tmp_path / "out", quick=False, dataset=None).problems == []
 
 
@@ -134,7 +144,7 @@ def test_another_token_budget_moves_values_by_rounding_only(cache_plan, tmp_path
     for name, tensor in small.items():
         if name.endswith("relations"):
             assert int((tensor.int() - large[name].int()).abs().max()) <= 1
-        elif name == "topk.indices":
+        elif name in ("topk.indices", "argmax"):
             assert (tensor != large[name]).float().mean() < 1e-3
         else:
             precision = 2**-10 if name == "topk.logprobs" else 1e-4
@@ -179,7 +189,7 @@ def test_the_estimate_is_what_is_written(cache_plan, tmp_path, values):
     assert found["estimated_seconds"] > 0
     manifest = written(plan, tmp_path / "out").manifest
     assert found["shards"] == len(manifest.shards)
-    others = [manifest.index.bytes, *([manifest.head.bytes] if manifest.head else [])]
+    others = [file.bytes for file in (manifest.index, manifest.head, manifest.embeddings) if file is not None]
     assert found["estimated_bytes"] == pytest.approx(
         sum(shard.bytes for shard in manifest.shards) + sum(others), rel=0.02
     )

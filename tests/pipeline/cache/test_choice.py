@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.cache.choice import Choice, automatic_layers, listed_layers, mapped_layers, resolved
 from schemas.errors import UsageError
-from schemas.signals import RECIPES
+from schemas.signals import LAYER_SIGNALS, RECIPES
 from trainer.teacher.shape import TeacherShape
 
 SHAPE = TeacherShape(depth=32, hidden_size=64, vocabulary=1000, architecture="LlamaForCausalLM", dtype="bfloat16")
@@ -55,9 +55,16 @@ def test_recipes(name):
     assert set(config.signals) == set(RECIPES[name])
     assert notes == []
     assert config.state_tokens == ("all" if name in ("fdd", "sra") else "covered")
-    assert config.response_only == (name in ("fdd", "logits"))
+    assert config.response_only == (not name.startswith("mta"))
     assert settle(Choice(recipe=name), response_only=not config.response_only)[0].response_only != config.response_only
-    assert (config.layers == ()) == (name == "logits")
+    assert (config.layers == ()) == (not LAYER_SIGNALS & set(config.signals))
+
+
+def test_sra_is_of_the_last_layer_unless_told_otherwise():
+    assert pairs(settle(Choice(recipe="sra"))[0].layers) == [(32, "chunks")]
+    assert pairs(settle(Choice(recipe="sra", layers="16:words,24:chunks"))[0].layers) == [(16, "words"), (24, "chunks")]
+    given = {"layers": [{"layer": 3, "granularity": "words"}]}
+    assert pairs(settle(Choice(recipe="sra"), **given)[0].layers) == [(3, "words")]
 
 
 def test_mta_keeps_states_only_of_equal_tokens_and_says_so():

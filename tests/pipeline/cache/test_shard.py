@@ -9,14 +9,14 @@ from safetensors.torch import save
 from pipeline.cache.shard import Counts, LayerCounts, ShardRows, ShardTensors, layer_rows, pack, specs
 from schemas.config import StorageConfig
 from schemas.errors import UserError
-from schemas.signals import LAYER_SIGNALS
+from schemas.signals import LAYER_SIGNALS, SCALARS
 from trainer.maths.geometry import units_with_span
 from trainer.maths.layer_signals import layer_signals
 from trainer.maths.quantization import DTYPES
 from trainer.maths.ragged import pointers
 from trainer.maths.triangle import to_fixed_point
 
-EVERY = ("relations", "units", "states", "final", "topk", "attention")
+EVERY = ("relations", "units", "states", "final", "topk", "attention", "entropy", "argmax", "logprob")
 #: tokens of each row, and its units at layers 2 and 5 as a dataset holds them, some without a teacher span
 LENGTHS = [4, 1, 7, 3, 1]
 SPANS = {
@@ -46,7 +46,13 @@ def document(row, layer):
     return torch.randn(LENGTHS[row], HIDDEN, generator=torch.Generator().manual_seed(100 * row + layer))
 
 
-def packed(members, signals, storage, state_tokens, poison=None):
+def scalar_of(last, name):
+    """Some number for each last state."""
+    values = last[:, SCALARS.index(name)].abs()
+    return values.to(torch.int32) if name == "argmax" else values
+
+
+def packed(members, signals, storage, state_tokens, poison=None, states_of_final=None):
     """A batch; `poison` (row, layer, value) is put into a hidden state."""
     rows = pointers([LENGTHS[row] for row in members])
     layers = {}
@@ -67,6 +73,8 @@ def packed(members, signals, storage, state_tokens, poison=None):
         attention={layer: last[:, 0].square() for layer in SPANS} if "attention" in signals else {},
         final=last if "final" in signals else None,
         topk=(scores.indices.to(torch.int32), scores.values) if "topk" in signals else None,
+        scalars={name: scalar_of(last, name) for name in SCALARS if name in signals},
+        states_of_final=states_of_final,
     )
 
 
@@ -184,6 +192,16 @@ def test_infinite_log_probabilities_are_refused():
     batch = packed([0, 3], ("topk",), StorageConfig(), "all")
     batch.tensors["topk.logprobs"][-1, -1] = -torch.inf
     with pytest.raises(UserError, match=r"^Row 'id-3', topk: "):
+        shard.place([0, 3], batch)
+
+
+@pytest.mark.parametrize(("name", "value"), [("entropy", torch.nan), ("argmax", -1), ("logprob", -torch.inf)])
+def test_scalars_of_logits_that_are_not_finite_are_refused(name, value):
+    rows = shard_rows(None)
+    shard = ShardTensors(rows, specs(rows.counts(), (name,), StorageConfig(), "all", width, K))
+    batch = packed([0, 3], (name,), StorageConfig(), "all")
+    batch.tensors[name][-1] = value
+    with pytest.raises(UserError, match=rf"^Row 'id-3', {name}: the teacher gives NaN"):
         shard.place([0, 3], batch)
 
 

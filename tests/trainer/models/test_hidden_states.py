@@ -1,5 +1,6 @@
 """The packed forward pass gives what the plain model gives for each document alone, in every architecture that differs."""
 
+import math
 from itertools import zip_longest
 
 import numpy as np
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 
 from schemas.config import ModelConfig
 from schemas.errors import UserError
+from schemas.signals import SCALARS
 from trainer.maths import ragged
 from trainer.maths.ragged import pointers
 from trainer.models import head as head_module
 from trainer.models import packed_attention
-from trainer.models.head import Head, likeliest
+from trainer.models.head import Head, next_tokens
 from trainer.models.hidden_states import Forward, Request, batches_of
 from trainer.models.loading import load_model
 from trainer.models.packed_attention import blocks
@@ -132,7 +134,7 @@ def test_everything_is_what_the_plain_model_gives_for_each_document_alone(teache
     if not together:
         monkeypatch.setattr(ragged, "FREE_PADDING", 0)
     teacher = teacher_of(name)
-    run = Forward(teacher, Request(layers=EVERY, attention=EVERY[1:], final=True, topk=5))
+    run = Forward(teacher, Request(layers=EVERY, attention=EVERY[1:], final=True, topk=5, scalars=SCALARS))
     assert run.packed == (name in PACKED)
     documents = documents_of(LENGTHS)
     captured = run(documents)
@@ -150,6 +152,11 @@ def test_everything_is_what_the_plain_model_gives_for_each_document_alone(teache
         indices, values = (each[first:last] for each in captured.topk)
         assert_close(values, expected.topk(5).values)
         assert_close(values, expected.gather(1, indices.long()))
+        entropy, argmax, logprob = (captured.scalars[name][first:last] for name in SCALARS)
+        assert_close(entropy, -(expected.exp() * expected).sum(1))
+        assert_close(expected.gather(1, argmax[:, None].long()), expected.amax(1, keepdim=True))
+        own = torch.from_numpy(document[1:])[:, None]
+        assert_close(logprob, torch.cat([expected[:-1].gather(1, own).squeeze(1), torch.zeros(1)]))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "opt", "bloom"])
@@ -392,18 +399,40 @@ def test_long_rope_is_taken_up_to_where_it_would_depend_on_the_batch(teacher_of)
     assert teacher.max_length == 16
 
 
-def test_likeliest_in_pieces(monkeypatch):
+def test_next_tokens_in_pieces(monkeypatch):
     torch.manual_seed(0)
     head = Head(torch.randn(VOCABULARY, 8), torch.randn(VOCABULARY), soft_cap=2.0, scale=0.5)
     final = torch.randn(11, 8)
-    whole = likeliest(head, final, 7)
+    own = torch.tensor([3, -1, 0, VOCABULARY - 1, 5, 5, 5, 7, 1, 2, -1])
+    whole = next_tokens(head, final, 7, SCALARS, own)
     monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", 3 * VOCABULARY)
-    pieces = likeliest(head, final, 7)
+    pieces = next_tokens(head, final, 7, SCALARS, own)
     raw = (final.double() @ head.weight.double().T + head.bias.double()) * 0.5
-    expected = (2 * torch.tanh(raw / 2)).log_softmax(1).topk(7)
-    for indices, values in (whole, pieces):
+    logprobs = (2 * torch.tanh(raw / 2)).log_softmax(1)
+    expected = logprobs.topk(7)
+    entropy = [-sum(math.exp(p) * p for p in row.tolist()) for row in logprobs]
+    logprob = [0.0 if token < 0 else float(row[token]) for row, token in zip(logprobs, own.tolist(), strict=True)]
+    for found in (whole, pieces):
+        indices, values = found.topk
         assert torch.equal(indices.long(), expected.indices)
         torch.testing.assert_close(values.double(), expected.values, rtol=0, atol=1e-5)
+        assert torch.equal(found.scalars["argmax"], indices[:, 0])
+        assert found.scalars["entropy"].tolist() == pytest.approx(entropy, rel=1e-5)
+        assert found.scalars["logprob"].tolist() == pytest.approx(logprob, abs=1e-5)
+    assert next_tokens(head, final, None, ("entropy",), own).scalars.keys() == {"entropy"}
+    assert next_tokens(head, final, None, (), own).topk is None
+
+
+def test_scalars_of_extreme_logits():
+    """A certain token has entropy 0, uniform ones the vocabulary's; what is not finite has no likeliest token."""
+    weight = torch.tensor([[1.0], [0.0], [0.0], [-1.0]])
+    found = next_tokens(
+        Head(weight), torch.tensor([[1e4], [0.0], [torch.nan]]), None, SCALARS, torch.tensor([0, 3, -1])
+    )
+    entropy, argmax, logprob = (found.scalars[name].tolist() for name in SCALARS)
+    assert entropy[:2] == pytest.approx([0, math.log(4)])
+    assert argmax == [0, 0, -1]
+    assert logprob == pytest.approx([0, -math.log(4), 0])
 
 
 @given(st.lists(st.integers(0, 40), max_size=40), st.integers(1, 100))
