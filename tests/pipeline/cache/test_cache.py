@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from datasets import load_from_disk
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, OPTConfig
 
 from pipeline.cache import sizes
 from pipeline.cache.estimate import estimate
@@ -316,3 +317,66 @@ def test_weights_of_a_shard_cost_what_the_plan_says(cache_plan):
     tensors = sizes.tensors(plan.config, plan.shape, shard.counts()).values()
     pointers = sum(spec.bytes for spec in sizes.tensors(plan.config, plan.shape, sizes.nothing(plan.config)).values())
     assert int(each.sum()) + pointers == sum(spec.bytes for spec in tensors)
+
+
+#: Teachers with matrices of one kind and another: tied or not, with a scale of their embeddings, of another width.
+SIZES = {"vocab_size": 4096, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+GATED = SIZES | {"intermediate_size": 16, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 2048}
+MATRICES = {
+    "tied with a scale and a soft cap": Gemma2Config(**GATED, final_logit_softcapping=3.0),
+    "tied": GPT2Config(**SIZES, n_positions=2048),
+    "not tied": LlamaConfig(**GATED),
+    "tied and narrower": OPTConfig(
+        **SIZES, ffn_dim=16, word_embed_proj_dim=8, max_position_embeddings=2048, do_layer_norm_before=False
+    ),
+}
+
+
+@pytest.mark.parametrize("signals", [["final", "embeddings", "states"], ["embeddings"]], ids=["final", "alone"])
+@pytest.mark.parametrize("kind", MATRICES)
+def test_embeddings_of_a_cache_are_the_models(cache_plan, documents, tiny_teacher, tmp_path, kind, signals):
+    torch.manual_seed(0)
+    folder = tmp_path / "teacher"
+    model = AutoModelForCausalLM.from_config(MATRICES[kind])
+    model.save_pretrained(folder)
+    for file in tiny_teacher.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    layers = [{"layer": 2, "granularity": "chunks"}] if "states" in signals else []
+    values = {"teacher": {"model": str(folder)}, "layers": layers, "signals": signals, "limit": 4}
+    plan = cache_plan(**values, state_tokens="all", response_only=True)
+    manifest = written(plan, tmp_path / "out").manifest
+    shared = kind.startswith("tied") and "final" in signals
+    assert (manifest.tied_embeddings, manifest.embeddings is None) == (shared, shared)
+    matrices = [file.file for file in (manifest.head, manifest.embeddings) if file is not None]
+    assert plan.sizes().keys() == {"shards", "index.arrow", *matrices}
+    for name in matrices:
+        content = (tmp_path / "out" / name).read_bytes()
+        assert plan.sizes()[name] == len(content) - 8 - int.from_bytes(content[:8], "little")
+    assert verify(tmp_path / "out", quick=False, dataset=Path(plan.config.dataset)).problems == []
+    found = TeacherCache(tmp_path / "out")
+    ids = torch.tensor([token for document in documents[:4] for token in document["teacher_input_ids"]])
+    assert torch.equal(found.embeddings(ids), model.get_input_embeddings().weight[ids])
+    absent = next(token for token in range(4096) if token not in set(ids.tolist()))
+    if shared:
+        assert found.embeddings.weight.data_ptr() == found.head.weight.data_ptr()
+    else:
+        assert found.embeddings.ids.tolist() == sorted(set(ids.tolist()))
+        with pytest.raises(ValueError, match=f"token {absent} has no row"):
+            found.embeddings(torch.tensor([absent]))
+    for layer in found.layers:
+        names = load_file(tmp_path / "out" / "shards" / manifest.shards[0].file).keys()
+        assert f"layer{layer}.states" not in names
+        assert f"layer{layer}.token_weights" in names
+        assert all(torch.equal(found.states(row, layer), found.final(row)) for row in range(4))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"state_tokens": "covered"}, {"storage": {"states": "fp32"}}, {"signals": ["states"]}, {"layers": LAYERS[:1]}],
+)
+def test_states_that_final_does_not_hold_are_stored(cache_plan, tmp_path, values):
+    base = {"signals": ["states", "final"], "layers": LAYERS[-1:], "state_tokens": "all", "limit": 2}
+    plan = cache_plan(**base | values)
+    written(plan, tmp_path / "out")
+    names = load_file(next((tmp_path / "out" / "shards").iterdir())).keys()
+    assert f"layer{plan.config.layers[0].layer}.states" in names
