@@ -112,4 +112,5 @@ def _distances(x: Tensor, x_rows: Tensor, y: Tensor, y_rows: Tensor) -> Float[Te
     sides = (torch.split(side, rows.diff().tolist()) for side, rows in ((x, x_rows), (y, y_rows)))
     with torch.autocast(x.device.type, enabled=False):
         cosines = [(lines @ columns.T).flatten() for lines, columns in zip(*sides, strict=True)]
-    return 1 - torch.cat([x.new_zeros(0), *cosines])
+    none = (x[:0] @ y[:0].T).flatten()  # connected to both, also where there are no documents
+    return 1 - torch.cat([none, *cosines])

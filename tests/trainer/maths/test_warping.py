@@ -153,8 +153,10 @@ def test_an_empty_side_adds_nothing():
     assert values.tolist() == [[0, 0, 0], [0, 0, 0]]
     values.sum().backward()
     assert not any(side.grad.any() for side in sides)
-    nothing, rows = torch.zeros(0, 4), pointers([])
-    assert warping([(nothing, nothing)], rows, rows, 2.0).shape == (1, 0)
+    nothing, rows = torch.zeros(0, 4, requires_grad=True), pointers([])
+    values = warping([(nothing, nothing)], rows, rows, 2.0)
+    assert values.shape == (1, 0)
+    assert values.requires_grad
 
 
 def test_lengths_of_vectors_do_not_matter_and_zero_vectors_do_no_harm():
