@@ -39,6 +39,8 @@ class TeacherTokens:
     position_rows: Int64[Tensor, " pointers"]  # positions of each document; CPU
     targets: Int64[Tensor, " teacher_positions"]  # those next ones
     final: Float[Tensor, "teacher_positions teacher_hidden"] | None = None  # its last states at `positions`
+    argmax: Int64[Tensor, " teacher_positions"] | None = None  # its likeliest next tokens there
+    entropy: Float32[Tensor, " teacher_positions"] | None = None  # of its distributions there, in nats
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class Needs:
     # what needs no common tokens
     teacher_final: bool = False  # last states at the teacher's own positions
     embeddings: bool = False  # its input embeddings
+    argmax: bool = False  # its likeliest tokens, at its own positions
+    entropy: bool = False  # that of its distributions there
     pairs: bool = False  # positions whose next tokens are the same text
     spans: SpanNeed | None = None
     shared: bool = False  # tokens that both vocabularies have

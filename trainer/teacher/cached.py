@@ -7,18 +7,21 @@ from typing import ClassVar, Final, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from schemas import commands
+from schemas.columns import Side
 from schemas.config import CacheConfig, LayerConfig, ModelConfig
 from schemas.errors import UsageError
-from schemas.signals import Signal
-from trainer.batches.batch import Batch, LayerTargets
+from schemas.signals import Scalar, Signal
+from trainer.batches.batch import Batch, LayerTargets, TeacherTokens
+from trainer.batches.documents import Rows
 from trainer.batches.units import SharedUnits, before_tokens
 from trainer.cache import EVERYTHING, TeacherCache
 from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import pointers, spread
+from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
 from trainer.objectives.base import LayerNeed
 from trainer.teacher.caches import Caches
@@ -34,6 +37,8 @@ _SIGNALS: Final[Mapping[str, Signal]] = {
 }
 #: Needs of tokens, which one cache serves together.
 _OF_TOKENS: Final = frozenset({"states", "position_states"})
+#: Needs of what is learnt alone.
+_OF_LEARNT: Final = ("final", "topk", "argmax", "entropy", "position_states")
 #: Of units; every layer has them, whatever its signals.
 _WEIGHTS: Final = "weights"
 
@@ -54,7 +59,7 @@ class CachedTeacher:
         wanted: list[tuple[int | None, str]] = [
             (layer, need) for layer, needs in demand.layers.items() for need in (_WEIGHTS, *sorted(needs))
         ]
-        wanted += [(None, name) for name, needed in (("final", demand.final), ("topk", demand.topk)) if needed]
+        wanted += [(None, name) for name in _once_a_document(demand)]
         found = {each: cache for each in wanted if (cache := self._first(*each)) is not None}
         if len(found) < len(wanted):
             raise UsageError(self._lacking([each for each in wanted if each not in found]))
@@ -71,6 +76,14 @@ class CachedTeacher:
             f"`data.caches` does; for one: `{self._command([(None, 'final')])}`."
         )
 
+    @property
+    def embeddings(self) -> Embeddings:
+        """The teacher's input embeddings of the dataset's tokens, memory-mapped. Raises `UsageError` if no cache has them."""
+        cache = self._first(None, "embeddings")
+        if cache is None:
+            raise UsageError(self._lacking([(None, "embeddings")]))
+        return cache.embeddings
+
     def fetch(self, rows: Sequence[int]) -> Batch:
         """Some rows, everything on the CPU."""
         chosen = np.asarray(rows, dtype=np.int64)
@@ -82,19 +95,43 @@ class CachedTeacher:
             layer: self._layer(layer, needs, batch, units[self._demand.granularities[layer]])
             for layer, needs in self._demand.layers.items()
         }
-        if not (self._demand.final or self._demand.topk):
-            return replace(batch, layers=layers)
-        final = indices = logprobs = None
+        final = indices = logprobs = teacher = None
         if self._demand.final:
-            cache = self._serving[None, "final"]
-            final = torch.cat([cache.vectors(row, "final", part=part) for row, part in self._learnt(batch, cache)[0]])
-            _require_as_many(cache, len(final), len(batch.positions), "last states")
+            final = self._final("student", chosen, len(batch.positions))
         if self._demand.topk:
             cache = self._serving[None, "topk"]
-            distributions = [cache.topk(row, part) for row, part in self._learnt(batch, cache)[0]]
+            distributions = [cache.topk(row, part) for row, part in self._learnt("student", chosen, cache)[0]]
             indices, logprobs = (torch.cat(parts) for parts in zip(*distributions, strict=True))
             _require_as_many(cache, len(indices), len(batch.positions), "distributions")
-        return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs)
+        if self._demand.teacher_tokens:
+            teacher = self._teacher_tokens(chosen)
+        return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs, teacher=teacher)
+
+    def _teacher_tokens(self, rows: Rows) -> TeacherTokens:
+        """The teacher's own tokens, and what is demanded at those before a learnt one, whatever tokens the student has."""
+        tokens = self.documents.teacher_tokens(rows)
+        positions = len(tokens.positions)
+        return replace(
+            tokens,
+            final=self._final("teacher", rows, positions) if self._demand.teacher_final else None,
+            argmax=self._scalars("argmax", rows, positions) if self._demand.argmax else None,
+            entropy=self._scalars("entropy", rows, positions) if self._demand.entropy else None,
+        )
+
+    def _final(self, side: Side, rows: Rows, positions: int) -> Float[Tensor, "positions hidden"]:
+        """The teacher's last states before each learnt token of a side."""
+        cache = self._serving[None, "final"]
+        final = torch.cat([cache.vectors(row, "final", part=part) for row, part in self._learnt(side, rows, cache)[0]])
+        _require_as_many(cache, len(final), positions, "last states")
+        return final
+
+    def _scalars(self, name: Scalar, rows: Rows, positions: int) -> Shaped[Tensor, " positions"]:
+        """What is told in one number of the teacher's next token, before each of its learnt ones."""
+        cache = self._serving[None, name]
+        values: dict[int, Tensor] = {row: getattr(cache, name)(row) for row in set(rows.tolist())}
+        scalars = torch.cat([values[row][part] for row, part in self._learnt("teacher", rows, cache)[0]])
+        _require_as_many(cache, len(scalars), positions, f"values of `{name}`")
+        return scalars
 
     def _layer(self, layer: int, needs: frozenset[LayerNeed], batch: Batch, units: SharedUnits) -> LayerTargets:
         rows: list[int] = batch.documents.tolist()
@@ -125,7 +162,7 @@ class CachedTeacher:
         cache = self._serving[layer, "position_states" if "position_states" in needs else "states"]
         index: Int64[Tensor, " states"] | None
         if "states" not in needs:  # only before what is learnt
-            parts, state_rows = self._learnt(batch, cache)
+            parts, state_rows = self._learnt("student", batch.documents.numpy(), cache)
             index = batch.positions
         else:
             parts, state_rows, index = [(row, EVERYTHING) for row in rows], batch.rows, None
@@ -143,14 +180,16 @@ class CachedTeacher:
             state_index=index,
         )
 
-    def _learnt(self, batch: Batch, cache: TeacherCache) -> tuple[list[tuple[int, slice]], Int64[Tensor, " pointers"]]:
-        """Where a cache keeps what it has of the tokens before each learnt one, at the batch's positions: rows, and parts
-        of what is kept of their tokens; and row pointers of the positions."""
-        spans, span_rows = self.documents.responses("student", batch.documents.numpy())
+    def _learnt(
+        self, side: Side, rows: Rows, cache: TeacherCache
+    ) -> tuple[list[tuple[int, slice]], Int64[Tensor, " pointers"]]:
+        """Where a cache keeps what it has of the tokens before each of a side's learnt ones: rows, and parts of what is kept
+        of their tokens; and row pointers of those positions. Of the student's only where both have the same tokens."""
+        spans, span_rows = self.documents.responses(side, rows)
         before = before_tokens(spans)
         parts = [
             (row, part)
-            for row, (first, last) in zip(batch.documents.tolist(), pairwise(span_rows.tolist()), strict=True)
+            for row, (first, last) in zip(rows.tolist(), pairwise(span_rows.tolist()), strict=True)
             for part in cache.parts_of(row, before[first:last])
         ]
         return parts, pointers(before.diff(dim=1).squeeze(1))[span_rows]
@@ -220,7 +259,7 @@ class CachedTeacher:
             layers=tuple(LayerConfig(layer=each, granularity=self._demand.granularities[each]) for each in layers),
             signals=tuple(signal for signal in get_args(Signal) if signal in signals),
             state_tokens="all" if "position_states" in needs else "covered",
-            response_only="states" not in needs and not needs.isdisjoint(("final", "topk", "position_states")),
+            response_only="states" not in needs and not needs.isdisjoint(_OF_LEARNT),
             weights=self._demand.weights,
             limit=self.documents.limit,
         )
@@ -230,6 +269,18 @@ class CachedTeacher:
         changed = wanted.model_dump(include={"signals", "state_tokens", "response_only", "weights"})
         rows = self.documents.rows if first.config.limit is not None else wanted.limit
         return first.command(**changed, dataset=wanted.dataset, layers=wanted.layers, limit=rows)
+
+
+def _once_a_document(demand: TeacherNeeds) -> list[Signal]:
+    """What is demanded that is of no layer."""
+    needed: dict[Signal, bool] = {
+        "final": demand.head,
+        "topk": demand.topk,
+        "argmax": demand.argmax,
+        "entropy": demand.entropy,
+        "embeddings": demand.embeddings,
+    }
+    return [signal for signal, is_needed in needed.items() if is_needed]
 
 
 def _require_as_many(cache: TeacherCache, there: int, expected: int, what: str) -> None:

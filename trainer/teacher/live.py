@@ -6,13 +6,15 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from schemas.config import CacheConfig, ModelConfig
 from schemas.signals import Signal
-from trainer.batches.batch import Batch, LayerTargets
-from trainer.batches.documents import Documents
+from trainer.batches.batch import Batch, LayerTargets, TeacherTokens
+from trainer.batches.documents import Documents, Rows
 from trainer.maths.layer_signals import layer_signals
+from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
 from trainer.models.hidden_states import Captured, Forward, Request
 from trainer.models.loading import load_model
@@ -41,7 +43,12 @@ class LiveTeacher:
         self.documents = documents
         self.rows = documents.rows
         self._demand = demand
-        request = Request(layers=tuple(demand.layers), final=demand.final, topk=topk if demand.topk else None)
+        request = Request(
+            layers=tuple(demand.layers),
+            final=demand.head,
+            topk=topk if demand.topk else None,
+            scalars=tuple(name for name in ("entropy", "argmax") if getattr(demand, name)),
+        )
         teacher = load_model(config, request.deepest)
         longest = int(documents.lengths("teacher").max(initial=0))
         teacher.require_room(longest, documents.folder, config.model)
@@ -51,6 +58,11 @@ class LiveTeacher:
     def head(self) -> Head:
         """What turns `final` and `position_states` into logits. Raises `UserError` for a model whose logits are not known."""
         return self._forward.head or self._forward.teacher.head()
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """The teacher's input embeddings. Raises `UserError` for a model that has no plain matrix of them."""
+        return self._forward.teacher.embeddings()
 
     @torch.no_grad()
     def fetch(self, rows: Sequence[int]) -> Batch:
@@ -62,12 +74,26 @@ class LiveTeacher:
             return batch
         captured = self._forward(np.split(ids, token_rows[1:-1].numpy()))
         layers = {layer: self._layer(captured, layer, needs, batch) for layer, needs in self._demand.layers.items()}
-        final = indices = logprobs = None
-        if captured.final is not None:
-            final = _at(captured.final, batch)
+        final = indices = logprobs = teacher = None
+        if self._demand.final and captured.final is not None:
+            final = _at(captured.final, batch.positions)
         if captured.topk is not None:
-            indices, logprobs = _at(captured.topk[0], batch).to(torch.int64), _at(captured.topk[1], batch)
-        return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs)
+            indices, logprobs = (_at(values, batch.positions) for values in captured.topk)
+            indices = indices.to(torch.int64)
+        if self._demand.teacher_tokens:
+            teacher = self._teacher_tokens(captured, chosen)
+        return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs, teacher=teacher)
+
+    def _teacher_tokens(self, captured: Captured, rows: Rows) -> TeacherTokens:
+        """The teacher's own tokens, and what is demanded at those before a learnt one."""
+        tokens = self.documents.teacher_tokens(rows)
+        final, argmax, entropy = captured.final, captured.scalars.get("argmax"), captured.scalars.get("entropy")
+        return replace(
+            tokens,
+            final=_at(final, tokens.positions) if self._demand.teacher_final and final is not None else None,
+            argmax=None if argmax is None else _at(argmax, tokens.positions).to(torch.int64),
+            entropy=None if entropy is None else _at(entropy, tokens.positions),
+        )
 
     def _layer(self, captured: Captured, layer: int, needs: frozenset[LayerNeed], batch: Batch) -> LayerTargets:
         granularity = self._demand.granularities[layer]
@@ -78,6 +104,6 @@ class LiveTeacher:
         return join_layer(signals, self.documents.units(granularity, batch), needs, len(batch.ids), batch.positions)
 
 
-def _at(values: Tensor, batch: Batch) -> Tensor:
-    """Those at the batch's positions."""
-    return values[batch.positions.to(values.device, non_blocking=True)]
+def _at(values: Tensor, positions: Int64[Tensor, " positions"]) -> Tensor:
+    """Those at some tokens."""
+    return values[positions.to(values.device, non_blocking=True)]

@@ -23,13 +23,15 @@ class TeacherNeeds:
     # as `trainer.objectives.base.Needs` has them
     teacher_final: bool = False
     embeddings: bool = False
+    argmax: bool = False
+    entropy: bool = False
     pairs: bool = False
     spans: SpanNeed | None = None
 
     @property
     def nothing(self) -> bool:
         """Whether no term looks at the teacher."""
-        return not (self.layers or self.final or self.topk or self.teacher_final or self.embeddings or self.spans)
+        return not (self.layers or self.final or self.topk or self.teacher_tokens or self.spans)
 
     @property
     def head(self) -> bool:
@@ -39,7 +41,7 @@ class TeacherNeeds:
     @property
     def teacher_tokens(self) -> bool:
         """Whether some term looks at the teacher's own tokens."""
-        return self.teacher_final or self.embeddings or self.pairs
+        return self.teacher_final or self.embeddings or self.argmax or self.entropy or self.pairs
 
     @property
     def units(self) -> frozenset[Granularity]:
@@ -70,6 +72,8 @@ def teacher_needs(
         weights=weights,
         teacher_final=any(needs.teacher_final for needs in terms.values()),
         embeddings=any(needs.embeddings for needs in terms.values()),
+        argmax=any(needs.argmax for needs in terms.values()),
+        entropy=any(needs.entropy for needs in terms.values()),
         pairs=any(needs.pairs for needs in terms.values()),
         spans=_spans({name: needs.spans for name, needs in terms.items() if needs.spans is not None}),
     )

@@ -198,3 +198,24 @@ def test_a_limited_cache(make_cache, prepared):
     with pytest.raises(UsageError, match=r"asks for 7 rows, .* the first 6; set `data.limit: 6`") as error:
         source_of(prepared, [cache], CHUNKS, limit=7)
     assert command_in(error).endswith(f"{cache}/config.yaml --set limit=7 -o OTHER")
+
+
+@pytest.mark.parametrize(
+    ("need", "signal"),
+    [("teacher_final", "final"), ("embeddings", "embeddings"), ("argmax", "argmax"), ("entropy", "entropy")],
+)
+def test_what_cross_tokenizer_terms_need_and_no_cache_has(make_cache, prepared, need, signal):
+    cache = make_cache(**TOP)
+    with pytest.raises(UsageError, match=f"No cache in `data.caches` has the signal `{signal}`") as error:
+        source_of(prepared, [cache], **{need: True}, needs=())
+    command = command_in(error)
+    assert f"--signals {signal}" in command
+    assert ("--set response_only=true" in command) == (need != "embeddings")
+
+
+def test_embeddings_that_were_not_asked_for(make_cache, prepared):
+    cache = make_cache(**TOP)
+    source = source_of(prepared, [cache], CHUNKS)
+    with pytest.raises(UsageError, match="the signal `embeddings`; make one") as error:
+        assert source.embeddings
+    assert "--signals embeddings" in command_in(error)

@@ -1,15 +1,17 @@
 """Cached equals live: the same batches from caches as from the teacher in memory, for every need."""
 
-import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from datasets import load_from_disk
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM, OPTConfig
 
 from schemas.config import ModelConfig
 from schemas.errors import UserError
 from schemas.training import PairConfig
+from trainer.batches.batch import tensors
 from trainer.batches.documents import Documents
 from trainer.maths.geometry import centrality_weights
 from trainer.maths.ragged import pointers
@@ -49,29 +51,23 @@ def both(make_cache, teacher_config, dataset, cache, **term):
     return cached.fetch(ROWS), live.fetch(ROWS)
 
 
-def equal(cached, live, bound=0.0, vectors=(), path=""):
+def equal(cached, live, bound=0.0, vectors=()):
     """Every part of two batches: structure exactly, values of `vectors` within `bound` of a vector's largest element."""
-    compared = 0
-    for name in (each.name for each in dataclasses.fields(cached)):
-        one, two = getattr(cached, name), getattr(live, name)
-        if name == "layers":
-            assert one.keys() == two.keys()
-            compared += sum(equal(one[layer], two[layer], bound, vectors, f"{layer} ") for layer in one)
-        elif one is None:
-            assert two is None, f"{path}{name}"
-        elif one.is_floating_point():
+    mine, theirs = tensors(cached), tensors(live)
+    assert mine.keys() == theirs.keys()
+    for path, one in mine.items():
+        two = theirs[path]
+        assert one.shape == two.shape, path
+        if one.is_floating_point():
             difference = (one.double() - two.double()).abs()
-            peak = two.double().abs().amax(-1, keepdim=True) if two.ndim == 2 else 1.0
-            within = NOISE * peak + (bound * peak if name in vectors else 0)
-            if name == "relations":
+            peak = two.double().abs().amax(-1, keepdim=True) if two.ndim == 2 else two.double().abs().clamp_min(1.0)
+            within = NOISE * peak + (bound * peak if path[-1] in vectors else 0)
+            if path[-1] == "relations":
                 within = 2e-5 + NOISE
-            assert one.shape == two.shape, f"{path}{name}"
-            assert bool((difference <= within).all()), f"{path}{name}: {float(difference.max())}"
-            compared += one.numel()
+            assert bool((difference <= within).all()), f"{path}: {float(difference.max())}"
         else:
-            assert torch.equal(one, two), f"{path}{name}"
-            compared += one.numel()
-    return compared
+            assert torch.equal(one, two), path
+    return sum(tensor.numel() for tensor in mine.values())
 
 
 @pytest.mark.parametrize("weights", ["centrality", "uniform"])
@@ -143,6 +139,72 @@ def test_logits_of_both_are_the_models(make_cache, teacher_config, tiny_teacher,
             expected = model(batch.ids[None]).logits[0, batch.positions]
         for source in (cached, live):
             torch.testing.assert_close(source.head.logits(source.fetch([row]).final), expected, rtol=1e-4, atol=1e-4)
+
+
+#: Teachers whose last states, matrices and logits differ in kind.
+SIZES = {"vocab_size": 4096, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+GATED = SIZES | {"intermediate_size": 16, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 2048}
+TEACHERS = {
+    "tied with a scale and a soft cap": Gemma2Config(**GATED, final_logit_softcapping=3.0, initializer_range=0.2),
+    "not tied": LlamaConfig(**GATED, initializer_range=0.2),
+    "tied and narrow": OPTConfig(
+        **SIZES,
+        ffn_dim=16,
+        word_embed_proj_dim=8,
+        max_position_embeddings=2048,
+        do_layer_norm_before=False,
+        init_std=0.2,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=TEACHERS)
+def teacher_of_a_kind(request, tiny_teacher, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("teacher")
+    AutoModelForCausalLM.from_config(TEACHERS[request.param]).save_pretrained(folder)
+    for file in tiny_teacher.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.mark.parametrize("response_only", [False, True])
+def test_the_teachers_own_tokens_whatever_the_students(make_cache, teacher_of_a_kind, prepared, response_only):
+    needs = {"teacher_final": True, "argmax": True, "entropy": True, "embeddings": True}
+    documents = Documents(prepared)
+    wanted = needing(documents, pairs=[], **needs)
+    cache = make_cache(
+        teacher={"model": str(teacher_of_a_kind)},
+        layers=[],
+        signals=["final", "entropy", "argmax", "embeddings"],
+        storage={"final": "fp32"},
+        response_only=response_only,
+    )
+    cached = CachedTeacher(Caches([cache], documents), wanted)
+    live = LiveTeacher(ModelConfig(model=str(teacher_of_a_kind)), documents, wanted)
+    assert not documents.same_tokens
+    mine, theirs = cached.fetch(ROWS), live.fetch(ROWS)
+    equal(mine, theirs)
+    model = AutoModelForCausalLM.from_pretrained(teacher_of_a_kind).eval()
+    table = load_from_disk(str(prepared))
+    for place, row in enumerate(ROWS):
+        ids = table[row]["teacher_input_ids"]
+        with torch.no_grad():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(1)
+        before = [each - 1 for a, b in table[row]["teacher_responses"] for each in range(max(a, 1), b)]
+        tokens = mine.teacher
+        first, last = tokens.position_rows[place : place + 2].tolist()
+        assert (tokens.positions[first:last] - tokens.rows[place]).tolist() == before
+        assert tokens.targets[first:last].tolist() == [ids[each + 1] for each in before]
+        logits = cached.head.logits(tokens.final[first:last])
+        torch.testing.assert_close(logits.log_softmax(1), logprobs[before], rtol=1e-4, atol=1e-4)
+        at_best = logprobs[before].gather(1, tokens.argmax[first:last, None]).squeeze(1)
+        torch.testing.assert_close(at_best, logprobs[before].amax(1), rtol=0, atol=1e-4)
+        entropy = -(logprobs.exp() * logprobs).sum(1)[before]
+        torch.testing.assert_close(tokens.entropy[first:last], entropy, rtol=1e-4, atol=1e-4)
+    ids = mine.teacher.ids
+    assert torch.equal(cached.embeddings(ids), live.embeddings(ids))
+    assert torch.equal(live.embeddings(ids), model.get_input_embeddings().weight[ids])
 
 
 def test_against_a_plain_pass_of_the_model(teacher_config, tiny_teacher, same):
