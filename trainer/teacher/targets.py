@@ -6,14 +6,15 @@ Signals from a cache and signals of a live teacher come through here alike, so w
 from collections.abc import Collection
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from trainer.batches.batch import LayerTargets
+from trainer.batches.batch import LayerTargets, SpanLayer
 from trainer.batches.units import SharedUnits
-from trainer.maths.geometry import covered
+from trainer.maths.geometry import covered, uniform_weights
 from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import normalize_rows
+from trainer.maths.spans import LearntSpans, pool_spans, span_weights
 from trainer.objectives.base import LayerNeed
 
 
@@ -66,6 +67,18 @@ def join_layer(
         state_weights=state_weights,
         position_states=position_states,
     )
+
+
+def span_layer(
+    states: Float[Tensor, "learnt_tokens hidden"],
+    attention: Float[Tensor, " learnt_tokens"] | None,
+    learnt: LearntSpans,
+    span_rows: Int64[Tensor, " pointers"],
+) -> SpanLayer:
+    """What a layer says of spans; on the states' device. `attention`: of the last query, None: all tokens weigh the same;
+    `span_rows`: spans of each document."""
+    weights = uniform_weights(learnt.rows, states.device) if attention is None else learnt.weights(attention)
+    return SpanLayer(pool_spans(states, weights, learnt.spans), span_weights(weights, learnt.spans, span_rows))
 
 
 def _places(wanted: Tensor, there: Tensor | None, tokens: int) -> Tensor:
