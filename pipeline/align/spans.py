@@ -24,8 +24,8 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Bool, Int8, Int32, Int64
 
-from pipeline.read.offsets import code_points, is_space
 from schemas.columns import GRANULARITIES, MISSING, SIDES, Granularity, Side
+from trainer.maths.characters import code_points, is_space
 
 
 class Reason(IntEnum):

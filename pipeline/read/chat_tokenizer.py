@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from pipeline.read.contents import learnt_turns
-from pipeline.read.offsets import TokenRanges, code_points, is_space
+from pipeline.read.offsets import TokenRanges
 from pipeline.read.tokenizers import UNTRACED, Encoding, OffsetTokenizer, Piece, encodable
 from pipeline.text import Rendered
 from schemas import embedded
@@ -26,6 +26,7 @@ from schemas.config import Learn, ParseConfig, SideConfig
 from schemas.conversations import Conversation
 from schemas.errors import UserError
 from schemas.rows import Reason, RowError
+from trainer.maths.characters import code_points, is_space
 from trainer.models.chat_ending import ending_of
 from trainer.models.chat_template import ChatTemplate, Layout
 from trainer.models.tokenizer import load_tokenizer

@@ -16,17 +16,15 @@ from pipeline.read.normalization import NormalizationMap, Written
 from pipeline.read.offsets import (
     TokenRanges,
     character_ranges,
-    code_points,
-    is_space,
     locate,
     match_visible,
     misplaced,
     misspelled,
     next_visible,
-    utf8_widths,
     without_leading_space,
 )
 from pipeline.read.spelling import Spelling
+from trainer.maths.characters import code_points, is_space, utf8_widths
 
 
 class Locator:

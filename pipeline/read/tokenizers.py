@@ -22,13 +22,14 @@ from tokenizers import Tokenizer
 from pipeline.read.loading import load_fast_tokenizer
 from pipeline.read.locating import Locator
 from pipeline.read.normalization import NormalizationMap
-from pipeline.read.offsets import TokenRanges, code_points, is_space, next_visible, without_leading_space
+from pipeline.read.offsets import TokenRanges, next_visible, without_leading_space
 from pipeline.read.spelling import continuation, read_spelling, settle, text_normalizer
 from pipeline.text import Rendered
 from schemas.columns import MISSING, Side
 from schemas.config import SideConfig
 from schemas.errors import UserError
 from schemas.rows import Reason
+from trainer.maths.characters import code_points, is_space
 
 #: Words whose tokens the library keeps; fewer than its default cost no measurable time and bound memory.
 CACHED_WORDS: Final = 1_000

@@ -7,17 +7,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, normalizers
 
 from pipeline.read.normalization import NormalizationMap
-from pipeline.read.offsets import (
-    TokenRanges,
-    code_points,
-    is_space,
-    locate,
-    match_visible,
-    misplaced,
-    misspelled,
-    next_visible,
-    utf8_widths,
-)
+from pipeline.read.offsets import TokenRanges, locate, match_visible, misplaced, misspelled, next_visible
+from trainer.maths.characters import code_points, is_space, utf8_widths
 
 
 def array(*values: int) -> np.ndarray:
