@@ -1,0 +1,246 @@
+"""Common boundaries and exact tokens against plain loops, on any cuts of any texts, inside of characters as well."""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.maths.alignment import LearntTexts, LearntTokens, byte_ends, common_spans, exact_pairs, visible_ends
+
+#: What is written between a document's texts.
+BETWEEN = "\n\n"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A side's tokens of one text: where its UTF-8 bytes are cut, how many tokens are left, and whether an end follows."""
+
+    cuts: tuple[int, ...]
+    left: int
+    ends: bool
+
+
+@st.composite
+def turns(draw, text):
+    size = len(text.encode())
+    cuts = draw(st.sets(st.integers(1, max(1, size - 1)), max_size=8)) if size > 1 else set()
+    cuts = (0, *sorted(cuts), size) if size else ()
+    whole = draw(st.booleans())
+    count = max(0, len(cuts) - 1)
+    left = count if whole else draw(st.integers(0, count))
+    return Turn(cuts, left, whole and draw(st.booleans()))
+
+
+@st.composite
+def documents(draw):
+    texts = draw(st.lists(st.text("aé 東\n😀", max_size=6), min_size=1, max_size=3))
+    return texts, [[draw(turns(text)) for text in texts] for _ in range(2)]
+
+
+def ranges_of(text, turn):
+    """Characters that each of a turn's tokens touches, white space before them not counted."""
+    bounds = [0]
+    for character in text:
+        bounds.append(bounds[-1] + len(character.encode()))
+    ranges = []
+    for first, last in list(pairwise(turn.cuts))[: turn.left]:
+        start, end = bisect_right(bounds, first) - 1, bisect_right(bounds, last - 1)
+        visible = [place for place in range(start, end) if not text[place].isspace()]
+        ranges.append((visible[0] if visible else start, end))
+    return ranges
+
+
+def side_of(texts, chosen, side):
+    """Columns of a side: two template tokens before each turn, and its end behind it; and the tokens' plain values."""
+    offsets, rows, spans, span_rows, lengths = [], [0], [], [0], []
+    told = []  # of every document, of every text: (place, start, end, bytes up to the end), and the place of the turn's end
+    for words, sides in chosen:
+        begin, at, of_document = len(offsets), 0, []
+        for text, turn in zip(words, sides[side], strict=True):
+            offsets += [(-1, -1)] * 2
+            lengths += [0] * 2
+            first, tokens = len(offsets), []
+            for (start, end), (low, high) in zip(ranges_of(text, turn), pairwise(turn.cuts), strict=False):
+                tokens.append((len(offsets), start, end, high))
+                offsets.append((at + start, at + end))
+                lengths.append(high - low)
+            end_place = len(offsets) if turn.ends else None
+            if turn.ends:
+                offsets.append((-1, -1))
+                lengths.append(3)
+            if len(offsets) > first:
+                spans.append((first - begin, len(offsets) - begin))
+            of_document.append((text, tokens, end_place))
+            at += len(text) + len(BETWEEN)
+        rows.append(len(offsets))
+        span_rows.append(len(spans))
+        told.append(of_document)
+    table = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+    tokens = LearntTokens.of(
+        texts,
+        table,
+        np.array(rows),
+        np.array(spans, dtype=np.int32).reshape(-1, 2),
+        np.array(span_rows),
+        table[:, 0] < 0,
+    )
+    return tokens, np.array(lengths, dtype=np.int64), told
+
+
+def learnt(chosen):
+    spans, rows, texts = [], [0], []
+    for words, _ in chosen:
+        at = 0
+        for word in words:
+            spans.append((at, at + len(word)))
+            at += len(word) + len(BETWEEN)
+        rows.append(len(spans))
+        texts.append(BETWEEN.join(words))
+    return LearntTexts.of(texts, np.array(spans), np.array(rows))
+
+
+def visible(text):
+    return sum(not character.isspace() for character in text)
+
+
+def walk(ours, theirs, measure):
+    """Spans of one text as the specification walks them: the side that ends earlier goes on, equal ends close."""
+    spans, first, i, j = [], (0, 0), 0, 0
+    ends = [[measure(token) for token in side] for side in (ours, theirs)]
+    while i < len(ours) and j < len(theirs):
+        if ends[0][i] == ends[1][j]:
+            while i + 1 < len(ours) and ends[0][i + 1] == ends[0][i]:
+                i += 1
+            while j + 1 < len(theirs) and ends[1][j + 1] == ends[1][j]:
+                j += 1
+            i, j = i + 1, j + 1
+            spans.append(([ours[first[0]][0], ours[i - 1][0] + 1], [theirs[first[1]][0], theirs[j - 1][0] + 1]))
+            first = i, j
+        elif ends[0][i] < ends[1][j]:
+            i += 1
+        else:
+            j += 1
+    return spans
+
+
+def ends_of(student, teacher, number):
+    """End tokens of the same turn: in these cases turns with tokens of their text on both sides are."""
+    (_, ours, one), (_, theirs, other) = student[number], teacher[number]
+    return [(one, other)] if one is not None and other is not None and ours and theirs else []
+
+
+@given(st.lists(documents(), min_size=1, max_size=3), st.booleans())
+def test_spans_are_those_of_a_walk(chosen, in_bytes):
+    texts = learnt(chosen)
+    (student, our_bytes, ours), (teacher, their_bytes, theirs) = (side_of(texts, chosen, side) for side in (0, 1))
+    ends = visible_ends(texts, student), visible_ends(texts, teacher)
+    if in_bytes:
+        *ends, exact = byte_ends(texts, student, teacher, our_bytes[student.places], their_bytes[teacher.places])
+        assert exact.all()
+    found = common_spans(texts, student, teacher, *ends, 1024)
+    wanted, own = [], []
+    for mine, other in zip(ours, theirs, strict=True):
+        for number, ((text, one, _), (_, two, _)) in enumerate(zip(mine, other, strict=True)):
+            own.append(text)
+            wanted += walk(one, two, lambda token: token[3] if in_bytes else visible(own[-1][: token[2]]))
+            wanted += [([a, a + 1], [b, b + 1]) for a, b in ends_of(mine, other, number)]
+    pairs = [
+        pair
+        for pair in zip(found[0].tolist(), found[1].tolist(), strict=True)
+        if all(text for text in own) or pair in wanted  # ends of turns without text are told apart below
+    ]
+    textful = {(a[0], b[0]) for a, b in wanted}
+    assert [pair for pair in pairs if (pair[0][0], pair[1][0]) in textful] == wanted
+    assert found[2][-1] == len(found[0])
+
+
+@given(st.lists(documents(), min_size=1, max_size=3))
+def test_pairs_are_those_of_a_double_loop(chosen):
+    texts = learnt(chosen)
+    (student, _, ours), (teacher, _, theirs) = (side_of(texts, chosen, side) for side in (0, 1))
+    found = {tuple(pair) for pair in exact_pairs(texts, student, teacher).tolist()}
+    ends = {(a, b) for a in student.end_places.tolist() for b in teacher.end_places.tolist()}
+    wanted = set()
+    for mine, other in zip(ours, theirs, strict=True):
+        for (text, one, _), (_, two, _) in zip(mine, other, strict=True):
+            for a in alone(one):
+                for b in alone(two):
+                    cover = [(visible(text[: token[1]]), visible(text[: token[2]])) for token in (a, b)]
+                    if cover[0] == cover[1] and cover[0][0] < cover[0][1]:
+                        wanted.add((a[0], b[0]))
+    assert found - ends == wanted
+
+
+def alone(tokens):
+    """Those that share no character with another."""
+    return [token for token in tokens if not any(other is not token and meets(token, other) for other in tokens)]
+
+
+def meets(one, other):
+    return max(one[1], other[1]) < min(one[2], other[2])
+
+
+def of_ends(ends):
+    """Tokens of one text that end at these characters."""
+    starts = [0, *ends[:-1]]
+    return [[min(a, b - 1), b] for a, b in zip(starts, ends, strict=True)]
+
+
+def one_document(text, ours, theirs, ends=(True, True)):
+    texts = LearntTexts.of([text], np.array([[0, len(text)]]), np.array([0, 1]))
+    sides = []
+    for ranges, closed in zip((ours, theirs), ends, strict=True):
+        offsets = np.array([*ranges, *([[-1, -1]] if closed else [])], dtype=np.int32).reshape(-1, 2)
+        turn = np.array([[0, len(offsets)]], dtype=np.int32)
+        sides.append(
+            LearntTokens.of(texts, offsets, np.array([0, len(offsets)]), turn, np.array([0, 1]), offsets[:, 0] < 0)
+        )
+    return texts, *sides
+
+
+def spans_of(texts, student, teacher, most=1024):
+    ends = visible_ends(texts, student), visible_ends(texts, teacher)
+    ours, theirs, _ = common_spans(texts, student, teacher, *ends, most)
+    return ours.tolist(), theirs.tolist()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "spans"),
+    [
+        ([2, 5, 9], [5, 7, 9], ([[0, 2], [2, 3]], [[0, 1], [1, 3]])),
+        ([1, 1, 2], [1, 2], ([[0, 2], [2, 3]], [[0, 1], [1, 2]])),
+        ([9], [9], ([[0, 1]], [[0, 1]])),
+        ([4], [5], ([], [])),
+    ],
+)
+def test_published_oracles(ours, theirs, spans):
+    assert spans_of(*one_document("a" * 9, of_ends(ours), of_ends(theirs), (False, False))) == spans
+
+
+@pytest.mark.parametrize(("ends", "count"), [((True, True), 1), ((True, False), 0), ((False, True), 0)])
+def test_ends_are_a_span_and_a_pair_where_both_sides_have_one(ends, count):
+    case = one_document("ab", [[0, 2]], [[0, 2]], ends)
+    assert len(spans_of(*case)[0]) == 1 + count
+    assert exact_pairs(*case).tolist() == [[0, 0], [1, 1]][: 1 + count]
+
+
+def test_an_empty_response_has_its_end_alone():
+    case = one_document("", [], [])
+    assert spans_of(*case) == ([[0, 1]], [[0, 1]])
+    assert exact_pairs(*case).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 50])
+def test_of_too_many_boundaries_every_so_manieth_stands(most):
+    case = one_document("a" * 40, of_ends(range(1, 41)), of_ends(range(1, 41)))
+    ours, theirs = spans_of(*case, most)
+    assert ours == theirs
+    assert len(ours) == min(most, 41)
+    if most > 1:  # nothing is lost: the spans follow one another up to the end
+        assert ours[0][0] == 0
+        assert ours[-1] == [40, 41]
+        assert all(before[1] == after[0] for before, after in pairwise(ours))
