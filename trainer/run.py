@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch import nn
 from schemas import console
 from schemas.errors import StateError, UsageError, UserError
 from schemas.training import PairConfig, TrainConfig
+from trainer.batches.batch import Batch
 from trainer.batches.documents import Documents
 from trainer.batches.loader import StepLoader
 from trainer.engine.best import Best, BestStudent
@@ -30,10 +31,12 @@ from trainer.engine.optimizer import optimizer
 from trainer.engine.ranks import from_first, gathered, in_step, together
 from trainer.engine.zero import deepspeed_config, finite, offloads, stage, start, whole_state
 from trainer.folder import STUDENT, claim, held, require_ours
+from trainer.models.embeddings import Embeddings
+from trainer.models.head import Head
 from trainer.models.hub import identity
 from trainer.models.loading import placed
 from trainer.objectives import build, on_run_layers
-from trainer.objectives.base import Objective, Setting
+from trainer.objectives.base import Beginning, Objective, Setting
 from trainer.sources import Sources, require_same_sources, sources
 from trainer.step import Stepper, StepResult
 from trainer.student.distiller import Distiller
@@ -46,6 +49,9 @@ from trainer.teacher.live import LiveTeacher
 from trainer.teacher.needs import TeacherNeeds, teacher_needs
 from trainer.teacher.pairing import automatic_pairs
 from trainer.teacher.shape import TeacherShape, shape_of
+
+#: Documents that terms look at together before the first step.
+BEGINNING_ROWS: Final = 16
 
 
 class Interrupted(Exception):  # noqa: N818  # no error: what was done is saved
@@ -103,13 +109,14 @@ class Run:
             same_tokens = any(term.needs().same_tokens for term in self.terms.values())
             require_lengths(student, self.documents, rows, same_tokens)
             self.source = self._source(needs)
+            self._begin(student, needs)
             self.loader = StepLoader(
                 self.source, config.data, rank=self.rank, ranks=self.ranks, pinned=torch.cuda.is_available()
             )
         self.steps_per_epoch = self.loader.rows / config.data.batch_size
         self.steps = config.steps or math.ceil(config.epochs * self.steps_per_epoch)
         self.sources = from_first(lambda: self._sources(newest))
-        self._start_engine(student, needs.final, engine_config, newest)
+        self._start_engine(student, needs, engine_config, newest)
         # told to stop at a step that was to be validated, a run saves itself without that
         self._owes_validation = newest is not None and newest[1].held_out is None and self._is_validated(self.done)
 
@@ -252,6 +259,7 @@ class Run:
                 raise UsageError(
                     f"`layers`: the teacher has layers 0 (embeddings) to {shape.depth}, not {pair.teacher}."
                 )
+        vocabulary = self.documents.vocabulary
         setting = Setting(
             pairs=tuple(sorted(pairs, key=lambda pair: pair.student)),
             student_size=student.hidden_size,
@@ -259,6 +267,9 @@ class Run:
             student_weights=self.config.weights,
             student_last=(student.depth, student.head.in_features),
             teacher_last=None if shape is None else (shape.depth, shape.width(None)),
+            same_tokens=self.documents.same_tokens,
+            student_embedding=int(student.model.get_input_embeddings().weight.shape[1]),
+            shared=None if vocabulary is None else vocabulary.shared,
         )
         return build(self.config.objectives, setting, "objectives")
 
@@ -273,6 +284,25 @@ class Run:
         pairs = [pair for term in self.terms.values() for pair in term.pairs]
         terms = {name: term.needs() for name, term in self.terms.items()}
         return teacher_needs(terms, pairs, self.config.weights, self.documents)
+
+    def _begin(self, student: Student, needs: TeacherNeeds) -> None:
+        """Let the terms look at data and models, once."""
+
+        def batches(most: int) -> Iterator[Batch]:
+            rows = range(min(most, self.source.rows))
+            for first in rows[::BEGINNING_ROWS]:
+                yield self.source.fetch(rows[first : first + BEGINNING_ROWS]).to("cpu")
+
+        head = student.head
+        beginning = Beginning(
+            batches, Head(head.weight, head.bias, head.soft_cap, head.scale), *self._teacher_matrices(needs)
+        )
+        for term in self.terms.values():
+            term.begin(beginning)
+
+    def _teacher_matrices(self, needs: TeacherNeeds) -> tuple[Head | None, Embeddings | None]:
+        """The teacher's output matrix and its input embeddings, as far as they are needed."""
+        return self.source.head if needs.head else None, self.source.embeddings if needs.embeddings else None
 
     def _source(self, needs: TeacherNeeds) -> CachedTeacher | LiveTeacher:
         if self.config.teacher == "cached":
@@ -305,7 +335,7 @@ class Run:
         return now
 
     def _start_engine(
-        self, student: Student, logits: bool, engine_config: dict[str, Any], newest: tuple[Path, State] | None
+        self, student: Student, needs: TeacherNeeds, engine_config: dict[str, Any], newest: tuple[Path, State] | None
     ) -> None:
         config = self.config
         self.done = 0 if newest is None else newest[1].step
@@ -319,8 +349,11 @@ class Run:
         )
         self.engine = start(self.distiller, parameters, engine_config)
         self.stepper = Stepper(self.engine, roles, config, self.steps)
-        if logits:
-            self.distiller.teacher_head = self.source.head.to(self.engine.device)
+        head, embeddings = self._teacher_matrices(needs)
+        device = self.engine.device
+        self.distiller.set_teacher(
+            None if head is None else head.to(device), None if embeddings is None else embeddings.to(device)
+        )
         if newest is not None:
             self.checkpoints.load(self.engine, newest[0], universal)
             self.checkpoints.set_aside_after(newest[0])

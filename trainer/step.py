@@ -76,6 +76,7 @@ class Stepper:
     def step(self, step: int, batches: Sequence[Batch], stop: bool) -> StepResult:
         """Optimizer step number `step`, from 0, on this rank's micro-batches; `stop`: whether this rank was asked to."""
         weights = self._weights(step / self._steps)
+        self._distiller.begin_step(step, step / self._steps)
         factor = rate(self._config.optim, step, self._steps)
         set_rates(self.engine.optimizer.param_groups, self._roles, factor)
         counts = [float(sum(len(batch.ids) for batch in batches)), float(stop)]

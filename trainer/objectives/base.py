@@ -6,7 +6,7 @@ ranks of a step before anything is computed: the loss of a step, and its gradien
 dealt out, and nothing of it depends on padding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from schemas.config import Strict
 from schemas.training import PairConfig
 from trainer.batches.batch import Batch
+from trainer.models.head import Head
+from trainer.models.row_losses import RowWork
 
 #: What a term may ask for of a teacher layer: signals of a cache; `position_states` are `states` at response positions.
 LayerNeed = Literal["relations", "units", "states", "position_states"]
@@ -72,6 +74,16 @@ class Setting:
     #: The last layer and its features, where those are not the hidden size (as OPT-350m's).
     student_last: tuple[int, int] | None = None
     teacher_last: tuple[int, int] | None = None
+    same_tokens: bool = False  # whether both sides of the dataset have the same tokens
+    student_embedding: int | None = None  # features of the student's input embeddings; None: the hidden size
+    #: Tokens of equal bytes, the student's id and the teacher's; None: not known, or the ids are the same.
+    shared: Int64[Tensor, "shared 2"] | None = None
+
+    @property
+    def last_sizes(self) -> tuple[int, int]:
+        """Features of the last hidden states: the student's and the teacher's."""
+        student, teacher = self.student_last, self.teacher_last
+        return student[1] if student else self.student_size, teacher[1] if teacher else self.teacher_size
 
     def sizes(self, pair: PairConfig) -> tuple[int, int]:
         """Features of the hidden states that a pair aligns: the student's and the teacher's."""
@@ -101,16 +113,49 @@ class Options(Strict):
         return self.weight.at(progress) if isinstance(self.weight, Ramp) else self.weight
 
 
+#: A model's input embeddings of token ids.
+Embed = Callable[[Int64[Tensor, " tokens"]], Float[Tensor, "tokens embedding"]]
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """What terms may use of both models besides hidden states."""
+
+    embed: Embed  # the student's, with gradient
+    #: M -> Wᵀ M, W the student's output matrix at these tokens: [tokens], [tokens, columns] -> [hidden, columns]; constant
+    output_product: Callable[
+        [Int64[Tensor, " tokens"], Float[Tensor, "tokens columns"]], Float[Tensor, "hidden columns"]
+    ]
+    teacher_head: Head | None = None
+    teacher_embeddings: Embed | None = None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a term may look at before the first step, the same on every rank."""
+
+    batches: Callable[[int], Iterator[Batch]]  # of the dataset's first rows, so many at most, on the CPU
+    student_head: Head
+    teacher_head: Head | None
+    teacher_embeddings: Embed | None
+
+
 class Objective(nn.Module):
     """A term; its parameters, if it has any, are the projectors, which are no part of the student."""
 
     options: ClassVar[type[Options]] = Options
     pairs: tuple[PairConfig, ...] = ()  # layers that it compares (`trainer.objectives.layers`)
+    matrices: Matrices  # set before the first batch
 
     def __init__(self, options: Any, setting: Setting) -> None:
         super().__init__()
         self.config = options
         self.setting = setting
+        self.step = 0  # of the run: which optimizer step is in work
+        self.progress = 0.0  # of the run: how much of all steps is done
+
+    def begin(self, beginning: Beginning) -> None:
+        """Called once, before the first step and before weights are partitioned."""
 
     def needs(self) -> Needs:
         """What it needs of the teacher."""
@@ -140,6 +185,23 @@ class StateObjective(Objective):
         raise NotImplementedError
 
 
+#: The student's output head and last states to weights of positions.
+Weighed = Callable[[Head, Float[Tensor, "positions hidden"]], Float[Tensor, " positions"]]
+
+
+@dataclass(frozen=True)
+class Aside:
+    """What a term on logits brings along, once a micro-batch, before any logits are there."""
+
+    #: rows that go through the student's output matrix, too, which is a constant to them, without its bias
+    projected: Float[Tensor, "positions hidden"] | None = None
+    #: added to the term's sum over positions: what of it is not at the student's positions
+    numerator: Float[Tensor, ""] | None = None
+    at_positions: Mapping[str, Tensor] = field(default_factory=dict)  # constants, handed back by position
+    #: of the student's output head and last states the weights of positions, then among `at_positions` as `weights`
+    weighed: Weighed | None = None
+
+
 @dataclass(frozen=True)
 class Logits:
     """Some positions, at which the student and the teacher give logits for the next token; float32."""
@@ -151,11 +213,22 @@ class Logits:
     teacher_inner: Mapping[int, Float[Tensor, "positions teacher_vocabulary"]] = field(default_factory=dict)
     topk_indices: Int64[Tensor, "positions k"] | None = None
     topk_logprobs: Float[Tensor, "positions k"] | None = None
+    #: logits of what terms have projected, and their constants
+    projected: Mapping["LogitObjective", Float[Tensor, "positions vocabulary"]] = field(default_factory=dict)
+    at_positions: Mapping["LogitObjective", Mapping[str, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def student_logprobs(self) -> Float[Tensor, "positions vocabulary"]:
         """log softmax of `student`: computed, and differentiated, once for all terms."""
         return self.student.log_softmax(1)
+
+
+class RowObjective(Objective):
+    """A term on logits of rows of its own, through the student's output matrix; in one part."""
+
+    def work(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float) -> RowWork:
+        """One loss, multiplied by `factor`. `states` as of `StateObjective.forward`, the last layer's among them."""
+        raise NotImplementedError
 
 
 class LogitObjective(Objective):
@@ -164,6 +237,10 @@ class LogitObjective(Objective):
     def denominators(self, batch: Batch) -> Float[Tensor, " one"]:
         """The number of response tokens."""
         return torch.tensor([len(batch.targets)], dtype=torch.float64)
+
+    def aside(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch) -> Aside | None:
+        """What it brings along; None: nothing. `states` as of `StateObjective.forward`, the last layer's among them."""
+        return None
 
     def per_token(self, logits: Logits) -> Float[Tensor, " positions"]:
         """The loss at each position, differentiable in the student's logits; float32."""

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from trainer.batches.batch import Batch
 from trainer.models.head import Head
-from trainer.objectives.base import LogitObjective, Objective, StateObjective
+from trainer.objectives.base import Aside, Embed, LogitObjective, Matrices, Objective, RowObjective, StateObjective
 from trainer.student.model import Student
 from trainer.student.output_head import LogitWork
 
@@ -16,14 +16,33 @@ from trainer.student.output_head import LogitWork
 class Distiller(nn.Module):
     """One forward pass of the student, and every term from it. Projectors are part of it, the teacher is not."""
 
-    def __init__(self, student: Student, objectives: Mapping[str, Objective], teacher_head: Head | None) -> None:
-        """`teacher_head`: the teacher's output matrix, for terms on its logits; on the student's device."""
+    def __init__(
+        self,
+        student: Student,
+        objectives: Mapping[str, Objective],
+        teacher_head: Head | None,
+        teacher_embeddings: Embed | None = None,
+    ) -> None:
+        """`teacher_head`, `teacher_embeddings`: the teacher's output matrix and input embeddings, for terms on them; on the
+        student's device."""
         super().__init__()
         self.student = student
         self.objectives = nn.ModuleDict(objectives)
         self.terms = dict(objectives)
-        self.teacher_head = teacher_head
         self._layers = sorted({layer for each in objectives.values() for layer in each.student_layers()})
+        self.set_teacher(teacher_head, teacher_embeddings)
+
+    def set_teacher(self, head: Head | None, embeddings: Embed | None = None) -> None:
+        """The teacher's matrices, on the student's device."""
+        self.teacher_head = head
+        matrices = Matrices(self._embed, self._output_product, head, embeddings)
+        for term in self.terms.values():
+            term.matrices = matrices
+
+    def begin_step(self, step: int, progress: float) -> None:
+        """Tell the terms which optimizer step, from 0, comes next, and what part of all is done."""
+        for term in self.terms.values():
+            term.step, term.progress = step, progress
 
     def denominators(self, batch: Batch) -> dict[str, Float[Tensor, " parts"]]:
         """Of every term, of this micro-batch alone; float64 on the CPU."""
@@ -48,16 +67,40 @@ class Distiller(nn.Module):
                 values[name] = value.detach()
                 shares.append(weights[name] * value)
         on_logits = {name: term for name, term in self.terms.items() if isinstance(term, LogitObjective)}
-        if on_logits:
-            scales = [float(inverse[name]) for name in on_logits]
+        on_rows = {name: term for name, term in self.terms.items() if isinstance(term, RowObjective)}
+        if on_logits or on_rows:
+            scales = {name: float(inverse[name]) for name in (*on_logits, *on_rows)}
+            asides: dict[LogitObjective, Aside] = {}
+            for name, term in on_logits.items():
+                aside = term.aside(states, batch)
+                if aside is None:
+                    continue
+                asides[term] = aside
+                if aside.numerator is not None:
+                    value = aside.numerator * scales[name]
+                    values[name] = value.detach()
+                    shares.append(weights[name] * value)
             work = LogitWork.of(
                 batch,
                 states,
                 tuple(on_logits.values()),
-                tuple(weights[name] * scale for name, scale in zip(on_logits, scales, strict=True)),
+                tuple(weights[name] * scales[name] for name in on_logits),
                 self.teacher_head,
+                asides,
             )
-            share, sums = self.student.head(states[self.student.depth][batch.positions], work)
+            others = [term.work(states, batch, weights[name] * scales[name]) for name, term in on_rows.items()]
+            share, sums = self.student.head(states[self.student.depth][batch.positions], work, others)
             shares.append(share)
-            values |= {name: each * scale for name, each, scale in zip(on_logits, sums.unbind(), scales, strict=True)}
+            for name, each in zip(scales, sums.unbind(), strict=True):
+                values[name] = values.get(name, 0) + each * scales[name]
         return torch.stack(shares).sum(), torch.stack([values[name].float() for name in self.terms])
+
+    def _embed(self, ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens embedding"]:
+        """The student's input embeddings, through their module, as partitioned weights need it."""
+        vectors: Tensor = self.student.model.get_input_embeddings()(ids)
+        return vectors
+
+    def _output_product(
+        self, columns: Int64[Tensor, " tokens"], values: Float[Tensor, "tokens columns"]
+    ) -> Float[Tensor, "hidden columns"]:
+        return self.student.head.product(columns, values)

@@ -1,34 +1,24 @@
-"""The student's output head, and losses on its logits, in which no matrix of all logits ever exists.
+"""The student's output head, and losses on its logits (`trainer.models.row_losses`).
 
-Logits are the largest thing in a training step: 1,000 positions of a vocabulary of 49,152 are 200 MB in float32, and a
-loss needs several such matrices. Here positions are taken some at a time (`trainer.models.head.LOGITS_AT_ONCE`):
-
-1. their logits, and the teacher's, by one matrix product each;
-2. every loss and its derivative by the logits, a few rows at a time where that keeps them in the processor's cache;
-   derivatives take the place of the logits they belong to;
-3. from those the gradients of hidden states, weight and bias, added up in float32.
-
-All of it happens in the forward pass. What is kept for the backward pass are finished gradients, no larger than what
-they are gradients of, which it multiplies by the gradient of the loss.
+A loss is computed with its gradients in the forward pass, which the backward pass multiplies by the gradient of the loss.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate as running_total
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from trainer.batches.batch import Batch
 from trainer.maths.ragged import at_least_float32
-from trainer.models.head import Head, slices
-from trainer.objectives.base import LogitObjective, Logits
+from trainer.models.head import Head
+from trainer.models.row_losses import Evaluate, Gradients, RowWork, Stream, accumulate, exact
+from trainer.objectives.base import Aside, LogitObjective, Logits
 
-#: Logits whose losses are computed at once on a CPU: a dozen float32 matrices of 2 MiB stay in its cache, those of 64 MiB
-#: do not, which costs half as much again. Other devices take all the logits there are.
-_IN_CACHE: Final = 2**19
 #: In float16, factors of losses are scaled so that the largest is this, until the backward pass: derivatives of a loss by
 #: a logit are then held from 2^-32 to 2^7, however small the factors, to which the scale of the loss comes only later.
 _FLOAT16_SCALE: Final = 2.0**8
@@ -38,12 +28,12 @@ _NO_FACTOR: Final = 1e-30
 
 @dataclass(frozen=True)
 class LogitWork:
-    """Losses to compute on some positions, and what they need besides the student's last hidden states there.
+    """Losses to compute at the batch's positions (protocol: `trainer.models.row_losses.RowWork`).
 
-    A loss is the sum over positions; `factors` are what each is multiplied by. Teacher's values are constants.
+    Teacher's values are constants.
     """
 
-    objectives: Sequence[LogitObjective]  # without parameters of their own: those would get no gradient
+    objectives: Sequence[LogitObjective]  # their own parameters get gradients through `asides` alone
     factors: Sequence[float | Float[Tensor, ""]]  # weight / denominator of each
     targets: Int64[Tensor, " positions"]
     inner: Mapping[int, Float[Tensor, "positions hidden"]] = field(default_factory=dict)  # by student layer
@@ -53,6 +43,9 @@ class LogitWork:
     position_states: Mapping[int, Float[Tensor, "positions teacher_hidden"]] = field(default_factory=dict)
     topk_indices: Int64[Tensor, "positions k"] | None = None
     topk_logprobs: Float[Tensor, "positions k"] | None = None
+    asides: Mapping[LogitObjective, Aside] = field(default_factory=dict)  # of objectives that have one
+    hidden: Float[Tensor, "positions hidden"] | None = None  # the student's last states: given when the head is called
+    columns: None = None
 
     @classmethod
     def of(
@@ -62,6 +55,7 @@ class LogitWork:
         objectives: Sequence[LogitObjective],
         factors: Sequence[float | Float[Tensor, ""]],
         teacher: Head | None,
+        asides: Mapping[LogitObjective, Aside] | None = None,
     ) -> "LogitWork":
         """For a batch at its `positions`, no more than the objectives need. `states`: by student layer, the last one's
         always among them."""
@@ -87,7 +81,57 @@ class LogitWork:
             position_states=position_states,
             topk_indices=batch.topk_indices if topk else None,
             topk_logprobs=batch.topk_logprobs if topk else None,
+            asides=asides or {},
         )
+
+    @property
+    def _projected(self) -> dict[LogitObjective, Float[Tensor, "positions hidden"]]:
+        """Rows of other origin that go through the matrix as well."""
+        return {term: aside.projected for term, aside in self.asides.items() if aside.projected is not None}
+
+    def streams(self) -> list[Stream]:
+        """Last states, those of inner layers, and projected rows, to which the matrix is a constant without its bias."""
+        assert self.hidden is not None
+        own = [Stream(rows) for rows in (self.hidden, *self.inner.values())]
+        return own + [Stream(rows, own=False, bias=False) for rows in self._projected.values()]
+
+    def prepared(self, head: Head) -> "LogitWork":
+        """With the weights of positions that depend on all of them."""
+        assert self.hidden is not None
+        if not any(aside.weighed is not None for aside in self.asides.values()):
+            return self
+        asides = {
+            term: aside
+            if aside.weighed is None
+            else replace(aside, at_positions={**aside.at_positions, "weights": aside.weighed(head, self.hidden)})
+            for term, aside in self.asides.items()
+        }
+        return replace(self, asides=asides)
+
+    def portion(self, part: slice) -> Evaluate:
+        """Each objective's `per_token`, added up."""
+        final, inner = _teachers(self, part)
+        layers, projected = list(self.inner), list(self._projected)
+
+        def evaluate(student: Sequence[Tensor], rows: slice, within: slice) -> Tensor:
+            own, others = student[1 : 1 + len(layers)], student[1 + len(layers) :]
+            logits = Logits(
+                student=student[0],
+                targets=self.targets[rows],
+                inner=dict(zip(layers, own, strict=True)) | ({} if self.last is None else {self.last: student[0]}),
+                teacher=None if final is None else at_least_float32(final[within]),
+                teacher_inner={layer: at_least_float32(each[within]) for layer, each in inner.items()},
+                topk_indices=None if self.topk_indices is None else self.topk_indices[rows],
+                topk_logprobs=None if self.topk_logprobs is None else self.topk_logprobs[rows],
+                projected=dict(zip(projected, others, strict=True)),
+                at_positions={
+                    term: {name: values[rows] for name, values in aside.at_positions.items()}
+                    for term, aside in self.asides.items()
+                },
+            )
+            return torch.stack([each.per_token(logits).sum() for each in self.objectives])
+
+        return evaluate
 
 
 class OutputHead(nn.Linear):
@@ -107,55 +151,77 @@ class OutputHead(nn.Linear):
         head.soft_cap, head.scale = soft_cap, scale
         return head.train(linear.training)
 
-    def forward(  # type: ignore[override]  # a linear layer to whoever gives it no work
-        self, hidden: Float[Tensor, "*batch hidden"], work: LogitWork | None = None
-    ) -> Float[Tensor, "*batch vocabulary"] | tuple[Float[Tensor, ""], Float[Tensor, " objectives"]]:
-        """Raw logits, to which the model does the rest; or, with `work`, the loss and its terms' values.
+    def product(
+        self, columns: Int64[Tensor, " tokens"], values: Float[Tensor, "tokens columns"]
+    ) -> Float[Tensor, "hidden columns"]:
+        """Wᵀ · values, W the matrix at some tokens; without gradient. Through the module's hooks, as ZeRO-3 needs it."""
+        product: Tensor = self(values, columns=columns)
+        return product
 
-        `hidden` is then [positions, hidden]. The loss is Σ_i factor_i · value_i, with gradients to `hidden`, `inner`,
-        weight and bias, as far as they require them; differentiable once. Values, one an objective, are
-        Σ_positions per_token, without gradient. Logits are computed in the weight's dtype, losses at least in float32,
-        also under autocast. To be called as a module, since ZeRO-3 has its weight only then.
+    def forward(  # type: ignore[override]  # a linear layer to whoever gives it no work
+        self,
+        hidden: Float[Tensor, "*batch hidden"],
+        work: LogitWork | None = None,
+        others: Sequence[RowWork] = (),
+        columns: Int64[Tensor, " tokens"] | None = None,
+    ) -> Tensor | tuple[Float[Tensor, ""], Float[Tensor, " losses"]]:
+        """Raw logits, to which the model does the rest; with work, the loss and the values of its terms; with `columns`
+        what `product` gives.
+
+        With `work`, `hidden` is [positions, hidden]; `others` bring their own rows. The loss is Σ_i factor_i · value_i, with
+        gradients to all rows, weight and bias, as far as they require them; differentiable once. Values, one for each
+        objective of `work`, then those of `others`, are sums over rows, without gradient. Logits are computed in the
+        weight's dtype, losses at least in float32, also under autocast. To be called as a module, since ZeRO-3 has its
+        weight only then.
         """
-        if work is None:
+        if columns is not None:
+            with torch.no_grad():
+                return self.weight[columns].t().to(hidden.dtype) @ hidden
+        if work is None and not others:
             return super().forward(hidden)
-        found: tuple[Tensor, Tensor] = _Losses.apply(  # type: ignore[no-untyped-call]
-            work, self, torch.is_grad_enabled(), self.weight, self.bias, hidden, *work.inner.values()
+        works = [*([] if work is None or not work.objectives else [replace(work, hidden=hidden)]), *others]
+        rows = [stream.rows for each in works for stream in each.streams()]
+        losses: tuple[Tensor, Tensor] = _Losses.apply(  # type: ignore[no-untyped-call]
+            works, self, torch.is_grad_enabled(), self.weight, self.bias, *rows
         )
-        return found
+        return losses
 
 
 class _Losses(torch.autograd.Function):
-    """(loss, values) of a `LogitWork`."""
+    """(loss, values) of some works."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        work: LogitWork,
+        works: Sequence[RowWork],
         module: OutputHead,
         training: bool,
         weight: Tensor,
         bias: Tensor | None,
-        *states: Tensor,
+        *rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         head = Head(weight, bias, module.soft_cap, module.scale)
         gradients = [
-            torch.zeros_like(each, dtype=_exact(weight.dtype)) if each is not None and training and wanted else None
-            for each, wanted in zip((weight, bias, *states), ctx.needs_input_grad[3:], strict=True)
+            torch.zeros_like(each, dtype=exact(weight.dtype)) if each is not None and training and wanted else None
+            for each, wanted in zip((weight, bias, *rows), ctx.needs_input_grad[3:], strict=True)
         ]
-        factors = torch.stack(
-            [torch.as_tensor(each, dtype=_exact(weight.dtype), device=weight.device) for each in work.factors]
-        )
-        scale = torch.ones_like(factors[0])
+        factors = [_numbers(work.factors, weight) for work in works]
+        scale = torch.ones((), dtype=exact(weight.dtype), device=weight.device)
         if weight.dtype == torch.float16:
-            scale = _FLOAT16_SCALE / factors.abs().amax().clamp_min(_NO_FACTOR)
+            scale = _FLOAT16_SCALE / torch.cat(factors).abs().amax().clamp_min(_NO_FACTOR)
+        bounds = [0, *running_total(len(work.streams()) for work in works)]
+        by_weight, by_bias, *by_rows = gradients
+        values = []
         with torch.autocast(weight.device.type, enabled=False):
-            values = _accumulate(work, head, states, factors * scale, gradients)
-            loss = factors @ values
+            for work, own, (first, end) in zip(works, factors, pairwise(bounds), strict=True):
+                wanted = Gradients(by_weight, by_bias, by_rows[first:end])
+                values.append(accumulate(work.prepared(head), head, own * scale, wanted))
+            sums = torch.cat(values)
+            loss = torch.cat(factors) @ sums
         ctx.scale, ctx.gradients = scale, gradients
-        ctx.dtypes = [each if each is None else each.dtype for each in (weight, bias, *states)]
-        ctx.mark_non_differentiable(values)
-        return loss, values
+        ctx.dtypes = [each if each is None else each.dtype for each in (weight, bias, *rows)]
+        ctx.mark_non_differentiable(sums)
+        return loss, sums
 
     @staticmethod
     def backward(ctx: Any, by_loss: Tensor, _by_values: Tensor) -> tuple[Tensor | None, ...]:
@@ -166,62 +232,16 @@ class _Losses(torch.autograd.Function):
         if gradients is None:
             raise RuntimeError("the gradients of losses on logits were handed out before; compute the losses again")
         factor = by_loss / ctx.scale
-        found = [
+        scaled = [
             None if each is None else each.mul_(factor).to(dtype)
             for each, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
-        return None, None, None, *found
+        return None, None, None, *scaled
 
 
-def _accumulate(
-    work: LogitWork,
-    head: Head,
-    states: Sequence[Float[Tensor, "positions hidden"]],
-    factors: Float[Tensor, " objectives"],
-    gradients: Sequence[Float[Tensor, "..."] | None],
-) -> Float[Tensor, " objectives"]:
-    """The sum of each loss; `gradients` (of weight, bias and each of `states`; None: not wanted) are added to."""
-    by_weight, by_bias, *by_states = gradients
-    training = any(each is not None for each in gradients)
-    values = torch.zeros_like(factors)
-    count, vocabulary = len(states[0]), len(head.weight)
-    in_cache = _IN_CACHE // vocabulary if head.weight.device.type == "cpu" else count
-    for part in head.portions(count, len(states)):
-        hidden = [each[part].detach().to(head.weight.dtype) for each in states]
-        raw = [F.linear(each, head.weight, head.bias) for each in hidden]
-        final, inner = _teachers(work, part)
-        for rows in slices(part.start, part.stop, in_cache):
-            within = slice(rows.start - part.start, rows.stop - part.start)
-            leaves = [each[within].detach().requires_grad_(training) for each in raw]
-            with torch.set_grad_enabled(training):
-                student = [at_least_float32(head.after(each)) for each in leaves]
-                logits = Logits(
-                    student=student[0],
-                    targets=work.targets[rows],
-                    inner=dict(zip(work.inner, student[1:], strict=True))
-                    | ({} if work.last is None else {work.last: student[0]}),
-                    teacher=None if final is None else at_least_float32(final[within]),
-                    teacher_inner={layer: at_least_float32(each[within]) for layer, each in inner.items()},
-                    topk_indices=None if work.topk_indices is None else work.topk_indices[rows],
-                    topk_logprobs=None if work.topk_logprobs is None else work.topk_logprobs[rows],
-                )
-                sums = torch.stack([each.per_token(logits).sum() for each in work.objectives])
-                loss = factors @ sums
-            values += sums.detach()
-            if training:
-                derivatives = torch.autograd.grad(loss, leaves, materialize_grads=True)
-                for each, derivative in zip(raw, derivatives, strict=True):
-                    each[within] = derivative
-        if not training:
-            continue
-        for derivative, state, by_state in zip(raw, hidden, by_states, strict=True):
-            if by_state is not None:
-                by_state[part] = _product(derivative, head.weight)
-            if by_weight is not None:
-                _add_product(by_weight, derivative.t(), state)
-            if by_bias is not None:
-                by_bias += derivative.sum(0, dtype=by_bias.dtype)
-    return values
+def _numbers(factors: Sequence[float | Float[Tensor, ""]], like: Tensor) -> Float[Tensor, " losses"]:
+    """As a tensor where the logits are."""
+    return torch.stack([torch.as_tensor(each, dtype=exact(like.dtype), device=like.device) for each in factors])
 
 
 def _teachers(work: LogitWork, part: slice) -> tuple[Tensor | None, dict[int, Tensor]]:
@@ -230,25 +250,3 @@ def _teachers(work: LogitWork, part: slice) -> tuple[Tensor | None, dict[int, Te
         return None, {}
     final = None if work.final is None else work.teacher.logits(work.final[part])
     return final, {layer: work.teacher.logits(each[part]) for layer, each in work.position_states.items()}
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    """What sums are in (`trainer.maths.ragged.at_least_float32`)."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _product(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
-    """left · right, of which nothing is rounded to half precision, where float16 might not hold it."""
-    if _exact(left.dtype) == left.dtype:
-        return left @ right
-    if left.device.type == "cuda":
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
-
-
-def _add_product(total: Float[Tensor, "n m"], left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> None:
-    """total += left · right"""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += _product(left, right)

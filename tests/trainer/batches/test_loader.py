@@ -137,7 +137,8 @@ def with_every_part(source, rows):
     layers = {layer: SpanLayer(torch.randn(len(rows), 5), torch.ones(len(rows))) for layer in (2, 4)}
     spans = SpanTargets(torch.stack([batch.rows[:-1], batch.rows[1:]], dim=1), torch.arange(len(rows) + 1), layers)
     teacher = source.documents.teacher_tokens(batch.documents.numpy())
-    teacher = replace(teacher, final=torch.randn(len(teacher.positions), 5))
+    count = len(teacher.positions)
+    teacher = replace(teacher, final=torch.randn(count, 5), argmax=torch.arange(count), entropy=torch.ones(count))
     return replace(batch, teacher=teacher, pairs=pairs, spans=spans)
 
 

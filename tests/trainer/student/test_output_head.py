@@ -13,13 +13,12 @@ from torch.utils._pytree import tree_leaves
 from schemas.training import PairConfig
 from trainer.batches.batch import Batch, LayerTargets
 from trainer.maths.ragged import pointers
-from trainer.models import head
+from trainer.models import head, row_losses
 from trainer.models.head import Head
 from trainer.objectives.base import Logits, Setting
 from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.objectives.divergence import ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL
 from trainer.objectives.fdd import FeatureDynamics
-from trainer.student import output_head
 from trainer.student.output_head import LogitWork, OutputHead
 
 POSITIONS, HIDDEN, TEACHER_HIDDEN, VOCABULARY = 11, 6, 5, 23
@@ -119,7 +118,7 @@ def portions(request, monkeypatch):
 
 def use_portions(monkeypatch, together, in_cache, vocabulary=VOCABULARY):
     monkeypatch.setattr(head, "LOGITS_AT_ONCE", together * vocabulary * (1 + len(INNER)))
-    monkeypatch.setattr(output_head, "_IN_CACHE", in_cache * vocabulary)
+    monkeypatch.setattr(row_losses, "IN_CACHE", in_cache * vocabulary)
 
 
 def assert_same(found, expected, tolerance=1e-11):

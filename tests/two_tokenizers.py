@@ -1,0 +1,119 @@
+"""A student's and a teacher's random states of documents that the two cut into different tokens, as terms see them; float64."""
+
+import torch
+from torch import nn
+
+from trainer.batches.batch import Batch, TeacherTokens
+from trainer.maths.ragged import pointers
+from trainer.models.embeddings import Embeddings
+from trainer.models.head import Head
+from trainer.objectives.base import Beginning, Matrices, Setting
+from trainer.student.output_head import LogitWork, OutputHead
+
+STUDENT, TEACHER = 5, 7
+STUDENT_VOCABULARY, TEACHER_VOCABULARY = 23, 31
+#: Tokens before what is learnt, and learnt ones; of the student, of the teacher. In some a side has nothing to learn.
+DOCUMENTS = (((2, 4), (1, 6)), ((1, 1), (2, 1)), ((3, 5), (1, 2)))
+
+
+class TwoTokenizers:
+    """`documents` as `DOCUMENTS` has them; `options` of the student's head."""
+
+    def __init__(self, documents=DOCUMENTS, seed=0, dtype=torch.float64, **options):
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        linear = nn.Linear(STUDENT, STUDENT_VOCABULARY, dtype=dtype)
+        linear.weight, linear.bias = nn.Parameter(normal(STUDENT_VOCABULARY, STUDENT)), nn.Parameter(normal(23))
+        self.head = OutputHead.around(linear, options.get("soft_cap"), options.get("scale"))
+        self.embedding = nn.Embedding(STUDENT_VOCABULARY, STUDENT, dtype=dtype)
+        self.embedding.weight = nn.Parameter(normal(STUDENT_VOCABULARY, STUDENT))
+        self.teacher_head = Head(normal(TEACHER_VOCABULARY, TEACHER), normal(TEACHER_VOCABULARY), 4.0, 0.5)
+        self.teacher_embeddings = Embeddings(normal(TEACHER_VOCABULARY, TEACHER))
+        self.batch = self._batch(documents, generator, normal)
+        self.hidden = normal(len(self.batch.ids), STUDENT).requires_grad_()
+        self.documents = documents
+
+    def _batch(self, documents, generator, normal):
+        sides = []
+        for side, vocabulary in enumerate((STUDENT_VOCABULARY, TEACHER_VOCABULARY)):
+            counts = [document[side] for document in documents]
+            rows = pointers([sum(of_document) for of_document in counts])
+            ids = torch.randint(vocabulary, (int(rows[-1]),), generator=generator)
+            starts = [int(row) + before for row, (before, _) in zip(rows, counts, strict=False)]
+            positions = torch.tensor(
+                [
+                    start + token - 1
+                    for start, (_, learnt) in zip(starts, counts, strict=True)
+                    for token in range(learnt)
+                ],
+                dtype=torch.int64,
+            )
+            position_rows = pointers([learnt for _, learnt in counts])
+            sides.append((ids, rows, positions, position_rows, ids[positions + 1]))
+        teacher = TeacherTokens(*sides[1], final=normal(len(sides[1][2]), TEACHER))
+        logits = self.teacher_head.logits(teacher.final)
+        logprobs = logits.log_softmax(1)
+        teacher = TeacherTokens(
+            *sides[1],
+            final=teacher.final,
+            argmax=logits.argmax(1),
+            entropy=-(logprobs.exp() * logprobs).sum(1).float(),
+        )
+        return Batch(torch.arange(len(documents)), *sides[0], teacher=teacher)
+
+    def setting(self, **values):
+        return Setting((), STUDENT, TEACHER, student_embedding=STUDENT, **values)
+
+    def begun(self, term):
+        """A term, ready to be computed, in the problem's precision."""
+        term.to(self.hidden.dtype)
+        student = Head(self.head.weight, self.head.bias, self.head.soft_cap, self.head.scale)
+        term.begin(Beginning(lambda _: iter([self.batch]), student, self.teacher_head, self.teacher_embeddings))
+        term.matrices = Matrices(self.embedding, self.head.product, self.teacher_head, self.teacher_embeddings)
+        return term
+
+    def value(self, term, batch=None, hidden=None):
+        """The term, divided; differentiable."""
+        batch = self.batch if batch is None else batch
+        states = {4: self.hidden if hidden is None else hidden}
+        factor = 1 / float(term.denominators(batch))
+        aside = term.aside(states, batch)
+        work = LogitWork.of(batch, states, [term], [factor], None, {term: aside})
+        loss, _ = self.head(states[4][batch.positions], work)
+        return loss if aside.numerator is None else loss + factor * aside.numerator
+
+    def leaves(self, term):
+        """What may learn, by name."""
+        return {
+            "hidden": self.hidden,
+            "head": self.head.weight,
+            "bias": self.head.bias,
+            "embedding": self.embedding.weight,
+            **dict(term.named_parameters()),
+        }
+
+    def gradients(self, loss, term):
+        """By name; None: none at all."""
+        leaves = self.leaves(term)
+        return dict(
+            zip(
+                leaves, torch.autograd.grad(loss, [*leaves.values()], allow_unused=True, retain_graph=True), strict=True
+            )
+        )
+
+
+def after(logits, head):
+    """What a model does to its raw logits."""
+    logits = logits * (head.scale or 1)
+    return head.soft_cap * torch.tanh(logits / head.soft_cap) if head.soft_cap else logits
+
+
+def divergence(name, p, q):
+    """Of two rows of logits, differentiable in the second."""
+    p, q = p.detach().softmax(0), q.softmax(0)
+    mixed = {"sfkl": 0.1 * p + 0.9 * q, "srkl": 0.9 * p + 0.1 * q}.get(name)
+    first, second = {"fkl": (p, q), "rkl": (q, p), "sfkl": (p, mixed), "srkl": (q, mixed)}[name]
+    return (first * (first.log() - second.log())).sum()

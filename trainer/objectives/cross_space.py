@@ -1,0 +1,135 @@
+"""One model's hidden states through the other's output matrix: what the terms of the DSKD family are made of.
+
+Dual-space distillation compares distributions in two spaces. In the student's, the teacher's states are projected to the
+student's size and go through the student's output matrix, which is a constant to them (`Aside.projected`). In the
+teacher's, it is the other way round, and everything is a constant but the projected states: `teacher_space`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Final, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from trainer.maths.ragged import at_least_float32
+from trainer.models.head import Head
+from trainer.models.row_losses import Evaluate, Gradients, Stream, accumulate, exact
+from trainer.objectives.base import Options
+from trainer.objectives.divergence import (
+    Rule,
+    divergence,
+    forward_kl,
+    reverse_kl,
+    skewed_forward_kl,
+    skewed_reverse_kl,
+)
+
+Name = Literal["fkl", "rkl", "sfkl", "srkl"]
+
+_RULES: Final[dict[str, Callable[..., tuple[Tensor, Tensor]]]] = {
+    "fkl": forward_kl,
+    "rkl": reverse_kl,
+    "sfkl": skewed_forward_kl,
+    "srkl": skewed_reverse_kl,
+}
+_SKEWED: Final = frozenset({"sfkl", "srkl"})
+
+
+class CrossSpaceOptions(Options):
+    """Options of every term of the family."""
+
+    divergence: Name = "fkl"  # in the student's space
+    skew: float | None = Field(default=None, gt=0, lt=1)  # λ of `sfkl` and `srkl`; None: 0.1
+    temperature: float = Field(default=2.0, gt=0)  # of the divergences, on both sides
+    teacher_space: bool = True  # else the student's space alone
+
+    default_skew: ClassVar[float] = 0.1
+
+    @model_validator(mode="after")
+    def _skew_is_used(self) -> "CrossSpaceOptions":
+        if self.skew is not None and self.divergence not in _SKEWED:
+            raise ValueError(f"`skew` belongs to `divergence: sfkl` and `srkl`, not to `{self.divergence}`")
+        return self
+
+    @property
+    def rule(self) -> Rule:
+        """The divergence of the student's space."""
+        rule = _RULES[self.divergence]
+        if self.divergence in _SKEWED:
+            return partial(rule, skew=self.default_skew if self.skew is None else self.skew)
+        return rule
+
+
+def diverging(
+    student: Float[Tensor, "rows vocabulary"], teacher: Float[Tensor, "rows vocabulary"], temperature: float, rule: Rule
+) -> Float[Tensor, " rows"]:
+    """The divergence of two rows of logits at a temperature, differentiable in the student's."""
+    log_q, log_p = ((each / temperature).log_softmax(1) for each in (student, teacher.detach()))
+    return divergence(log_q, log_p, rule)
+
+
+@dataclass(frozen=True)
+class TeacherSpace:
+    """Divergences from the teacher's own distributions (protocol: `trainer.models.row_losses.RowWork`)."""
+
+    head: Head  # the teacher's
+    final: Float[Tensor, "rows teacher_hidden"]  # its last states
+    projected: Float[Tensor, "rows teacher_hidden"]  # what the student's states become in its space
+    weights: Float[Tensor, " rows"] | None  # of rows; None: all 1
+    temperature: float
+    rule: Rule
+    bias: bool = False  # whether projected rows get its head's bias
+    columns: None = None
+
+    @property
+    def factors(self) -> Sequence[float]:
+        """One loss, as it is."""
+        return [1.0]
+
+    def streams(self) -> list[Stream]:
+        """What is differentiated alone."""
+        return [Stream(self.projected, own=False, bias=self.bias)]
+
+    def prepared(self, head: Head) -> "TeacherSpace":
+        """Itself: nothing depends on all rows."""
+        return self
+
+    def portion(self, part: slice) -> Evaluate:
+        """The divergence of each row from the teacher's logits, weighted."""
+        teacher = self.head.logits(self.final[part])
+
+        def evaluate(student: Sequence[Tensor], rows: slice, within: slice) -> Tensor:
+            own = at_least_float32(teacher[within])
+            losses = diverging(student[0], own, self.temperature, self.rule)
+            return (losses if self.weights is None else losses * self.weights[rows]).sum()[None]
+
+        return evaluate
+
+
+def teacher_space(work: TeacherSpace) -> Float[Tensor, ""]:
+    """The sum of its divergences, differentiable once in `projected`."""
+    total: Tensor = _TeacherSpace.apply(work, torch.is_grad_enabled(), work.projected)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _TeacherSpace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, work: TeacherSpace, training: bool, projected: Tensor) -> Tensor:
+        kind = exact(work.head.weight.dtype)
+        wanted = training and ctx.needs_input_grad[2]
+        gradient = torch.zeros_like(projected, dtype=kind) if wanted else None
+        ctx.gradient, ctx.dtype = gradient, projected.dtype
+        with torch.autocast(projected.device.type, enabled=False):
+            factor = torch.ones(1, dtype=kind, device=projected.device)
+            return accumulate(work, work.head, factor, Gradients(None, None, [gradient]))[0]
+
+    @staticmethod
+    def backward(ctx: Any, by_total: Tensor) -> tuple[None, None, Tensor | None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("losses on logits can be differentiated only once: no `create_graph`")
+        gradient, ctx.gradient = ctx.gradient, None
+        return None, None, None if gradient is None else gradient.mul_(by_total).to(ctx.dtype)

@@ -1,0 +1,328 @@
+"""Dual-space distillation with cross-model attention (DSKD, Zhang et al. 2024, arXiv 2406.17328).
+
+Of one document: student positions i with inputs x_i, targets y_i and last states H^s, teacher positions j likewise, of
+what is learnt alone. E are input embeddings, W output matrices, p softmax, sg a constant, D the divergence, τ `temperature`:
+
+    Q = [E_s[x]; E_s[y]] W_q + b_q      K = [E_t[x']; E_t[y']] / σ_k      V = (H^t/σ_h + E_t[y']/σ_e) W_v + b_v
+    A = softmax_j(Q Kᵀ / √(2D))         B = softmax_i((Q Kᵀ)ᵀ / √(2D))
+    Z^{ts} = (A V) sg(W_s)ᵀ             Z^{st} = (B (H^s W_o + b_o)) W_tᵀ
+
+    L_ce  = Σ_i CE(Z^{ts}_i, y_i)
+    L_stu = Σ_i gate_i · D(p(sg Z^{ts}_i / τ) ‖ p(Z^s_i / τ))
+    L_tea = Σ_j KL(p(Z^t_j / τ) ‖ p(Z^{st}_j / τ))
+
+and the term is their sum over the student's learnt tokens. `gate` is 1 where Z^{ts} has the target as its likeliest token
+(`correct`), the probability of its likeliest (`confidence`), or 1 (`none`). E_s is a constant, so L_ce trains W_q and W_v
+alone, L_stu the student alone, and L_tea the student, W_o and, through B, W_q. Where a model caps or scales its logits, so
+it does here with projected rows; biases of output matrices are left out of them, as published.
+
+σ are standard deviations over learnt rows of the dataset's first documents (`scale: dataset`), or of each document by
+itself: neither depends on what else is in a batch. Where both sides have the same tokens there is no attention, embedding
+or gate: Z^{ts} = (H^t W_v) sg(W_s)ᵀ, and Z^{st} likewise.
+
+DWA-KD (Vu et al. 2026, arXiv 2602.21669) is the term `dwa`: the same with weights of positions, all of them constants.
+
+    ĥ_i = H(p^s_i) n / Σ_i H(p^s_i)                          L_stu = Σ_i ĥ_i gate_i · D(…)
+    ĉ_j = c_j m / Σ_j c_j, c_j = 1 − H(p^t_j) / ln V_t       L_tea = Σ_j ĉ_j KL(…)
+
+over the n and m positions of a document, entropies at temperature 1. `normalise: product` has gate_i inside of ĥ_i instead.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import ClassVar, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from schemas.errors import UsageError
+from trainer.batches.batch import Batch, TeacherTokens
+from trainer.maths.ragged import at_least_float32, normalize_rows, spread, sum_rows
+from trainer.models.head import Head
+from trainer.models.row_losses import entropies
+from trainer.objectives.base import (
+    Aside,
+    Beginning,
+    Embed,
+    LogitObjective,
+    Logits,
+    Needs,
+    Options,
+    Setting,
+    Weighed,
+)
+from trainer.objectives.cross_space import CrossSpaceOptions, TeacherSpace, diverging, teacher_space
+from trainer.objectives.divergence import forward_kl
+
+#: Documents that the dataset's scales are of.
+SCALE_ROWS: Final = 1000
+#: A scale is at least this, where all values are equal.
+_LEAST: Final = 1e-6
+
+Gate = Literal["correct", "confidence", "none"]
+
+
+class DualSpaceOptions(CrossSpaceOptions):
+    """Options of `dskd`."""
+
+    gate: Gate = "correct"
+    scale: Literal["dataset", "document"] = "dataset"
+
+
+class WeightedOptions(DualSpaceOptions):
+    """Options of `dwa`."""
+
+    divergence: Literal["fkl", "rkl", "sfkl", "srkl"] = "srkl"
+    gate: Gate = "confidence"
+    normalise: Literal["entropy", "product"] = "entropy"
+
+
+class DualSpace(LogitObjective):
+    """DSKD. Needs no common tokenizer."""
+
+    options: ClassVar[type[Options]] = DualSpaceOptions
+
+    def __init__(self, options: DualSpaceOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.last_sizes
+        self.to_student = nn.Linear(teacher, student)  # W_v, b_v
+        if options.teacher_space:
+            self.to_teacher = nn.Linear(student, teacher)  # W_o, b_o
+        if not setting.same_tokens:
+            embedding = setting.student_embedding or setting.student_size
+            self.query = nn.Linear(2 * embedding, 2 * teacher)  # W_q, b_q
+        self.scales: tuple[float, float, float] | None = None  # σ_k, σ_h, σ_e of the dataset
+
+    def needs(self) -> Needs:
+        """Last states at the teacher's own positions, and its input embeddings where there is attention."""
+        return Needs(teacher_final=True, embeddings=not self.setting.same_tokens)
+
+    def begin(self, beginning: Beginning) -> None:
+        """Measures the scales. Raises UsageError for embeddings that are not as wide as the teacher's last states."""
+        if self.setting.same_tokens:
+            return
+        embeddings = beginning.teacher_embeddings
+        assert embeddings is not None
+        size = self.setting.last_sizes[1]
+        keys, states, targets = Spread(), Spread(), Spread()
+        for batch in beginning.batches(SCALE_ROWS if self.config.scale == "dataset" else 1):
+            assert batch.teacher is not None
+            inputs, following = embedded(batch.teacher, embeddings)
+            if inputs.shape[1] != size:
+                raise UsageError(
+                    f"The teacher's input embeddings have {inputs.shape[1]} features and its last states {size}; `dskd` and "
+                    "its kin add the two. Take `dskd_eta`, which needs no embeddings."
+                )
+            assert batch.teacher.final is not None
+            keys.add(inputs)
+            keys.add(following)
+            states.add(batch.teacher.final)
+            targets.add(following)
+        self.scales = keys.deviation, states.deviation, targets.deviation
+
+    def aside(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch) -> Aside:
+        """Projected rows of the student's space, and L_tea."""
+        teacher = batch.teacher
+        assert teacher is not None
+        assert teacher.final is not None
+        hidden = states[max(states)].index_select(0, batch.positions)
+        if self.setting.same_tokens:
+            projected = self.to_student(teacher.final.to(self.to_student.weight.dtype))
+            back = self._to_teacher(hidden)
+            here, there = hidden.new_ones(len(projected)), hidden.new_ones(len(projected))
+        else:
+            projected, back = self._attended(hidden, batch, teacher)
+            counts = batch.position_rows.diff(), teacher.position_rows.diff()
+            both = (counts[0] > 0) & (counts[1] > 0)  # documents in which there is something to attend to
+            here, there = (
+                spread(both.to(hidden.device, hidden.dtype), rows)
+                for rows in (batch.position_rows, teacher.position_rows)
+            )
+        numerator = None
+        if back is not None:
+            head = self.matrices.teacher_head
+            assert head is not None
+            weights = at_least_float32(there) * self._teacher_weights(teacher, len(head.weight))
+            numerator = teacher_space(
+                TeacherSpace(head, teacher.final, back, weights, self.config.temperature, forward_kl)
+            )
+        return Aside(projected, numerator, {"here": at_least_float32(here)}, self._weighed(batch, projected))
+
+    def per_token(self, logits: Logits) -> Float[Tensor, " positions"]:
+        """L_ce and L_stu at each position."""
+        projected, constants = logits.projected[self], logits.at_positions[self]
+        losses = diverging(logits.student, projected, self.config.temperature, self.config.rule)
+        if self._gated:
+            losses = losses * self._gate(projected.detach(), logits.targets)
+        if "weights" in constants:
+            losses = losses * constants["weights"]
+        return constants["here"] * (losses + F.cross_entropy(projected, logits.targets, reduction="none"))
+
+    @property
+    def _gated(self) -> bool:
+        """Whether positions are gated one by one."""
+        return self.config.gate != "none" and not self.setting.same_tokens
+
+    def _gate(
+        self, projected: Float[Tensor, "positions vocabulary"], targets: Int64[Tensor, " positions"]
+    ) -> Float[Tensor, " positions"]:
+        """Of projected logits."""
+        if self.config.gate == "correct":
+            return (projected.argmax(1) == targets).to(projected)
+        return projected.softmax(1).amax(1)
+
+    def _attended(
+        self, hidden: Float[Tensor, "positions hidden"], batch: Batch, teacher: TeacherTokens
+    ) -> tuple[Float[Tensor, "positions hidden"], Float[Tensor, "teacher_positions teacher_hidden"] | None]:
+        """A V and, where it is wanted, B (H^s W_o + b_o)."""
+        dtype = self.query.weight.dtype
+        queries = self.query(self._student_inputs(batch).to(dtype))
+        assert self.matrices.teacher_embeddings is not None
+        assert teacher.final is not None
+        inputs, following = (at_least_float32(each) for each in embedded(teacher, self.matrices.teacher_embeddings))
+        final = at_least_float32(teacher.final)
+        sigma_k, sigma_h, sigma_e = self._scales(inputs, final, following, teacher.position_rows)
+        keys = torch.cat([inputs, following], 1) / sigma_k
+        values = self.to_student((final / sigma_h + following / sigma_e).to(dtype))
+        own = self._to_teacher(hidden)
+        queries, values = (at_least_float32(each) for each in (queries, values))
+        # none, but connected to every parameter
+        mixes = [queries[:0] @ keys[:0].t() @ values[:0]]
+        back = [] if own is None else [at_least_float32(own)[:0]]
+        for mine, theirs in documents(batch.position_rows, teacher.position_rows):
+            scores = queries[mine] @ keys[theirs].t() / math.sqrt(keys.shape[1])
+            mixes.append(scores.softmax(1) @ values[theirs])
+            if own is not None:
+                back.append(scores.t().softmax(1) @ at_least_float32(own[mine]))
+        return torch.cat(mixes), torch.cat(back) if back else None
+
+    def _to_teacher(
+        self, hidden: Float[Tensor, "positions hidden"]
+    ) -> Float[Tensor, "positions teacher_hidden"] | None:
+        """W_o and b_o of the student's states; None: not wanted."""
+        if not self.config.teacher_space:
+            return None
+        states: Tensor = self.to_teacher(hidden.to(self.to_teacher.weight.dtype))
+        return states
+
+    def _student_inputs(self, batch: Batch) -> Float[Tensor, "positions two_embeddings"]:
+        """[E_s[x]; E_s[y]], constant."""
+        vectors = self.matrices.embed(torch.cat([batch.ids[batch.positions], batch.targets])).detach()
+        return torch.cat([vectors[: len(batch.targets)], vectors[len(batch.targets) :]], 1)
+
+    def _scales(
+        self,
+        inputs: Float[Tensor, "positions features"],
+        final: Float[Tensor, "positions features"],
+        following: Float[Tensor, "positions features"],
+        rows: Int64[Tensor, " pointers"],
+    ) -> tuple[float, float, float] | tuple[Tensor, Tensor, Tensor]:
+        """σ_k, σ_h and σ_e: numbers, or [positions, 1]."""
+        if self.config.scale == "dataset":
+            assert self.scales is not None
+            return self.scales
+        keys, states, targets = (
+            spread(_deviations(parts, rows), rows)[:, None] for parts in ([inputs, following], [final], [following])
+        )
+        return keys, states, targets
+
+    def _teacher_weights(self, teacher: TeacherTokens, vocabulary: int) -> float | Float[Tensor, " teacher_positions"]:
+        """Of its positions."""
+        return 1.0
+
+    def _weighed(self, batch: Batch, projected: Float[Tensor, "positions hidden"]) -> Weighed | None:
+        """Of the student's positions, once its output head is there; None: all alike."""
+        return None
+
+
+class WeightedDualSpace(DualSpace):
+    """DWA-KD's weights on DSKD."""
+
+    options: ClassVar[type[Options]] = WeightedOptions
+
+    def needs(self) -> Needs:
+        """The entropy of the teacher's distributions as well."""
+        return replace(super().needs(), entropy=self.config.teacher_space)
+
+    @property
+    def _gated(self) -> bool:
+        return super()._gated and self.config.normalise == "entropy"
+
+    def _teacher_weights(self, teacher: TeacherTokens, vocabulary: int) -> Float[Tensor, " teacher_positions"]:
+        """ĉ"""
+        assert teacher.entropy is not None
+        certainty = (1 - at_least_float32(teacher.entropy) / math.log(vocabulary)).clamp(0, 1)
+        return _to_length(certainty, teacher.position_rows)
+
+    def _weighed(self, batch: Batch, projected: Float[Tensor, "positions hidden"]) -> Weighed:
+        """ĥ"""
+
+        def weights(head: Head, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, " positions"]:
+            entropy = entropies(head, hidden)
+            if super(WeightedDualSpace, self)._gated and self.config.normalise == "product":
+                unbiased = replace(head, bias=None)
+                for part in head.portions(len(hidden)):
+                    logits = at_least_float32(unbiased.logits(projected[part].detach()))
+                    entropy[part] *= self._gate(logits, batch.targets[part])
+            return _to_length(entropy, batch.position_rows)
+
+        return weights
+
+
+def _to_length(weights: Float[Tensor, " positions"], rows: Int64[Tensor, " pointers"]) -> Float[Tensor, " positions"]:
+    """Scaled to add up to their number in each document."""
+    counts = rows.diff().to(weights.device, weights.dtype)
+    return normalize_rows(weights, rows) * spread(counts, rows)
+
+
+def documents(mine: Int64[Tensor, " pointers"], theirs: Int64[Tensor, " pointers"]) -> Iterator[tuple[slice, slice]]:
+    """Both sides' positions of each document."""
+    for (first, end), (others_first, others_end) in zip(
+        pairwise(mine.tolist()), pairwise(theirs.tolist()), strict=True
+    ):
+        yield slice(first, end), slice(others_first, others_end)
+
+
+def embedded(teacher: TeacherTokens, embeddings: Embed) -> tuple[Tensor, Tensor]:
+    """The teacher's embeddings of the tokens at its positions, and of those that follow: [positions, features] each."""
+    return embeddings(teacher.ids[teacher.positions]), embeddings(teacher.targets)
+
+
+class Spread:
+    """The standard deviation of numbers that come in parts, unbiased; exact to rounding in float64."""
+
+    def __init__(self) -> None:
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: Float[Tensor, "rows features"]) -> None:
+        """Some more (Chan, Golub and LeVeque 1979, "Updating formulae")."""
+        count = values.numel()
+        if not count:
+            return
+        values = values.to(torch.float64)
+        mean = float(values.mean())
+        squares = float((values - mean).square().sum())
+        total, shift = self._count + count, mean - self._mean
+        self._squares += squares + shift**2 * self._count * count / total
+        self._mean += shift * count / total
+        self._count = total
+
+    @property
+    def deviation(self) -> float:
+        """At least `_LEAST`; 1 of fewer than two numbers."""
+        return max(math.sqrt(self._squares / (self._count - 1)), _LEAST) if self._count > 1 else 1.0
+
+
+def _deviations(
+    parts: Sequence[Float[Tensor, "positions features"]], rows: Int64[Tensor, " pointers"]
+) -> Float[Tensor, " documents"]:
+    """The standard deviation of each document's numbers, unbiased; as `Spread` has it."""
+    values = torch.cat(list(parts), 1)
+    counts = (rows.diff() * values.shape[1]).to(values.device, values.dtype)
+    means = sum_rows(values.sum(1), rows) / counts.clamp_min(1)
+    squares = sum_rows((values - spread(means, rows)[:, None]).square().sum(1), rows)
+    return torch.where(counts > 1, (squares / (counts - 1).clamp_min(1)).sqrt().clamp_min(_LEAST), 1.0)
