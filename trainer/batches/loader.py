@@ -5,11 +5,13 @@ rows [s·B, (s+1)·B) of it. So the number of the step is the whole position, an
 seed and step alone, however many ranks and micro-batches it is dealt to.
 """
 
+import atexit
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
@@ -149,7 +151,9 @@ class _Elsewhere:
         self._loader = loader
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        for parcel in self._loader:
+        reading = iter(self._loader)
+        _reading.add(reading)
+        for parcel in reading:
             if isinstance(parcel, UserError):
                 raise parcel
             yield parcel.unpack()
@@ -159,6 +163,17 @@ class _Elsewhere:
         iterator: Any = self._loader._iterator  # nothing public ends them while a traceback holds the iterator
         if iterator is not None:
             iterator._shutdown_workers()
+
+
+#: Whose workers must be told to end before this process waits for them: they ignore its signals (`_settle`).
+_reading: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+@atexit.register  # after torch's own, so called before it, which makes this do nothing
+def _end_all() -> None:
+    """At this process's end, before its children are waited for: where an error's traceback holds an iteration."""
+    for reading in [*_reading]:
+        reading._shutdown_workers()
 
 
 class _Each:

@@ -168,6 +168,15 @@ def test_workers_that_stay_end_when_the_loader_is_closed(source):
     loader.close()
 
 
+def test_a_process_ends_whose_iteration_an_error_holds(source, tmp_path):
+    config = DataConfig.parse({"dataset": "", "batch_size": 4, "workers": 1}, "test")
+    (tmp_path / "source.pickle").write_bytes(pickle.dumps((source, config)))
+    (tmp_path / "script.py").write_text(SCRIPT.replace("time.sleep(600)", "raise SystemExit(3)"), encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "source.pickle")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == 3
+
+
 def test_workers_ignore_sigterm_and_end_with_the_process_that_started_them(source, tmp_path):
     config = DataConfig.parse({"dataset": "", "batch_size": 4, "workers": 1}, "test")
     (tmp_path / "source.pickle").write_bytes(pickle.dumps((source, config)))
