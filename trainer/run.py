@@ -259,7 +259,6 @@ class Run:
                 raise UsageError(
                     f"`layers`: the teacher has layers 0 (embeddings) to {shape.depth}, not {pair.teacher}."
                 )
-        vocabulary = self.documents.vocabulary
         setting = Setting(
             pairs=tuple(sorted(pairs, key=lambda pair: pair.student)),
             student_size=student.hidden_size,
@@ -269,7 +268,6 @@ class Run:
             teacher_last=None if shape is None else (shape.depth, shape.width(None)),
             same_tokens=self.documents.same_tokens,
             student_embedding=int(student.model.get_input_embeddings().weight.shape[1]),
-            shared=None if vocabulary is None else vocabulary.shared,
         )
         return build(self.config.objectives, setting, "objectives")
 

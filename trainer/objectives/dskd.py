@@ -115,7 +115,7 @@ class DualSpace(LogitObjective):
             if inputs.shape[1] != size:
                 raise UsageError(
                     f"The teacher's input embeddings have {inputs.shape[1]} features and its last states {size}; `dskd` and "
-                    "its kin add the two. Take `dskd_eta`, which needs no embeddings."
+                    "`dwa` add the two, so they cannot be had of this teacher."
                 )
             assert batch.teacher.final is not None
             keys.add(inputs)
