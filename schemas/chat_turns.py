@@ -96,6 +96,15 @@ def spoken(role: ContentRole, text: str, field: str, number: int = 1) -> Turn:
     return turn
 
 
+def said_behind_reasoning(text: str, field: str) -> str:
+    """What an answer says behind reasoning at its beginning; empty where it is reasoning alone.
+
+    Raises `RowError` for reasoning that does not end.
+    """
+    pieces = _pieces("assistant", text, field, "turn 1")
+    return "".join(piece.text for piece in pieces if isinstance(piece, Content) and piece.role == "assistant")
+
+
 def string(value: Any, what: str, where: str = "") -> str:
     """A text of a row; empty for null. Raises `RowError` for anything else, and for text that UTF-8 cannot hold."""
     if isinstance(value, Unusable):

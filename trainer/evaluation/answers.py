@@ -16,16 +16,14 @@ class Answer(NamedTuple):
 
 
 def answer_of(response: str, thinking: bool = False) -> Answer:
-    """The response behind its first `</think>`, or all of it as it stands where it does not think.
+    """What stands behind reasoning at the beginning of a response, or all of it as it stands where it does not think.
 
     Reasoning that does not end has no answer behind it. `thinking`: the prompt has opened it already.
     """
+    if not thinking and not response.lstrip().startswith(_OPEN):
+        return Answer(response, False, True)
     _, close, behind = response.partition(_CLOSE)
-    if close:
-        return Answer(behind.strip(), True, True)
-    if thinking or response.lstrip().startswith(_OPEN):
-        return Answer("", True, False)
-    return Answer(response, False, True)
+    return Answer(behind.strip(), True, bool(close))
 
 
 def opens_reasoning(prompt: str) -> bool:

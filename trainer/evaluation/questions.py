@@ -14,6 +14,7 @@ A row is a JSON object on a line of its own, in any of the forms that the field 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,16 +22,17 @@ from typing import Any, Final
 
 from schemas.alpaca import alpaca, question
 from schemas.chat_rows import conversation_of
+from schemas.chat_turns import said_behind_reasoning
 from schemas.conversations import Conversation
 from schemas.errors import UsageError, UserError
 from schemas.part_names import AFTER_INSTRUCTION, AFTER_PROMPT, INPUTS, MESSAGES, UNPLACED
 from schemas.ready_made import ready_made
 from schemas.rows import RowError, holds_something, is_turns
-from trainer.evaluation.answers import answer_of
 
 _REFERENCES: Final = "references"
 #: Between contents of one answer, which are several where turns were merged.
 _BETWEEN: Final = "\n\n"
+_REASONING_ALONE: Final = "a reference is reasoning alone, without an answer"
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,12 @@ def _question(row: int, line: str, where: str, reading: Reading) -> Question:
         except RowError as error:
             raise UserError(f"{where}: {error.reason}.") from None
     else:
-        references = _references(fields, where)
-        prompt = _prompt(fields, references[0], where)
-    answers = tuple(dict.fromkeys(answer_of(reference).text for reference in references))
-    if not all(map(str.strip, answers)):
-        raise UserError(f"{where}: a reference is reasoning alone, without an answer.")
+        responses = _responses(fields, where)
+        prompt, references = _prompt(fields, responses[0], where), _answers_in(responses, where)
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return Question(row, where, prompt, answers, hashlib.sha256(canonical.encode()).hexdigest())
+    return Question(
+        row, where, prompt, tuple(dict.fromkeys(references)), hashlib.sha256(canonical.encode()).hexdigest()
+    )
 
 
 def _holds_turns(fields: dict[str, Any]) -> bool:
@@ -139,7 +140,7 @@ def _holds_turns(fields: dict[str, Any]) -> bool:
 
 def _exchange(fields: dict[str, Any], where: str, reading: Reading) -> tuple[Conversation, tuple[str, ...]]:
     """What is asked, and the references. Raises `RowError`, and `UserError` for references that are none."""
-    given = _texts(fields, _REFERENCES, where) if fields.get(_REFERENCES) is not None else ()
+    given = _answers_in(_texts(fields, _REFERENCES, where), where) if fields.get(_REFERENCES) is not None else ()
     read = partial(conversation_of, merge_turns=reading.merge_turns, system_into_user=reading.system_into_user)
     try:
         conversation, *_ = read(fields)
@@ -151,8 +152,10 @@ def _exchange(fields: dict[str, Any], where: str, reading: Reading) -> tuple[Con
     if last == 0:
         raise RowError("nothing stands before the answer")
     references = given or _answers(fields, conversation, last, where)
-    if not references:
+    if not references and conversation.messages[last].get("tool_calls"):
         raise RowError("the last answer is calls of tools alone", f"`{_REFERENCES}` may hold what to compare with")
+    if not references:
+        raise RowError(_REASONING_ALONE)
     return conversation.before(last), references
 
 
@@ -169,7 +172,7 @@ def _answers(fields: dict[str, Any], conversation: Conversation, last: int, wher
     name = next((name for name in _answer_names(fields) if holds_something(fields.get(name))), None)
     apart = name is not None and not any(holds_something(fields.get(key)) for key in MESSAGES)
     if name is not None and apart and isinstance(fields[name], list) and not is_turns(fields[name]):
-        return _texts(fields, name, where)
+        return _answers_in(_texts(fields, name, where), where)
     contents = [conversation.contents[number] for number in conversation.contents_of(last)]
     answer = _BETWEEN.join(content.text for content in contents if content.role == "assistant")
     return (answer,) if answer else ()
@@ -197,8 +200,17 @@ def _prompt(fields: dict[str, Any], response: str, where: str) -> str:
     return alpaca(*question("", context))
 
 
-def _references(fields: dict[str, Any], where: str) -> tuple[str, ...]:
-    """Texts to compare with, at least one."""
+def _answers_in(responses: Sequence[str], where: str) -> tuple[str, ...]:
+    """Texts to compare with: responses without reasoning at their beginning. Raises `UserError` for one without an answer."""
+    with suppress(RowError):  # of reasoning that does not end
+        answers = tuple(said_behind_reasoning(response, _REFERENCES) for response in responses)
+        if all(answers):
+            return answers
+    raise UserError(f"{where}: {_REASONING_ALONE}.")
+
+
+def _responses(fields: dict[str, Any], where: str) -> tuple[str, ...]:
+    """Responses of the row, at least one."""
     name = next((name for name in (_REFERENCES, *_answer_names(fields)) if fields.get(name) is not None), None)
     if name is None:
         raise UserError(f"{where}: no reference; the fields are {', '.join(fields)}, wanted is `output`.")

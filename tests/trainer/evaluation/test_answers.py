@@ -24,6 +24,8 @@ def test_reasoning_is_no_part_of_an_answer(thought, answer):
     for response, thinking in ((f" <think>{thought}", False), (thought, True)):
         assert answer_of(response, thinking) == Answer("", True, False)
     assert answer_of(answer) == Answer(answer, False, True)
+    mention = f"a{thought}</think>{answer}"
+    assert answer_of(mention) == Answer(mention, False, True)
 
 
 def test_a_prompt_may_have_opened_it():

@@ -135,6 +135,7 @@ FORMS = [
     ({"messages": [USER, ANSWER, USER], "references": ["Ulm"]}, [USER, ANSWER, USER], ("Ulm",)),
     ({"messages": [USER, CALL], "references": ["Ulm"]}, [USER], ("Ulm",)),
     ({"messages": [USER, ANSWER | {"reasoning_content": "Hm."}]}, [USER], ("In Ulm.",)),
+    ({"messages": [USER, ANSWER | {"content": "It is </think>."}]}, [USER], ("It is </think>.",)),
     ({"messages": [USER, ANSWER | {"content": "<think>\nHm.\n</think>\n\nIn Ulm."}]}, [USER], ("In Ulm.",)),
 ]
 
@@ -154,6 +155,8 @@ SINGLE = [
     ({"prompt": "Where?", "references": ["In Ulm.", "Ulm"]}, "Where?", ("In Ulm.", "Ulm")),
     ({"prompt": "Where?", "output": "In Ulm.", "references": ["Ulm"]}, "Where?", ("Ulm",)),
     ({"prompt": "Where?", "output": "<think>Hm.</think>\nIn Ulm."}, "Where?", ("In Ulm.",)),
+    ({"prompt": "Where?", "output": "Behind </think> now."}, "Where?", ("Behind </think> now.",)),
+    ({"prompt": "Where?", "references": ["<think>Hm.</think>A </think> b"]}, "Where?", ("A </think> b",)),
 ]
 
 
@@ -196,6 +199,13 @@ def test_what_is_beside_a_single_question_needs_a_template(questions_of):
         ({"messages": [USER, ANSWER], "references": [""]}, "`references` is empty"),
         ({"messages": [USER, ANSWER], "images": ["a.png"]}, "has no place for `images`"),
         ({"prompt": "Where?", "output": "<think>Hm."}, "a reference is reasoning alone"),
+        (
+            {"messages": [USER, ANSWER | {"content": "<think>Hm.</think>"}]},
+            "line 1: a reference is reasoning alone, without",
+        ),
+        ({"messages": [USER, ANSWER | {"content": "", "reasoning_content": "Hm."}]}, "a reference is reasoning alone"),
+        ({"messages": [USER], "references": ["Ulm", "<think>Hm.</think> "]}, "a reference is reasoning alone"),
+        ({"messages": [USER, CALL | {"reasoning_content": "Hm."}]}, "the last answer is calls of tools alone"),
     ],
 )
 def test_rows_that_cannot_be_asked(questions_of, row, message):
