@@ -87,5 +87,4 @@ def align(
     outcome = realign.realign(
         dataset, target, sides, overflow, workers=workers or run_workers(), overwrite=overwrite, quiet=as_json
     )
-    assert outcome.manifest is not None
-    finish(outcome, target, read_manifest(dataset).rows_out, allow_rejected, as_json)
+    finish(outcome, target, allow_rejected, as_json, before=read_manifest(dataset))

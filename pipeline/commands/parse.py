@@ -20,6 +20,7 @@ from pipeline.commands.flags import (
 from schemas import console
 from schemas.config import Learn, ParseConfig
 from schemas.errors import Exit, UsageError
+from schemas.manifest import Manifest
 
 
 def parse(
@@ -222,17 +223,20 @@ def parse(
             report.show_estimate(estimated, out)
         return
     outcome = prepare.prepare(settings, out, workers=count, overwrite=overwrite, quiet=as_json)
-    assert outcome.manifest is not None
-    finish(outcome, out, outcome.manifest.rows_in, allow_rejected, as_json)
+    finish(outcome, out, allow_rejected, as_json)
 
 
-def finish(outcome: Any, out: Path, rows: int, allow_rejected: bool, as_json: bool) -> None:
-    """Show a finished run; exits with `Exit.REJECTED` if not all `rows` are in it and that was not allowed."""
+def finish(outcome: Any, out: Path, allow_rejected: bool, as_json: bool, before: Manifest | None = None) -> None:
+    """Show a finished run; exits with `Exit.REJECTED` if it left rows out that were not allowed to be.
+
+    `before`: of the dataset that it was made from, whose own rows left out are told, and no loss of this run.
+    """
     from pipeline.dataset import report
 
     if as_json:
         console.emit_json({"out": str(out), **outcome.manifest.model_dump(mode="json")})
     else:
-        report.show_outcome(outcome, out)
+        report.show_outcome(outcome, out, before)
+    rows = outcome.manifest.rows_in if before is None else before.rows_out
     if outcome.manifest.rows_out < rows and not allow_rejected:
         raise typer.Exit(Exit.REJECTED)

@@ -12,7 +12,7 @@ from schemas import console
 from schemas.columns import GRANULARITIES, SIDES
 from schemas.config import ParseConfig
 from schemas.console import Text, counted
-from schemas.manifest import Manifest
+from schemas.manifest import CONFIG, Manifest
 
 
 def percent(part: int, whole: int) -> str:
@@ -20,8 +20,11 @@ def percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2f}%" if whole else "100.00%"
 
 
-def show_outcome(outcome: Outcome, out: Path) -> None:
-    """The end of a run: rows, what was left out and why, alignment, and what to do next."""
+def show_outcome(outcome: Outcome, out: Path, before: Manifest | None = None) -> None:
+    """The end of a run: rows, what was left out and why, alignment, and what to do next.
+
+    `before`: of the dataset that it was made from, if it was.
+    """
     manifest = outcome.manifest
     assert manifest is not None
     if outcome.already_finished:
@@ -33,8 +36,25 @@ def show_outcome(outcome: Outcome, out: Path) -> None:
         f"Written to {out}: {counted(len(manifest.shards), 'shard')}, {console.size(_bytes(manifest))}."
     )
     console.stdout.print(f"Look at it: {shlex.join(['mta-prep', 'inspect', str(out)])}")
-    for warning in warnings_of(manifest, out):
+    warnings = [*warnings_of(manifest, out), *(carried_losses(before, manifest, out) if before else ())]
+    for warning in warnings:
         console.stderr.print(Text(warning, "yellow"))
+
+
+def carried_losses(before: Manifest, manifest: Manifest, out: Path) -> list[str]:
+    """Of a dataset aligned anew: rows that the earlier run left out, which stay so, and how they would be tried again."""
+    lost = {side: 0 for side in SIDES if before.tokenizers[side] != manifest.tokenizers[side]}
+    for side in lost:
+        lost[side] = sum(count for reason, count in before.dropped.items() if reason.startswith(f"{side}: "))
+    rows = before.rows_in - before.rows_out
+    if not rows:
+        return []
+    told = f"Of these, {counted(rows, 'row')} the earlier run had left out already; what is left out stays so."
+    again = shlex.join(["mta-prep", "parse", "--config", str(out / CONFIG), "--out", "OTHER"])
+    sides = [f"{counted(count, 'row')} by the earlier {side}'s" for side, count in lost.items() if count]
+    if sides:
+        told += f" {' and '.join(sides)} tokenizer or template: `{again}` tries them again."
+    return [told]
 
 
 def warnings_of(manifest: Manifest, out: Path) -> list[str]:

@@ -179,7 +179,16 @@ def test_rows_left_out_count_in_the_exit_code_and_are_told(command, tmp_path):
     assert command(*shorter, "-o", tmp_path / "shorter", "--allow-rejected")[0] == 0
     # what had been left out before is no loss of this run
     same = ["align", tmp_path / "dropped", "--student", "embedded:sentencepiece-bpe", "--workers", 1]
-    assert command(*same, "-o", tmp_path / "same")[0] == 0
+    code, _, err = command(*same, "-o", tmp_path / "same")
+    assert code == 0
+    assert "1 row the earlier run had left out already" in " ".join(err.split())
+    # which the earlier teacher refused, and is not tried again by another student
+    assert "tries them again" not in err
+    other = ["align", tmp_path / "dropped", "--teacher", "embedded:bytelevel-bpe", "--workers", 1]
+    code, _, err = command(*other, "-o", tmp_path / "other")
+    assert code == 0
+    again = f"mta-prep parse --config {tmp_path / 'other' / 'config.yaml'} --out OTHER"
+    assert f"1 row by the earlier teacher's tokenizer or template: `{again}` tries" in " ".join(err.split())
 
 
 def test_align_writes_beside_the_old_dataset(command, prepared, tmp_path):
