@@ -39,7 +39,11 @@ def folders(prepared, same, tiny_teacher, make_cache):
     first = make_cache(
         signals=["relations", "states", "final"], storage={"states": "fp32", "final": "fp32", "units": "fp32"}
     )
-    later = make_cache(signals=["units", "states"], storage={"states": "fp32", "units": "fp32"}, state_tokens="all")
+    later = make_cache(
+        signals=["units", "states", "entropy", "embeddings"],
+        storage={"states": "fp32", "units": "fp32"},
+        state_tokens="all",
+    )
     return {"caches": [first, later], "same": same, "other": prepared, "teacher": tiny_teacher}
 
 

@@ -50,6 +50,8 @@ SHORT = {
     },
 }
 FDD = {"srkl": {}, "fdd": {}}
+#: Of terms that need no common tokens: one with the least that can turn over by a last bit.
+SPACES = {"ce": {}, "dwa": {"divergence": "fkl"}, "dskd": {"gate": "none"}}
 UNITS = {"ce": {}, "hidden": {"level": "unit"}, "dsa": {"metric": "distance"}}
 
 
@@ -71,6 +73,8 @@ def runs(config, folders, tmp_path_factory):
             "fdd-live": {"objectives": FDD, **live},
             "units": {"dataset": "other", "objectives": UNITS},
             "units-live": {"dataset": "other", "objectives": UNITS, **live},
+            "spaces": {"dataset": "other", "objectives": SPACES, "steps": 20},
+            "spaces-live": {"dataset": "other", "objectives": SPACES, "steps": 20, **live},
         },
         2: {
             "two": {},
@@ -82,6 +86,7 @@ def runs(config, folders, tmp_path_factory):
             "two-lora-zero3": {"deepspeed": "zero3", "student": {"lora": {"r": 4}}},
             "two-cross-zero2": {"deepspeed": "zero2", "dataset": "other"},
             "two-cross-zero2-live": {"deepspeed": "zero2", "dataset": "other", **live},
+            "two-spaces-zero2": {"deepspeed": "zero2", "dataset": "other", "objectives": SPACES, "steps": 20},
             "fails": {},
             "two-bf16": {"deepspeed": "zero2", "precision": "bf16"},
         },
@@ -103,6 +108,7 @@ def runs(config, folders, tmp_path_factory):
         ("fdd-live", "fdd", CACHED),
         ("units-live", "units", CACHED),
         ("cross-live", "cross", CACHED),
+        ("spaces-live", "spaces", CACHED),
         ("two-zero2-live", "two-zero2", CACHED),
         ("two-cross-zero2-live", "two-cross-zero2", CACHED),
         ("parts", "cached", ANOTHER_ORDER),
@@ -113,6 +119,7 @@ def runs(config, folders, tmp_path_factory):
         ("two-zero3-offload", "cached", ANOTHER_ORDER),
         ("two-lora-zero3", "two-lora", ANOTHER_ORDER),
         ("two-cross-zero2", "cross", ANOTHER_ORDER),
+        ("two-spaces-zero2", "spaces", ANOTHER_ORDER),
     ],
 )
 def test_every_logged_loss_is_the_same_whatever_the_road(runs, name, other, tolerance):
