@@ -179,26 +179,52 @@ class DualSpace(LogitObjective):
         self, hidden: Float[Tensor, "positions hidden"], batch: Batch, teacher: TeacherTokens
     ) -> tuple[Float[Tensor, "positions hidden"], Float[Tensor, "teacher_positions teacher_hidden"] | None]:
         """A V and, where it is wanted, B (H^s W_o + b_o)."""
-        dtype = self.query.weight.dtype
-        queries = self.query(self._student_inputs(batch).to(dtype))
+        queries, keys, mixed = self._compared(batch, teacher)
+        values = self.to_student(mixed.to(self.to_student.weight.dtype))
+        own = self._to_teacher(hidden)
+        values = at_least_float32(values)
+        # none, but connected to every parameter
+        mixes = [queries[:0] @ keys[:0].t() @ values[:0]]
+        back = [] if own is None else [at_least_float32(own)[:0]]
+        for mine, theirs in documents(batch.position_rows, teacher.position_rows):
+            scores = _scores(queries[mine], keys[theirs])
+            mixes.append(scores.softmax(1) @ values[theirs])
+            if own is not None:
+                back.append(scores.t().softmax(1) @ at_least_float32(own[mine]))
+        return torch.cat(mixes), torch.cat(back) if back else None
+
+    @torch.no_grad()
+    def attention(self, batch: Batch) -> Float[Tensor, " cells"]:
+        """A of each document, [student's positions, teacher's] one after the other, line by line; a constant.
+
+        Where both sides have the same tokens, every position attends to itself.
+        """
+        teacher = batch.teacher
+        assert teacher is not None
+        tables = documents(batch.position_rows, teacher.position_rows)
+        if self.setting.same_tokens:
+            likeness = [torch.eye(mine.stop - mine.start, device=batch.ids.device).flatten() for mine, _ in tables]
+            return torch.cat([torch.zeros(0, device=batch.ids.device), *likeness])
+        queries, keys, _ = self._compared(batch, teacher)
+        lines = [_scores(queries[mine], keys[theirs]).softmax(1).flatten() for mine, theirs in tables]
+        return torch.cat([keys.new_zeros(0), *lines])
+
+    def _compared(
+        self, batch: Batch, teacher: TeacherTokens
+    ) -> tuple[
+        Float[Tensor, "positions two_features"],
+        Float[Tensor, "teacher_positions two_features"],
+        Float[Tensor, "teacher_positions teacher_hidden"],
+    ]:
+        """Q, K, and what W_v makes V of."""
+        queries = self.query(self._student_inputs(batch).to(self.query.weight.dtype))
         assert self.matrices.teacher_embeddings is not None
         assert teacher.final is not None
         inputs, following = (at_least_float32(each) for each in embedded(teacher, self.matrices.teacher_embeddings))
         final = at_least_float32(teacher.final)
         sigma_k, sigma_h, sigma_e = self._scales(inputs, final, following, teacher.position_rows)
         keys = torch.cat([inputs, following], 1) / sigma_k
-        values = self.to_student((final / sigma_h + following / sigma_e).to(dtype))
-        own = self._to_teacher(hidden)
-        queries, values = (at_least_float32(each) for each in (queries, values))
-        # none, but connected to every parameter
-        mixes = [queries[:0] @ keys[:0].t() @ values[:0]]
-        back = [] if own is None else [at_least_float32(own)[:0]]
-        for mine, theirs in documents(batch.position_rows, teacher.position_rows):
-            scores = queries[mine] @ keys[theirs].t() / math.sqrt(keys.shape[1])
-            mixes.append(scores.softmax(1) @ values[theirs])
-            if own is not None:
-                back.append(scores.t().softmax(1) @ at_least_float32(own[mine]))
-        return torch.cat(mixes), torch.cat(back) if back else None
+        return at_least_float32(queries), keys, final / sigma_h + following / sigma_e
 
     def _to_teacher(
         self, hidden: Float[Tensor, "positions hidden"]
@@ -271,6 +297,13 @@ class WeightedDualSpace(DualSpace):
             return _to_length(entropy, batch.position_rows)
 
         return weights
+
+
+def _scores(
+    queries: Float[Tensor, "positions features"], keys: Float[Tensor, "teacher_positions features"]
+) -> Float[Tensor, "positions teacher_positions"]:
+    """Q Kᵀ / √(2D) of one document."""
+    return queries @ keys.t() / math.sqrt(keys.shape[1])
 
 
 def _to_length(weights: Float[Tensor, " positions"], rows: Int64[Tensor, " pointers"]) -> Float[Tensor, " positions"]:
