@@ -122,6 +122,7 @@ class Stepper:
         if self._held_out is None:
             self._held_out, _ = self._denominators((batch for batches in portions() for batch in batches), [])
         weights = self._weights(1.0)
+        self._distiller.begin_validation()
         values = torch.zeros(len(weights), device=self.engine.device)
         self.engine.eval()
         for batches in portions():

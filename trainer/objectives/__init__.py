@@ -19,6 +19,7 @@ from trainer.objectives.dskd import DualSpace, WeightedDualSpace
 from trainer.objectives.fdd import FeatureDynamics
 from trainer.objectives.hidden import HiddenAlignment
 from trainer.objectives.layers import LayerTerm
+from trainer.objectives.soft_dtw import SoftDtw
 from trainer.objectives.structure import StructuralAlignment
 
 REGISTRY: Final[dict[str, type[Objective]]] = {
@@ -32,6 +33,7 @@ REGISTRY: Final[dict[str, type[Objective]]] = {
     "hidden": HiddenAlignment,
     "dskd": DualSpace,
     "dwa": WeightedDualSpace,
+    "soft_dtw": SoftDtw,
 }
 
 
@@ -68,4 +70,6 @@ def build(objectives: Mapping[str, Mapping[str, Any]], setting: Setting, where: 
                     f"{pair.granularity}; give it the same units in every term."
                 )
         built[name] = term
+    for name, term in built.items():
+        term.meet(built, f"{where}.{name}")
     return built

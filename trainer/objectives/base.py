@@ -92,14 +92,14 @@ class Setting:
 
 
 class Ramp(Strict):
-    """A weight that changes linearly from `start` to `end` over the first part `over` of all steps, then stays."""
+    """A number that changes linearly from `start` to `end` over the first part `over` of all steps, then stays."""
 
     start: float = Field(ge=0)
     end: float = Field(ge=0)
     over: float = Field(default=1.0, gt=0, le=1)
 
     def at(self, progress: float) -> float:
-        """The weight when `progress` (0 to 1) of all steps are done."""
+        """The number when `progress` (0 to 1) of all steps are done."""
         return self.start + (self.end - self.start) * min(progress / self.over, 1.0)
 
 
@@ -156,6 +156,9 @@ class Objective(nn.Module):
 
     def begin(self, beginning: Beginning) -> None:
         """Called once, before the first step and before weights are partitioned."""
+
+    def meet(self, terms: Mapping[str, "Objective"], where: str) -> None:
+        """Called once with all terms of the config, for one that takes something of another; `where` names its own key."""
 
     def needs(self) -> Needs:
         """What it needs of the teacher."""

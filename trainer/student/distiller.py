@@ -44,6 +44,11 @@ class Distiller(nn.Module):
         for term in self.terms.values():
             term.step, term.progress = step, progress
 
+    def begin_validation(self) -> None:
+        """Tell the terms that they are as they will be when all is done."""
+        for term in self.terms.values():
+            term.progress = 1.0
+
     def denominators(self, batch: Batch) -> dict[str, Float[Tensor, " parts"]]:
         """Of every term, of this micro-batch alone; float64 on the CPU."""
         return {name: term.denominators(batch) for name, term in self.terms.items()}
