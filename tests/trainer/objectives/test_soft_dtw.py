@@ -13,6 +13,8 @@ from trainer.batches.batch import Batch, TeacherTokens
 from trainer.maths.ragged import pointers
 from trainer.models.embeddings import Embeddings
 from trainer.objectives import build
+from trainer.student.distiller import Distiller
+from trainer.student.model import Student
 from two_tokenizers import DOCUMENTS, STUDENT, TEACHER, TwoTokenizers
 
 #: Narrow enough for short responses to leave it.
@@ -192,14 +194,21 @@ def test_the_same_tokens_attend_to_themselves():
 def test_gamma_follows_the_run():
     problem = TwoTokenizers()
     ramp, dual = terms_of(problem, gamma={"start": 2.0, "end": 0.8, "over": 0.5})
-    values = {}
-    for progress, gamma in ((0.0, 2.0), (0.25, 1.4), (0.5, 0.8), (1.0, 0.8)):
-        ramp.progress = progress
+    student = Student.__new__(Student)  # which is not asked
+    nn.Module.__init__(student)
+    distiller = Distiller(student, {"soft_dtw": ramp, "dskd": dual}, None)
+    ramp, dual = problem.begun(ramp), problem.begun(dual)
+    values = []
+    for progress, gamma in ((0.0, 2.0), (0.25, 1.4), (0.5, 0.8), (None, 0.8)):
+        if progress is None:
+            distiller.begin_validation()
+        else:
+            distiller.begin_step(3, progress)
         expected = plain(problem, ramp, dual, gamma, {"width": 5, "entropy": 2, "mix": 0.7, "penalty": 1})
-        values[progress] = value(problem, ramp).item()
-        assert values[progress] == pytest.approx(expected, rel=1e-9)
-        assert value(problem, ramp).item() == values[progress]  # however often it is asked
-    assert values[0.5] == values[1.0] != values[0.0]
+        values.append(value(problem, ramp).item())
+        assert values[-1] == pytest.approx(expected, rel=1e-9)
+        assert value(problem, ramp).item() == values[-1]  # however often it is asked
+    assert values[0] != values[2] == values[3]
 
 
 @pytest.mark.parametrize("others", [{}, {"ce": {}}])
