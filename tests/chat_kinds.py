@@ -81,6 +81,24 @@ KINDS = {
     ),
 }
 
+#: Kinds that write the end of an answer, or what others said, where the others do not.
+ENDING_ELSEWHERE = {
+    "eos-before-headers": Kind(
+        "{% for m in messages %}{{ eos_token + '<|' + m['role'] + '|>\n' + m['content'] }}{% endfor %}"
+        "{{ eos_token + '<|assistant|>\n' if add_generation_prompt else '' }}",
+        end="</s>",
+    ),
+    "reversed": Kind(
+        "{% for m in messages|reverse %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+        + _PROMPT,
+        end="</s>",
+    ),
+    "reversed-without-ends": Kind(
+        "{% for m in messages|reverse %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{{ 'assistant: ' if add_generation_prompt else '' }}"
+    ),
+}
+
 _CALLS = "{% for c in m['tool_calls'] or [] %}<call>{{ WRITTEN }}</call>{% endfor %}"
 _CALLING = (
     "{% for t in tools or [] %}{{ t['function']['name'] + '\n' }}{% endfor %}"

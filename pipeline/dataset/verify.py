@@ -301,7 +301,8 @@ def offset_problem(row: Rendered, encoding: Encoding) -> str | None:
 
 
 def _offset_problem_of_contents(row: Rendered, encoding: Encoding) -> str | None:
-    """Of a conversation: every token lies in one content, and those of a content are neighbours and in order.
+    """Of a conversation: every token lies in one content, those of a content are neighbours and in order, and what is learnt
+    the assistant says.
 
     Which characters they must cover the template and the tokenizer decide; their rows are made anew.
     """
@@ -314,5 +315,9 @@ def _offset_problem_of_contents(row: Rendered, encoding: Encoding) -> str | None
     inside = content[1:] == content[:-1]
     if (inside & ((np.diff(starts) < 0) | (np.diff(ends) < 0))).any():
         return "offsets are not monotone within a content"
+    silent = np.array([placed.role not in ("assistant", "reasoning") for placed in row.messages], dtype=bool)
+    learnt = ((encoding.responses[:, :1] <= real) & (real < encoding.responses[:, 1:])).any(0)
+    if foreign := np.flatnonzero(learnt & silent[content]).tolist():
+        return f"responses hold what the {row.messages[content[foreign[0]]].role} says, at token {real[foreign[0]]}"
     visits = content[np.append(True, ~inside)] if len(content) else content
     return "tokens of one content stand apart" if len(visits) != len(set(visits.tolist())) else None

@@ -5,8 +5,8 @@ text is known (`trainer.models.chat_template.Layout`), so a token's characters t
 or a template's. A token that spells visible characters of both belongs to neither, and units at that edge have no span.
 
 A turn is learnt from its first token behind the generation prompt to the special token that ends it: the eos, where that
-follows, else the first one behind what was said. Where a template ends the last turn without any, the eos is put there. A
-row over `max_length` loses its end.
+follows (also one that the template writes in front of the next message), else the first one behind what was said. Where a
+template ends the last turn without any, the eos is put there. A row over `max_length` loses its end.
 """
 
 from collections import Counter
@@ -154,6 +154,8 @@ class ChatTokenizer(OffsetTokenizer):
             elif end == len(layout.text):
                 closing = self._suffix
                 last = len(piece) + len(closing)
+            elif beyond < len(piece) and piece.ids[beyond] in self._suffix and end not in layout.places:
+                last = beyond + 1  # the eos, which the template writes with the next message
             else:
                 last = beyond
                 while last > behind and piece.is_blank(last - 1):

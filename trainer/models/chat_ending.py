@@ -25,7 +25,7 @@ def ending_of(template: ChatTemplate, tokenizer: Any) -> Ending:
         layout = template.layout(Conversation(messages, contents))
     except RowError:
         return Ending("", ())
-    behind = layout.text[int(layout.endings[-1]) :]
+    behind = layout.text[int(layout.endings[-1]) : int(layout.turns[-1, 1])]
     known = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     known.update(tokenizer.all_special_ids)
     special = tuple(index for index in tokenizer(behind, add_special_tokens=False)["input_ids"] if index in known)

@@ -45,7 +45,25 @@ class Turns:
             earliest = self._behind_own(message, start)
             turns.append((start, end))
         limits = [*(start for start, _ in turns[1:]), len(self._whole)]
-        return [(start, min(end, limits[number])) for number, (start, end) in enumerate(turns)]
+        bounded = [(start, min(end, limits[number])) for number, (start, end) in enumerate(turns)]
+        messages = self._marked.conversation.turns()
+        return [
+            (start, self._own_end(message, start, end)) for message, (start, end) in zip(messages, bounded, strict=True)
+        ]
+
+    def _own_end(self, message: int, start: int, end: int) -> int:
+        """Behind the first added token that follows the answer, where what others said stands before the turn's `end`.
+
+        Raises `RowError` where none does: nobody could tell then how far the answer goes.
+        """
+        behind = self._behind_own(message, start)
+        foreign = next((at for at, _ in self._marked.shown if behind <= at < end), None)
+        if foreign is None:
+            return end
+        token = self._added.search(self._whole, behind, foreign) if self._added else None
+        if token is None:
+            raise RowError("it shows what others said behind an answer that no token ends", f"message {message + 1}")
+        return token.end()
 
     def _start(self, message: int, earliest: int) -> int | None:
         """Between the same words as an earlier turn it begins where that did; else renderings tell."""

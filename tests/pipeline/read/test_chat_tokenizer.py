@@ -1,5 +1,6 @@
 """Conversations on one side: the template's own ids, offsets that tell the truth, and turns that are learnt whole."""
 
+import dataclasses
 import shutil
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_kinds import KINDS, conversation, exchanges
+from chat_kinds import ENDING_ELSEWHERE, KINDS, conversation, exchanges
 from pipeline.align.spans import Ragged, Texts, Tokens
 from pipeline.dataset.decoding import Decoder
 from pipeline.dataset.verify import offset_problem, row_problem, token_problem
@@ -31,18 +32,19 @@ LEARN = ["all", "last", "no-reasoning"]
 def open_tokenizer(tmp_path_factory):
     """An embedded tokenizer with a template of a kind as its own, its real own (`native`), or a built-in one."""
     base = tmp_path_factory.mktemp("tokenizers")
+    kinds = KINDS | ENDING_ELSEWHERE
 
     @cache
     def opened(name, kind, learn="all", overflow="truncate", max_length=None):
         folder = base / f"{name}-{kind}"
         if not folder.exists():
             shutil.copytree(Path(embedded.resolve(f"embedded:{name}")), folder)
-            if kind in KINDS:
-                (folder / "chat_template.jinja").write_text(KINDS[kind].text)
-        template = "native" if kind in KINDS else kind
+            if kind in kinds:
+                (folder / "chat_template.jinja").write_text(kinds[kind].text)
+        template = "native" if kind in kinds else kind
         side = SideConfig(tokenizer=str(folder), template=template, max_length=max_length)
         tokenizer = ChatTokenizer("student", side, overflow, learn, DATE)
-        assert kind not in KINDS or tokenizer.template.text == KINDS[kind].text
+        assert kind not in kinds or tokenizer.template.text == kinds[kind].text
         return tokenizer
 
     return opened
@@ -120,6 +122,40 @@ def assert_turns(tokenizer, row, encoding):
     answers = [message for message in row.messages if message.role == "assistant"]
     for start, end in encoding.offsets[outside].tolist():
         assert start < 0 or not any(content.start <= start < end <= content.end for content in answers)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("turns", [1, 3])
+def test_an_eos_in_front_of_the_next_message_ends_an_answer(open_tokenizer, name, turns):
+    tokenizer = open_tokenizer(name, "eos-before-headers")
+    row = row_of(conversation(*[("user", "So?"), ("assistant", "The cat sleeps.")] * turns))
+    [encoding] = tokenizer.encode([row])
+    own, eos = own_ids(tokenizer, row.conversation), tokenizer.library.eos_token_id
+    assert encoding.input_ids.tolist() == [*own, eos]
+    for first, last in encoding.responses.tolist():
+        *said, end = encoding.input_ids[first:last].tolist()
+        assert tokenizer.library.decode(said).strip() == "The cat sleeps."
+        assert end == eos
+    assert len(encoding.responses) == turns
+    assert offset_problem(row, encoding) is None
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_what_others_said_behind_an_answer_is_not_learnt(open_tokenizer, name):
+    row = row_of(conversation(("system", "Be kind."), ("user", "So?"), ("assistant", "The cat sleeps.")))
+    tokenizer = open_tokenizer(name, "reversed")
+    [encoding] = tokenizer.encode([row])
+    assert encoding.input_ids.tolist() == own_ids(tokenizer, row.conversation)
+    assert_turns(tokenizer, row, encoding)
+    ((first, last),) = encoding.responses.tolist()
+    assert encoding.input_ids[last - 1] == tokenizer.library.eos_token_id
+    assert tokenizer.library.decode(encoding.input_ids[first : last - 1]).strip() == "The cat sleeps."
+    [reason] = open_tokenizer(name, "reversed-without-ends").encode([row])
+    assert "it shows what others said behind an answer that no token ends" in str(reason)
+    # as it was learnt once, up to the last end token
+    assert offset_problem(row, encoding) is None
+    longer = dataclasses.replace(encoding, responses=np.array([[first, len(encoding.input_ids)]], np.int32))
+    assert offset_problem(row, longer).startswith("responses hold what the user says, at token")
 
 
 def visible(text):
