@@ -82,7 +82,7 @@ class Prompter:
     def _rendered(self, conversation: Conversation, where: str) -> str:
         assert self._template is not None
         try:
-            return self._template.render(conversation, add_generation_prompt=True)
+            return self._template.prompt(conversation)
         except RowError as error:
             system = conversation.messages[0]["role"] == "system" and "system" in str(error.reason).lower()
             hint = "; --system-into-user puts what the system says into the user's turn" if system else ""

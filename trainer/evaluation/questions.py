@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from schemas.alpaca import alpaca, question
 from schemas.chat_rows import conversation_of
+from schemas.chat_tools import decoded
 from schemas.chat_turns import said_behind_reasoning
 from schemas.conversations import Conversation
 from schemas.errors import UsageError, UserError
@@ -32,6 +33,9 @@ from schemas.rows import RowError, holds_something, is_turns
 _REFERENCES: Final = "references"
 #: Between contents of one answer, which are several where turns were merged.
 _BETWEEN: Final = "\n\n"
+_WAY_OUT: Final = f"`{_REFERENCES}` may hold what to compare with"
+#: An answer with which a row that only lacks one can be read.
+_ANY: Final = "answer"
 _REASONING_ALONE: Final = "a reference is reasoning alone, without an answer"
 
 
@@ -144,26 +148,31 @@ def _exchange(fields: dict[str, Any], where: str, reading: Reading) -> tuple[Con
     read = partial(conversation_of, merge_turns=reading.merge_turns, system_into_user=reading.system_into_user)
     try:
         conversation, *_ = read(fields)
-    except RowError:
+    except RowError as error:  # it may end with the question
+        try:
+            conversation, *_ = read(_answered(fields, given[0] if given else _ANY))
+        except RowError as other:
+            raise (other if given else error) from None
         if not given:
-            raise
-        conversation, *_ = read(_answered(fields, given[0]))  # it may end with the question
+            raise RowError(error.reason.kind, "; ".join(filter(None, (error.reason.detail, _WAY_OUT)))) from None
     last = len(conversation.messages) - 1
     if last == 0:
         raise RowError("nothing stands before the answer")
     references = given or _answers(fields, conversation, last, where)
     if not references and conversation.messages[last].get("tool_calls"):
-        raise RowError("the last answer is calls of tools alone", f"`{_REFERENCES}` may hold what to compare with")
+        raise RowError("the last answer is calls of tools alone", _WAY_OUT)
     if not references:
         raise RowError(_REASONING_ALONE)
     return conversation.before(last), references
 
 
 def _answered(fields: dict[str, Any], answer: str) -> dict[str, Any]:
-    """The row with an answer at its end."""
+    """The row with an answer at its end. Raises `RowError` for turns that are broken JSON."""
     for name in MESSAGES:
-        if isinstance(fields.get(name), list):
-            return fields | {name: [*fields[name], {"role": "assistant", "content": answer}]}
+        value = fields.get(name)
+        turns = decoded(value, f"`{name}`") if isinstance(value, str) and value.lstrip().startswith("[") else value
+        if isinstance(turns, list):
+            return fields | {name: [*turns, {"role": "assistant", "content": answer}]}
     return fields | {_answer_names(fields)[0]: answer}
 
 

@@ -10,7 +10,7 @@ of the same frame, and where it does not fit one, `placing` says so.
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from schemas.conversations import Conversation
@@ -74,6 +74,17 @@ def outline(
     )
 
 
+def contents_left_out(conversation: Conversation, shown: Iterable[int], knows_reasoning: bool) -> set[int]:
+    """Numbers of the contents that are not among the `shown` ones. Raises `RowError` for any but reasoning that may be."""
+    messages = message_of_contents(conversation.messages)
+    left_out = set(range(len(messages))) - set(shown)
+    for number in sorted(left_out):
+        role = conversation.contents[number].role
+        if role != "reasoning" or not knows_reasoning:
+            raise RowError("it leaves out a content", f"message {messages[number] + 1} ({role})")
+    return left_out
+
+
 def _chosen(
     conversation: Conversation,
     occurrences: Sequence[int],
@@ -83,11 +94,7 @@ def _chosen(
     """Which occurrence each content is: the last one before that of the next content, an answer's within its turn."""
     bounds = dict(zip(conversation.turns(), turns, strict=True))
     messages = message_of_contents(conversation.messages)
-    left_out = set(range(len(messages))) - set(occurrences)
-    for number in sorted(left_out):
-        role = conversation.contents[number].role
-        if role != "reasoning" or not knows_reasoning:
-            raise RowError("it leaves out a content", f"message {messages[number] + 1} ({role})")
+    left_out = contents_left_out(conversation, occurrences, knows_reasoning)
     chosen = [-1] * len(messages)
     following = len(occurrences)
     of_contents: dict[int, list[int]] = {}

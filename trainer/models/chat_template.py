@@ -31,7 +31,7 @@ from schemas.rows import RowError
 from trainer.models.built_in_templates import BUILT_IN, built_in
 from trainer.models.chat_calls import Messages, shaped
 from trainer.models.chat_marked import MARKS_IN_TEXT, marks_for, message_of_contents
-from trainer.models.chat_outline import Outline, Position, outline
+from trainer.models.chat_outline import Outline, Position, contents_left_out, outline
 from trainer.models.chat_placing import LEFT_OUT, MisfitError, Shown, placed
 
 __all__ = ["BUILT_IN", "ChatTemplate", "Layout"]
@@ -103,6 +103,18 @@ class ChatTemplate:
             shape = self._outline(conversation).shape
             return self._apply(shaped(conversation.filled(), shape), conversation.tools, add_generation_prompt)
 
+    def prompt(self, conversation: Conversation) -> str:
+        """What the model is asked. Raises `RowError` as `render` does, and for a content that `layout` would miss as well."""
+        text = self.render(conversation, add_generation_prompt=True)
+        marks = self._marks(conversation)
+        with self._named():
+            shape = self._outline(conversation).shape if _is_shaped(conversation) else None
+            messages = conversation.filled(marks)
+            marked = self._apply(shaped(messages, shape) if shape else messages, conversation.tools, True)
+            shown = [number for number, _ in enumerate(conversation.contents) if marks[number] in marked]
+            contents_left_out(conversation, shown, self._knows_reasoning(conversation))
+        return text
+
     def layout(self, conversation: Conversation) -> Layout:
         """The rendered conversation, and where everything is in it.
 
@@ -121,17 +133,23 @@ class ChatTemplate:
         return _layout(text, frame, occurrences)
 
     def _outline(self, conversation: Conversation) -> Outline:
-        frame = conversation.to_json()
-        texts = chain((content.text for content in conversation.contents), [frame], self._templates.values())
-        marks = marks_for(conversation, texts)
+        frame, marks = conversation.to_json(), self._marks(conversation)
         roles = tuple(content.role for content in conversation.contents)
         key = (frame, roles, marks)
         if key not in self._outlines:
             if len(self._outlines) >= _KEPT_OUTLINES:
                 del self._outlines[next(iter(self._outlines))]
-            knows_reasoning = _KNOWS_REASONING.search(self._chosen(conversation.tools)) is not None
+            knows_reasoning = self._knows_reasoning(conversation)
             self._outlines[key] = outline(conversation, marks, self._apply, self._added, knows_reasoning)
         return self._outlines[key]
+
+    def _marks(self, conversation: Conversation) -> str:
+        """`marks_for` the conversation: none occurs in it or in a template."""
+        contents = (content.text for content in conversation.contents)
+        return marks_for(conversation, chain(contents, [conversation.to_json()], self._templates.values()))
+
+    def _knows_reasoning(self, conversation: Conversation) -> bool:
+        return _KNOWS_REASONING.search(self._chosen(conversation.tools)) is not None
 
     def _apply(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool) -> str:
         """The one place that renders. Raises `RowError` with the template's own words."""

@@ -132,6 +132,8 @@ FORMS = [
     ({"chosen": "\n\nHuman: Where?\n\nAssistant: In Ulm."}, [USER], ("In Ulm.",)),
     ({"messages": [USER, ANSWER], "references": ["Ulm", "Here", "Ulm"]}, [USER], ("Ulm", "Here")),
     ({"messages": [USER], "references": "Ulm"}, [USER], ("Ulm",)),
+    ({"messages": json.dumps([USER]), "references": "Ulm"}, [USER], ("Ulm",)),
+    ({"messages": json.dumps([USER, ANSWER, USER]), "references": "Ulm"}, [USER, ANSWER, USER], ("Ulm",)),
     ({"messages": [USER, ANSWER, USER], "references": ["Ulm"]}, [USER, ANSWER, USER], ("Ulm",)),
     ({"messages": [USER, CALL], "references": ["Ulm"]}, [USER], ("Ulm",)),
     ({"messages": [USER, ANSWER | {"reasoning_content": "Hm."}]}, [USER], ("In Ulm.",)),
@@ -187,10 +189,15 @@ def test_what_is_beside_a_single_question_needs_a_template(questions_of):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": [USER]}, "line 1: `messages` has no turn of the assistant."),
+        (
+            {"messages": [USER]},
+            "line 1: `messages` has no turn of the assistant: `references` may hold what to compare with.",
+        ),
+        ({"messages": json.dumps([USER])}, "has no turn of the assistant: `references` may hold what to compare with."),
+        ({"messages": json.dumps([USER])[:-1], "references": ["Ulm"]}, "`messages`"),
         (
             {"messages": [USER, ANSWER, USER]},
-            "line 1: `messages` ends with a turn that is not the assistant's: turn 3: user.",
+            "line 1: `messages` ends with a turn that is not the assistant's: turn 3: user; `references` may hold",
         ),
         ({"messages": [ANSWER]}, "line 1: nothing stands before the answer."),
         ({"messages": [USER, CALL]}, "line 1: the last answer is calls of tools alone: `references` may hold"),
@@ -212,6 +219,21 @@ def test_rows_that_cannot_be_asked(questions_of, row, message):
     with pytest.raises(UserError) as told:
         questions_of(row)
     assert message in str(told.value)
+
+
+def test_a_prompt_that_the_template_would_take_words_from_is_refused(tokenizer, questions_of):
+    deaf = copy.deepcopy(tokenizer)
+    deaf.chat_template = (
+        "{% for m in messages if m['role'] != 'system' %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+        "{{ 'assistant: ' if add_generation_prompt else '' }}"
+    )
+    prompter = Prompter(deaf, ChatTemplate("native", deaf, "T", DATE), 10_000)
+    told = {"messages": [{"role": "system", "content": "Be brief."}, USER, ANSWER]}
+    (question,) = questions_of(told)
+    with pytest.raises(UserError, match=r"line 1: .*it leaves out a content: message 1 \(system\); --system-into-user"):
+        prompter(question)
+    (question,) = questions_of(told, system_into_user=True)
+    assert "Be brief.\n\nWhere?" in deaf.decode(prompter(question).ids)
 
 
 def test_which_template(tokenizer, tmp_path):
