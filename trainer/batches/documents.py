@@ -5,7 +5,7 @@ worker.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from schemas.columns import GRANULARITIES, MISSING, SIDES, Granularity, Side, side_column
@@ -23,16 +23,17 @@ from schemas.conversations import Content, Conversation
 from schemas.dataset import damaged, open_shard
 from schemas.manifest import read_manifest, same_tokens
 from trainer.batches.batch import Batch, TeacherTokens
+from trainer.batches.lists import Lists, Rows, list_values
+from trainer.batches.shared_tokens import BothSides, SharedSpans
 from trainer.batches.units import SharedUnits, positions_of, shared_units
+from trainer.maths.alignment import LearntTexts, LearntTokens
 from trainer.maths.geometry import Units, units_with_span
-from trainer.maths.ragged import pointers
-
-Rows = Int64[np.ndarray, " documents"]
 
 #: What is mapped of a dataset for batches.
 _COLUMNS: Final = [
     "id",
-    *(side_column(side, name) for side in SIDES for name in ("input_ids", "responses", *GRANULARITIES)),
+    "responses",
+    *(side_column(side, name) for side in SIDES for name in ("input_ids", "offsets", "responses", *GRANULARITIES)),
 ]
 
 
@@ -134,7 +135,7 @@ class Documents:
         columns = [self._table.column(side_column(side, granularity)).slice(0, self.rows) for side in SIDES]
         units = teacher = student = either = 0
         for chunks in zip(*(column.chunks for column in columns), strict=True):
-            no_teacher, no_student = (_spans(chunk.flatten())[:, 0] == MISSING for chunk in chunks)
+            no_teacher, no_student = (list_values(chunk.flatten())[:, 0] == MISSING for chunk in chunks)
             units += len(no_teacher)
             teacher += int(no_teacher.sum())
             student += int(no_student.sum())
@@ -176,6 +177,50 @@ class Documents:
         spans, span_rows = self._response_lists(side).take(rows)
         return torch.from_numpy(spans), span_rows
 
+    def common_spans(self, rows: Rows, max_spans: int) -> SharedSpans:
+        """Spans of what is learnt of some rows that begin and end in both tokenizations, at most `max_spans` of each row."""
+        return self.both_sides(rows).spans(max_spans)
+
+    def exact_pairs(self, rows: Rows) -> Int64[Tensor, "pairs 2"]:
+        """Positions of the student and of the teacher whose next tokens are the same text of some rows (`Batch.pairs`)."""
+        positions = (
+            positions_of(self._lists(side_column(side, "input_ids")).pointers(rows), *self.responses(side, rows))[0]
+            for side in ("student", "teacher")
+        )
+        return self.both_sides(rows).pairs(*positions)
+
+    def both_sides(self, rows: Rows) -> BothSides:
+        """What is learnt of some rows, and both sides' tokens of it."""
+        texts = self._learnt_texts(rows)
+        lengths = np.diff(texts.characters) - 1
+        return BothSides(texts, *(self._learnt_tokens(side, rows, texts, lengths) for side in ("student", "teacher")))
+
+    def _learnt_texts(self, rows: Rows) -> LearntTexts:
+        try:
+            texts = [self._texts.column("text")[row].as_py() for row in rows.tolist()]
+        except UnicodeDecodeError:
+            raise damaged(self.folder, "a text of its rows is not UTF-8") from None
+        spans, span_rows = self._lists("responses").take(rows)
+        lengths = np.repeat([len(text) for text in texts], span_rows.diff().numpy())
+        if _outside(spans, lengths).any():
+            raise damaged(self.folder, "its column `responses` has spans outside of their rows")
+        return LearntTexts.of(texts, spans, span_rows.numpy())
+
+    def _learnt_tokens(
+        self, side: Side, rows: Rows, texts: LearntTexts, lengths: Int64[np.ndarray, " documents"]
+    ) -> LearntTokens:
+        """`lengths`: characters of each row's text."""
+        offsets, token_rows = self._lists(side_column(side, "offsets")).take(rows)
+        turns, turn_rows = self.responses(side, rows)
+        counts = token_rows.diff().numpy()
+        missing = (offsets == MISSING).all(1)
+        if (counts != self.lengths(side)[rows]).any() or (
+            ~missing & _outside(offsets, np.repeat(lengths, counts))
+        ).any():
+            raise damaged(self.folder, f"its column `{side_column(side, 'offsets')}` is not that of its tokens")
+        # without a vocabulary that knows them, any token of a template that a turn ends in is taken for its end
+        return LearntTokens.of(texts, offsets, token_rows.numpy(), turns.numpy(), turn_rows.numpy(), missing)
+
     def units(self, granularity: Granularity, batch: Batch) -> SharedUnits:
         """The units of a batch's rows that both sides have a span of."""
         teacher, _ = self._unit_lists(granularity)["teacher"].take(batch.documents.numpy())
@@ -200,7 +245,7 @@ class Documents:
             raise damaged(self.folder, f"its column `{column}` has spans outside of their rows")
         return torch.from_numpy(spans), unit_rows
 
-    def _unit_lists(self, granularity: Granularity) -> dict[Side, "_Lists"]:
+    def _unit_lists(self, granularity: Granularity) -> dict[Side, Lists]:
         """Both sides' spans, as many of a row on the one as on the other."""
         if granularity not in self._units:
             lists = {side: self._lists(side_column(side, granularity)) for side in SIDES}
@@ -218,7 +263,7 @@ class Documents:
         shards = [open_shard(self.folder, shard, _TEXT_COLUMNS, strings=False) for shard in self.manifest.shards]
         return pa.concat_tables(shards)
 
-    def _response_lists(self, side: Side) -> "_Lists":
+    def _response_lists(self, side: Side) -> Lists:
         """Of every row at least one span, not empty, within its tokens, each behind the one before it."""
         if side not in self._responses:
             name = side_column(side, "responses")
@@ -234,58 +279,25 @@ class Documents:
         return self._responses[side]
 
     @cached_property
-    def _responses(self) -> dict[Side, "_Lists"]:
+    def _responses(self) -> dict[Side, Lists]:
         return {}
 
     @cached_property
-    def _units(self) -> dict[Granularity, dict[Side, "_Lists"]]:
+    def _units(self) -> dict[Granularity, dict[Side, Lists]]:
         return {}
 
     @cached_property
-    def _opened(self) -> dict[str, "_Lists"]:
+    def _opened(self) -> dict[str, Lists]:
         return {}
 
-    def _lists(self, name: str) -> "_Lists":
+    def _lists(self, name: str) -> Lists:
         if name not in self._opened:
-            self._opened[name] = _Lists(self._table.column(name))
+            self._opened[name] = Lists(self._table.column(name))
         return self._opened[name]
 
 
-class _Lists:
-    """A column of lists, of numbers or of spans: views of the mapped files."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._first = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
-        self._offsets = [chunk.offsets.to_numpy() for chunk in column.chunks]
-        # the values of a list are those of its whole file, which the offsets count from
-        self._values = [_spans(chunk.values) for chunk in column.chunks]
-
-    @cached_property
-    def lengths(self) -> Int64[np.ndarray, " rows"]:
-        found = [np.zeros(0, dtype=np.int64), *(np.diff(each) for each in self._offsets)]
-        return np.concatenate(found, dtype=np.int64)
-
-    def parts(
-        self, per_row: Int64[np.ndarray, " rows"]
-    ) -> Iterator[tuple[Int32[np.ndarray, "elements ..."], Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]]:
-        """Of each file: its elements, how many each row has, and what `per_row` says of those rows."""
-        for first, offsets, values in zip(self._first[:-1].tolist(), self._offsets, self._values, strict=True):
-            counts = np.diff(offsets).astype(np.int64)
-            yield values[offsets[0] : offsets[-1]], counts, per_row[first : first + len(counts)]
-
-    def take(self, rows: Rows) -> tuple[Int32[np.ndarray, "elements ..."], Int64[Tensor, " pointers"]]:
-        """The lists of some rows, one after the other, in memory of their own, and row pointers."""
-        chunks = (np.searchsorted(self._first, rows, side="right") - 1).tolist()
-        parts = []
-        for row, chunk in zip(rows.tolist(), chunks, strict=True):
-            offsets = self._offsets[chunk]
-            place = row - self._first[chunk]
-            parts.append(self._values[chunk][offsets[place] : offsets[place + 1]])
-        return np.concatenate(parts), pointers([len(part) for part in parts])
-
-
-def _spans(values: Any) -> Int32[np.ndarray, "elements ..."]:
-    """Numbers, or [start, end) pairs, without a copy."""
-    pairs = pa.types.is_fixed_size_list(values.type)
-    flat: np.ndarray = (values.flatten() if pairs else values).to_numpy(zero_copy_only=True)
-    return flat.reshape(-1, 2) if pairs else flat
+def _outside(spans: Int32[np.ndarray, "spans 2"], limits: Int64[np.ndarray, " spans"]) -> Bool[np.ndarray, " spans"]:
+    """Which are no [start, end) within 0 and their limit."""
+    start, end = spans.T
+    wrong: Bool[np.ndarray, " spans"] = (start < 0) | (start > end) | (end > limits)
+    return wrong

@@ -16,7 +16,7 @@ from schemas.config import CacheConfig, LayerConfig, ModelConfig
 from schemas.errors import UsageError
 from schemas.signals import Scalar, Signal
 from trainer.batches.batch import Batch, LayerTargets, TeacherTokens
-from trainer.batches.documents import Rows
+from trainer.batches.lists import Rows
 from trainer.batches.units import SharedUnits, before_tokens
 from trainer.cache import EVERYTHING, TeacherCache
 from trainer.maths.layer_signals import LayerSignals

@@ -12,7 +12,8 @@ from torch import Tensor
 from schemas.config import CacheConfig, ModelConfig
 from schemas.signals import Signal
 from trainer.batches.batch import Batch, LayerTargets, TeacherTokens
-from trainer.batches.documents import Documents, Rows
+from trainer.batches.documents import Documents
+from trainer.batches.lists import Rows
 from trainer.maths.layer_signals import layer_signals
 from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
