@@ -11,11 +11,11 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from schemas import commands
-from schemas.columns import Side
+from schemas.columns import Granularity, Side
 from schemas.config import CacheConfig, LayerConfig, ModelConfig
 from schemas.errors import UsageError
 from schemas.signals import Scalar, Signal
-from trainer.batches.batch import Batch, LayerTargets, TeacherTokens
+from trainer.batches.batch import Batch, LayerTargets, SpanTargets, TeacherTokens
 from trainer.batches.lists import Rows
 from trainer.batches.units import SharedUnits, before_tokens
 from trainer.cache import EVERYTHING, TeacherCache
@@ -23,10 +23,10 @@ from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import pointers, spread
 from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
-from trainer.objectives.base import LayerNeed
+from trainer.objectives.base import LayerNeed, SpanNeed
 from trainer.teacher.caches import Caches
 from trainer.teacher.needs import TeacherNeeds
-from trainer.teacher.targets import MissingState, join_layer
+from trainer.teacher.targets import MissingState, join_layer, learnt_spans, span_layer
 
 #: What a layer's need is in a cache.
 _SIGNALS: Final[Mapping[str, Signal]] = {
@@ -34,11 +34,14 @@ _SIGNALS: Final[Mapping[str, Signal]] = {
     "units": "units",
     "states": "states",
     "position_states": "states",
+    "span_states": "states",
 }
 #: Needs of tokens, which one cache serves together.
 _OF_TOKENS: Final = frozenset({"states", "position_states"})
 #: Needs of what is learnt alone.
-_OF_LEARNT: Final = ("final", "topk", "argmax", "entropy", "position_states")
+_OF_LEARNT: Final = ("final", "topk", "argmax", "entropy", "position_states", "span_states")
+#: Needs of spans, which are of no granularity: states of learnt tokens, and the last query's attention.
+_SPAN_NEEDS: Final = frozenset({"span_states", "attention"})
 #: Of units; every layer has them, whatever its signals.
 _WEIGHTS: Final = "weights"
 
@@ -60,6 +63,7 @@ class CachedTeacher:
             (layer, need) for layer, needs in demand.layers.items() for need in (_WEIGHTS, *sorted(needs))
         ]
         wanted += [(None, name) for name in _once_a_document(demand)]
+        wanted += _of_spans(demand)
         found = {each: cache for each in wanted if (cache := self._first(*each)) is not None}
         if len(found) < len(wanted):
             raise UsageError(self._lacking([each for each in wanted if each not in found]))
@@ -105,7 +109,46 @@ class CachedTeacher:
             _require_as_many(cache, len(indices), len(batch.positions), "distributions")
         if self._demand.teacher_tokens:
             teacher = self._teacher_tokens(chosen)
-        return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs, teacher=teacher)
+        return replace(
+            batch,
+            layers=layers,
+            final=final,
+            topk_indices=indices,
+            topk_logprobs=logprobs,
+            teacher=teacher,
+            pairs=self.documents.exact_pairs(chosen) if self._demand.pairs else None,
+            spans=None if self._demand.spans is None else self._spans(self._demand.spans, chosen),
+        )
+
+    def _spans(self, need: SpanNeed, rows: Rows) -> SpanTargets:
+        """Spans that end in both tokenizations, pooled in the teacher's states."""
+        shared = self.documents.common_spans(rows, need.most)
+        responses, response_rows = self.documents.responses("teacher", rows)
+        token_rows = pointers(self.documents.lengths("teacher")[rows].tolist())
+        learnt = learnt_spans(token_rows, responses, response_rows, shared.teacher)
+        of_rows = [responses[first:last].to(torch.int64) for first, last in pairwise(response_rows.tolist())]
+        layers = {}
+        for layer in sorted(need.layers):
+            cache = self._serving[layer, "span_states"]
+            states = torch.cat(
+                [
+                    cache.vectors(row, "states", layer, part)
+                    for row, mine in zip(rows.tolist(), of_rows, strict=True)
+                    for part in cache.parts_of(row, mine)
+                ]
+            )
+            _require_as_many(cache, len(states), len(learnt.tokens), f"states of layer {layer}")
+            attention = self._attention(layer, rows, token_rows) if need.weights == "attention" else None
+            paid = None if attention is None else attention[learnt.tokens]
+            layers[layer] = span_layer(states, paid, learnt, shared.rows)
+        return SpanTargets(shared.student, shared.rows, layers)
+
+    def _attention(self, layer: int, rows: Rows, token_rows: Int64[Tensor, " pointers"]) -> Float[Tensor, " tokens"]:
+        """What the last query of a layer pays each of the teacher's tokens."""
+        cache = self._serving[layer, "attention"]
+        attention = torch.cat([cache.attention(row, layer) for row in rows.tolist()])
+        _require_as_many(cache, len(attention), int(token_rows[-1]), f"weights of attention of layer {layer}")
+        return attention
 
     def _teacher_tokens(self, rows: Rows) -> TeacherTokens:
         """The teacher's own tokens, and what is demanded at those before a learnt one, whatever tokens the student has."""
@@ -206,10 +249,13 @@ class CachedTeacher:
     def _first(self, layer: int | None, need: str) -> TeacherCache | None:
         """The first cache that has it."""
         for cache in self._caches.caches:
-            has = layer is None or cache.layers.get(layer) == self._demand.granularities[layer]
+            if need in _SPAN_NEEDS:
+                has = layer in cache.layers
+            else:
+                has = layer is None or cache.layers.get(layer) == self._demand.granularities[layer]
             if need != _WEIGHTS:
                 has = has and _SIGNALS.get(need, need) in cache.config.signals
-            if need == "position_states":
+            if need in ("position_states", "span_states"):
                 has = has and cache.config.state_tokens == "all"
             if layer is not None and need in _OF_TOKENS and "states" in self._demand.layers[layer]:
                 has = has and not cache.config.response_only
@@ -221,6 +267,9 @@ class CachedTeacher:
         layer, need = missing[0]
         if layer is None:
             what = f"No cache in `data.caches` has the signal `{need}`"
+        elif need in _SPAN_NEEDS:
+            signal = {"span_states": "states of all learnt tokens", "attention": "signal `attention`"}[need]
+            what = f"No cache in `data.caches` has the {signal} (recipe sra) of teacher layer {layer}"
         else:
             wanted = self._demand.granularities[layer]
             others = {cache.layers[layer]: cache for cache in self._caches.caches if layer in cache.layers}
@@ -248,6 +297,10 @@ class CachedTeacher:
             if cache.layers.get(layer) == self._demand.granularities[layer]
         )
 
+    def _granularity(self, layer: int) -> Granularity:
+        """Units of a layer; for spans, which have none, those that a cache has there."""
+        return self._demand.granularities.get(layer) or self._caches.layers.get(layer, "chunks")
+
     def _command(self, missing: Iterable[tuple[int | None, str]]) -> str:
         """The command for a cache that holds what is missing, and no more."""
         layers = sorted({layer for layer, _ in missing if layer is not None})
@@ -256,9 +309,9 @@ class CachedTeacher:
         wanted = CacheConfig(
             dataset=str(self.documents.folder),
             teacher=ModelConfig(model="MODEL"),
-            layers=tuple(LayerConfig(layer=each, granularity=self._demand.granularities[each]) for each in layers),
+            layers=tuple(LayerConfig(layer=each, granularity=self._granularity(each)) for each in layers),
             signals=tuple(signal for signal in get_args(Signal) if signal in signals),
-            state_tokens="all" if "position_states" in needs else "covered",
+            state_tokens="all" if needs & {"position_states", "span_states"} else "covered",
             response_only="states" not in needs and not needs.isdisjoint(_OF_LEARNT),
             weights=self._demand.weights,
             limit=self.documents.limit,
@@ -281,6 +334,14 @@ def _once_a_document(demand: TeacherNeeds) -> list[Signal]:
         "embeddings": demand.embeddings,
     }
     return [signal for signal, is_needed in needed.items() if is_needed]
+
+
+def _of_spans(demand: TeacherNeeds) -> list[tuple[int | None, str]]:
+    """What is demanded of layers for spans."""
+    if demand.spans is None:
+        return []
+    needs = ("span_states", "attention") if demand.spans.weights == "attention" else ("span_states",)
+    return [(layer, need) for layer in sorted(demand.spans.layers) for need in needs]
 
 
 def _require_as_many(cache: TeacherCache, there: int, expected: int, what: str) -> None:

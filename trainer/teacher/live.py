@@ -11,7 +11,7 @@ from torch import Tensor
 
 from schemas.config import CacheConfig, ModelConfig
 from schemas.signals import Signal
-from trainer.batches.batch import Batch, LayerTargets, TeacherTokens
+from trainer.batches.batch import Batch, LayerTargets, SpanTargets, TeacherTokens
 from trainer.batches.documents import Documents
 from trainer.batches.lists import Rows
 from trainer.maths.layer_signals import layer_signals
@@ -19,9 +19,9 @@ from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
 from trainer.models.hidden_states import Captured, Forward, Request
 from trainer.models.loading import load_model
-from trainer.objectives.base import LayerNeed
+from trainer.objectives.base import LayerNeed, SpanNeed
 from trainer.teacher.needs import TeacherNeeds
-from trainer.teacher.targets import join_layer
+from trainer.teacher.targets import join_layer, learnt_spans, span_layer
 
 
 class LiveTeacher:
@@ -44,8 +44,10 @@ class LiveTeacher:
         self.documents = documents
         self.rows = documents.rows
         self._demand = demand
+        of_spans = () if demand.spans is None else tuple(sorted(demand.spans.layers))
         request = Request(
-            layers=tuple(demand.layers),
+            layers=tuple(sorted({*demand.layers, *of_spans})),
+            attention=of_spans if demand.spans is not None and demand.spans.weights == "attention" else (),
             final=demand.head,
             topk=topk if demand.topk else None,
             scalars=tuple(name for name in ("entropy", "argmax") if getattr(demand, name)),
@@ -83,7 +85,27 @@ class LiveTeacher:
             indices = indices.to(torch.int64)
         if self._demand.teacher_tokens:
             teacher = self._teacher_tokens(captured, chosen)
-        return replace(batch, layers=layers, final=final, topk_indices=indices, topk_logprobs=logprobs, teacher=teacher)
+        return replace(
+            batch,
+            layers=layers,
+            final=final,
+            topk_indices=indices,
+            topk_logprobs=logprobs,
+            teacher=teacher,
+            pairs=self.documents.exact_pairs(chosen) if self._demand.pairs else None,
+            spans=None if self._demand.spans is None else self._spans(self._demand.spans, captured, chosen),
+        )
+
+    def _spans(self, need: SpanNeed, captured: Captured, rows: Rows) -> SpanTargets:
+        """Spans that end in both tokenizations, pooled in the teacher's states."""
+        shared = self.documents.common_spans(rows, need.most)
+        learnt = learnt_spans(captured.rows, *self.documents.responses("teacher", rows), shared.teacher)
+        layers = {}
+        for layer in sorted(need.layers):
+            attention = captured.attention.get(layer)
+            paid = None if attention is None else _at(attention, learnt.tokens)
+            layers[layer] = span_layer(_at(captured.states[layer], learnt.tokens), paid, learnt, shared.rows)
+        return SpanTargets(shared.student, shared.rows, layers)
 
     def _teacher_tokens(self, captured: Captured, rows: Rows) -> TeacherTokens:
         """The teacher's own tokens, and what is demanded at those before a learnt one."""

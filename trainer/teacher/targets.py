@@ -6,14 +6,14 @@ Signals from a cache and signals of a live teacher come through here alike, so w
 from collections.abc import Collection
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from trainer.batches.batch import LayerTargets, SpanLayer
 from trainer.batches.units import SharedUnits
 from trainer.maths.geometry import covered, uniform_weights
 from trainer.maths.layer_signals import LayerSignals
-from trainer.maths.ragged import normalize_rows
+from trainer.maths.ragged import normalize_rows, spread
 from trainer.maths.spans import LearntSpans, pool_spans, span_weights
 from trainer.objectives.base import LayerNeed
 
@@ -67,6 +67,17 @@ def join_layer(
         state_weights=state_weights,
         position_states=position_states,
     )
+
+
+def learnt_spans(
+    token_rows: Int64[Tensor, " pointers"],
+    responses: Int[Tensor, "responses 2"],
+    response_rows: Int64[Tensor, " pointers"],
+    spans: Int64[Tensor, "spans 2"],
+) -> LearntSpans:
+    """Spans of a batch's tokens among those that are learnt: those in `responses`, each counted from its row's first."""
+    shifted = responses.to(torch.int64) + spread(token_rows[:-1], response_rows)[:, None]
+    return LearntSpans.of(covered(shifted, int(token_rows[-1])), token_rows, spans)
 
 
 def span_layer(

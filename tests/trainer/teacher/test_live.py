@@ -1,6 +1,8 @@
 """Cached equals live: the same batches from caches as from the teacher in memory, for every need."""
 
 import shutil
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,13 +11,13 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM, OPTConfig
 
 from schemas.config import ModelConfig
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.training import PairConfig
 from trainer.batches.batch import tensors
 from trainer.batches.documents import Documents
 from trainer.maths.geometry import centrality_weights
 from trainer.maths.ragged import pointers
-from trainer.objectives.base import Needs
+from trainer.objectives.base import Needs, SpanNeed
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
 from trainer.teacher.live import LiveTeacher
@@ -266,3 +268,54 @@ def test_a_row_that_is_too_long_is_told_before_the_first_step(prepared, tmp_path
     documents = Documents(prepared)
     with pytest.raises(UserError, match=r"longest row .* takes 32; prepare"):
         LiveTeacher(ModelConfig(model=str(tmp_path)), documents, needing(documents))
+
+
+def halves_of_responses(documents, rows):
+    """Every learnt span of the teacher's in halves, as if both sides ended there."""
+    responses, response_rows = documents.responses("teacher", rows)
+    starts = documents.tokens("teacher", rows)[1][:-1].repeat_interleave(response_rows.diff())
+    halves = []
+    for (first, last), start in zip(responses.tolist(), starts.tolist(), strict=True):
+        middle = (first + last) // 2
+        halves.append([[start + first, start + middle], [start + middle, start + last]][middle == first :])
+    spans = torch.tensor([span for each in halves for span in each])
+    counts = [sum(map(len, halves[first:last])) for first, last in pairwise(response_rows.tolist())]
+    return SimpleNamespace(student=spans, teacher=spans, rows=pointers(counts))
+
+
+@pytest.mark.parametrize("weights", ["attention", "uniform"])
+@pytest.mark.parametrize("response_only", [False, True])
+def test_spans(make_cache, teacher_config, prepared, monkeypatch, response_only, weights):
+    monkeypatch.setattr(
+        Documents, "common_spans", lambda self, rows, most: halves_of_responses(self, rows), raising=False
+    )
+    documents = Documents(prepared)
+    need = SpanNeed(frozenset({2, 4}), weights, 1024)
+    wanted = needing(documents, pairs=[], spans=need)
+    cache = make_cache(
+        layers=[{"layer": 2, "granularity": "words"}, {"layer": 4, "granularity": "chunks"}],
+        signals=["states", "final", "attention"],
+        storage={"states": "fp32", "final": "fp32"},
+        state_tokens="all",
+        response_only=response_only,
+    )
+    cached = CachedTeacher(Caches([cache], documents), wanted).fetch(ROWS)
+    live = LiveTeacher(teacher_config, documents, wanted).fetch(ROWS)
+    equal(cached, live)
+    assert cached.spans.layers.keys() == {2, 4}
+    assert cached.spans.layers[4].vectors.shape == (int(cached.spans.rows[-1]), 48)
+
+
+@pytest.mark.parametrize("weights", ["attention", "uniform"])
+def test_spans_of_layers_that_no_cache_has(make_cache, prepared, weights):
+    documents = Documents(prepared)
+    cache = make_cache(signals=["relations", "states"])
+    wanted = needing(documents, pairs=[], spans=SpanNeed(frozenset({4}), weights, 9))
+    with pytest.raises(
+        UsageError, match=r"has the states of all learnt tokens \(recipe sra\) of teacher layer 4"
+    ) as error:
+        CachedTeacher(Caches([cache], documents), wanted)
+    command = str(error.value)
+    assert f"--signals {'states,attention' if weights == 'attention' else 'states'} " in command
+    assert "--set state_tokens=all" in command
+    assert "--set response_only=true" in command
