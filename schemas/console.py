@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text as RichText
 from rich.text import TextType
 
-from schemas.errors import Exit, ResourceError, UserError
+from schemas.errors import Exit, ResourceError, UsageError, UserError, quoted
 
 #: Seconds between progress lines where there is no terminal.
 LOG_EVERY_S = 10.0
@@ -232,9 +232,12 @@ def _cut(message: str) -> str:
     return f"{message[:MESSAGE_LIMIT]} … ({len(message) - MESSAGE_LIMIT:,} more characters)"
 
 
-def os_problem(error: OSError) -> ResourceError | None:
+def os_problem(error: OSError) -> UserError | None:
     """What an operating system error means to a person, or None if it is none of theirs."""
     place = error.filename or "the output folder"
+    if error.errno == errno.ENAMETOOLONG:
+        name = "of that name" if error.filename is None else f"of the name {quoted(str(error.filename))}"
+        return UsageError(f"There is no file {name}: it is longer than names of files can be.")
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return ResourceError(
             f"No room left on the disk (writing {place}). What is finished is kept: "

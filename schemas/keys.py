@@ -14,7 +14,20 @@ _FLOAT: Final = re.compile(r"[-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+)[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """No config has dates in it: a folder named like one is text."""
+    """No config has dates in it: a folder named like one is text. A key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raises `YAMLError` for a key that stands twice, of which the library takes the last."""
+        seen = set()
+        for key, _ in node.value:
+            name = key.tag, key.value if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
+                raise yaml.YAMLError(
+                    f"the key {quoted(key.value)} stands twice, also in line {key.start_mark.line + 1}"
+                )
+            seen.add(name)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 class _Dumper(yaml.SafeDumper):

@@ -79,7 +79,9 @@ def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
         }
     )
     trees = plan.config.parser.keep_trees
-    shards.write_dataset_files(space, arrow_schema(trees), manifest.fingerprint)
+    names = [shard.file for shard in manifest.shards]
+    for name, text in shards.dataset_files(arrow_schema(trees), names, manifest.fingerprint).items():
+        files.write_text(space.out / name, text)
     space.seal({CARD: dataset_card(manifest, trees), CONFIG: plan.config.to_yaml()}, manifest.to_json())
     return manifest
 

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
 import pyarrow as pa
 
-from pipeline.shards.workspace import Layout, Receipt, Workspace
-from schemas import files
+from pipeline.shards.workspace import Layout, Receipt
 from schemas.manifest import DATASET_VERSION
 
 REJECTED = "rejected.jsonl"
@@ -125,11 +124,10 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": str(kind), "_type": "Value"}
 
 
-def write_dataset_files(space: Workspace, schema: pa.Schema, name: str) -> None:
-    """`dataset_info.json` and `state.json`, as `datasets.load_from_disk` reads them."""
-    files.write_text(space.out / INFO, json.dumps(dataset_info(schema), indent=4))
+def dataset_files(schema: pa.Schema, shards: Sequence[str], name: str) -> dict[str, str]:
+    """`dataset_info.json` and `state.json`, as `datasets.load_from_disk` reads them: their texts."""
     state: dict[str, Any] = {
-        "_data_files": [{"filename": shard_name(index, space.shards)} for index in range(space.shards)],
+        "_data_files": [{"filename": shard} for shard in shards],
         "_fingerprint": name[:16],
         "_format_columns": None,
         "_format_kwargs": {},
@@ -137,4 +135,4 @@ def write_dataset_files(space: Workspace, schema: pa.Schema, name: str) -> None:
         "_output_all_columns": False,
         "_split": None,
     }
-    files.write_text(space.out / STATE, json.dumps(state, indent=2) + "\n")
+    return {INFO: json.dumps(dataset_info(schema), indent=4), STATE: json.dumps(state, indent=2) + "\n"}

@@ -75,6 +75,10 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
     # the paper's extractor leaves partial overlaps
     flat: set[Granularity] = {"words", "chunks"} if config.parser.kind == "benepar" else {"words"}
     check_config(folder, config, findings)
+    names = [shard.file for shard in manifest.shards]
+    for name, text in shards.dataset_files(schema, names, manifest.fingerprint).items():
+        if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode():
+            findings.problem(f"{name}, by which `datasets.load_from_disk` opens the folder, is not as it was written.")
     for shard in manifest.shards:
         try:
             table = open_shard(folder, shard, content=True)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import console
-from schemas.errors import QUOTED_LIMIT, UserError, quoted
+from schemas.errors import QUOTED_LIMIT, Exit, UserError, quoted
 
 #: What a terminal acts on; styles are the console's own and off here.
 ACTS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -93,3 +94,13 @@ def test_a_value_is_quoted_without_being_spelled_out():
     assert quoted("short") == "'short'"
     assert len(quoted("x" * 10_000)) <= QUOTED_LIMIT + 1
     assert quoted({"lr": 2e-4}) == "{'lr': 0.0002}"
+
+
+@pytest.mark.parametrize("use", [open, os.mkdir, os.stat])
+def test_a_name_too_long_for_any_file_is_the_users_error(use, written):
+    with pytest.raises(OSError, match="too long") as error:
+        use("x" * 300)
+    assert console.explain(error.value, debug=False) == Exit.USAGE
+    told = written()
+    assert "longer than names of files can be" in told
+    assert len(told) < 2 * QUOTED_LIMIT

@@ -61,3 +61,13 @@ def test_a_key_below_a_value_is_told_with_its_place():
 
 def test_flat():
     assert flat({"optim": {"lr": 1, "betas": [1]}, "out": "o"}) == {"optim.lr": 1, "optim.betas": [1], "out": "o"}
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "x: {a: 1, a: 1}", "- a: 1\n  a: 2"])
+def test_a_key_that_stands_twice_is_none(text):
+    with pytest.raises(ValueError, match="the key 'a' stands twice, also in line "):
+        load(text)
+
+
+def test_keys_that_are_written_alike_are_not_the_same():
+    assert load("{1: a, '1': b, null: c, 'null': d}") == {1: "a", "1": "b", None: "c", "null": "d"}

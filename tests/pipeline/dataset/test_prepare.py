@@ -137,8 +137,8 @@ def test_verify_finds_a_flipped_byte_a_missing_shard_and_a_false_count(prepared,
         change(copy)
         return verify(copy, quick=quick, moved={}).problems
 
-    def flip(folder):
-        path = folder / "data-00001-of-00005.arrow"
+    def flip(folder, name="data-00001-of-00005.arrow"):
+        path = folder / name
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
@@ -154,6 +154,12 @@ def test_verify_finds_a_flipped_byte_a_missing_shard_and_a_false_count(prepared,
     missing = broken(lambda folder: (folder / "data-00004-of-00005.arrow").unlink())
     assert any("data-00004-of-00005.arrow is missing" in problem for problem in missing)
     assert any("rows in" in problem for problem in broken(false_count))
+    for name in ("state.json", "dataset_info.json"):  # which `load_from_disk` reads
+        for change in (
+            lambda folder, name=name: flip(folder, name),
+            lambda folder, name=name: (folder / name).unlink(),
+        ):
+            assert [problem.split(",")[0] for problem in broken(change)] == [name]
 
 
 def test_verify_finds_rows_that_lie_though_their_checksums_fit(prepared, tmp_path):
