@@ -105,7 +105,13 @@ class Manifest(_Sealed):
     rejected: dict[str, Count]  # rows that could not be used, by reason; kept in rejected.jsonl
     dropped: dict[str, Count]  # rows left out by the config's own rules, by reason
     counts: Counts = Field(default_factory=dict)
+    vocabulary: OtherFile | None = None  # both sides' tokens (`schemas.vocabulary`); older datasets have none
     shards: Shards
+
+    @property
+    def files(self) -> list[ShardFile | OtherFile]:
+        """Every file that it has the checksum of."""
+        return [*self.shards, *([] if self.vocabulary is None else [self.vocabulary])]
 
 
 def same_tokens(manifest: Manifest) -> bool:

@@ -111,14 +111,24 @@ class RepeatedIds(_Record):
     examples: list[str]
 
 
+class LearntCounts(_Record):
+    """Learnt tokens of each side, and how many of them cover the same text as one of the other side."""
+
+    teacher: Count
+    student: Count
+    exact: Count
+
+
 class DatasetCounts(_Record):
-    """Of fields, ids, sentences, units and tokens."""
+    """Of fields, ids, sentences, units and tokens. Older datasets lack the last two."""
 
     fields: FieldCounts
     repeated_ids: RepeatedIds
     sentences: dict[str, Count]
     offsets: OffsetCounts
     alignment: Alignment
+    learnt: LearntCounts | None = None
+    shared_tokens: Count | None = None  # of both vocabularies
 
 
 class DatasetRecord(_Record):

@@ -22,6 +22,7 @@ from pipeline.text import Document, Rendered, Units
 from schemas.columns import (
     GRANULARITIES,
     LABELLED,
+    MISSING,
     SIDES,
     TREES,
     Granularity,
@@ -31,6 +32,7 @@ from schemas.columns import (
     side_column,
 )
 from schemas.rows import Reason
+from trainer.maths.alignment import LearntTexts, LearntTokens, exact_pairs
 
 Spans = Int32[np.ndarray, "_ 2"]
 
@@ -189,9 +191,25 @@ def shard(
     return ShardOutput(
         table=pa.table({name: columns[name] for name in schema.names}, schema=schema),
         digests=tuple(_digest(documents, encodings, spans, row) for row in range(len(rows))),
-        stats=stats | {"alignment": alignment, "offsets": offsets},
+        stats=stats | {"alignment": alignment, "offsets": offsets, "learnt": _learnt(documents, encodings)},
         left_out=tuple(row.entry() for row in left_out),
     )
+
+
+def _learnt(documents: DocumentColumns, encodings: Mapping[Side, Sequence[Encoding]]) -> dict[str, int]:
+    """Learnt tokens of each side, and those that are exactly some of the other side (`trainer.maths.alignment`)."""
+    rows = documents.rows
+    responses = Ragged.join([np.array(row.responses, dtype=np.int32).reshape(-1, 2) for row in rows])
+    texts = LearntTexts.of([row.text for row in rows], responses.spans, responses.rows)
+    tokens: dict[Side, LearntTokens] = {}
+    counts: dict[str, int] = {}
+    for side in SIDES:
+        offsets = Ragged.join([encoding.offsets for encoding in encodings[side]])
+        turns = Ragged.join([encoding.responses for encoding in encodings[side]])
+        may_end = offsets.spans[:, 0] == MISSING
+        tokens[side] = LearntTokens.of(texts, offsets.spans, offsets.rows, turns.spans, turns.rows, may_end)
+        counts[side] = int(np.diff(turns.spans).sum())
+    return counts | {"exact": len(exact_pairs(texts, tokens["student"], tokens["teacher"]))}
 
 
 def merged(parts: Sequence[ShardOutput]) -> ShardOutput:

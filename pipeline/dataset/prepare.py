@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.align.vocabulary import SideVocabulary
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.seal import DATASET, Outcome
 from pipeline.read.chat_tokenizer import open_tokenizer
@@ -179,6 +180,11 @@ class PreparePlan:
     def read(self, start: int, stop: int) -> Iterator[Record | Rejected]:
         """Input rows [start, stop) over all files."""
         return read_rows(self.inputs, [file.rows for file in self.files], start, stop)
+
+    @property
+    def vocabularies(self) -> dict[Side, SideVocabulary]:
+        """Those of the stage's tokenizers."""
+        return {side: SideVocabulary.of(tokenizer) for side, tokenizer in self.stage.tokenizers.items()}
 
     def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Nothing came before."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.text import Text
 
+from pipeline.align.vocabulary import SideVocabulary, read_side
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.prepare import load_tokenizers
 from pipeline.dataset.rows import ROW_COLUMNS, stored_rows
@@ -25,8 +26,8 @@ from pipeline.shards.publish import publish
 from schemas import console
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig
-from schemas.dataset import open_shard
-from schemas.errors import UsageError
+from schemas.dataset import damaged, open_shard
+from schemas.errors import UsageError, UserError
 from schemas.manifest import CONFIG, InputFile, Manifest, ShardFile, read_manifest
 
 #: Rows on which a new tokenizer is audited before the run.
@@ -67,6 +68,7 @@ class RealignPlan:
     config: ParseConfig
     tokenizers: dict[str, dict[str, Any]]  # identities of both sides
     changed: tuple[Side, ...]
+    vocabularies: dict[Side, SideVocabulary]
 
     @property
     def files(self) -> tuple[InputFile, ...]:
@@ -134,6 +136,29 @@ def _changed(before: Mapping[str, Any], sides: Mapping[Side, Mapping[str, Any]])
     return changed
 
 
+def _vocabulary_before(dataset: Path, before: Manifest, side: Side) -> SideVocabulary:
+    """The tokens of a side that stays: as they were stored, or of a dataset without them, its tokenizer's.
+
+    Raises `UserError` if that tokenizer is needed and is not there, or is another one by now.
+    """
+    if before.vocabulary is not None:
+        problem = before.vocabulary.problem(dataset, content=True)
+        if problem is not None:
+            raise damaged(dataset, f"{before.vocabulary.file} {problem}")
+        try:
+            return read_side(dataset, side)
+        except ValueError as error:
+            raise damaged(dataset, str(error)) from None
+    config = ParseConfig.parse(before.config, str(dataset))
+    tokenizer = load_tokenizers(config, (side,))[side]
+    if tokenizer.identity()["sha256"] != before.tokenizers[side]["sha256"]:
+        raise UserError(
+            f"{dataset} does not say what the {side}'s tokens spell, and the tokenizer at {getattr(config, side).tokenizer} "
+            f"is another one than the dataset's (its hash differs). Name the dataset's own with --{side}."
+        )
+    return SideVocabulary.of(tokenizer)
+
+
 def realign(
     dataset: Path,
     out: Path,
@@ -168,6 +193,8 @@ def realign(
     for note in assemble.notes_on(stage.tokenizers):
         console.stderr.print(Text(note, "yellow"))
     identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}
-    plan = RealignPlan(dataset, before, config, identities, changed)
+    vocabularies = {side: SideVocabulary.of(tokenizer) for side, tokenizer in stage.tokenizers.items()}
+    vocabularies |= {side: _vocabulary_before(dataset, before, side) for side in SIDES if side not in changed}
+    plan = RealignPlan(dataset, before, config, identities, changed, vocabularies)
     make = pool.Made(stage, partial(RealignStage, config, changed))
     return publish(DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet)

@@ -108,6 +108,20 @@ def show_alignment(manifest: Manifest) -> None:
     console.table("Units and their token spans", columns, rows)
 
 
+def show_shared_tokens(manifest: Manifest, folder: Path) -> None:
+    """How many tokens the vocabularies share, and how much of what is learnt is exactly alignable."""
+    if manifest.vocabulary is None:
+        again = shlex.join(["mta-prep", "align", str(folder), "--student", manifest.config["student"]["tokenizer"]])
+        console.stdout.print(f"Older than the map of tokens that both vocabularies have; `{again} -o NEW` makes it.")
+        return
+    learnt = manifest.counts["learnt"]
+    console.stdout.print(
+        f"The two vocabularies share {counted(manifest.counts['shared_tokens'], 'token')}, by their bytes. Of "
+        f"{counted(learnt['student'], 'learnt token')} of the student {percent(learnt['exact'], learnt['student'])} "
+        "cover just the text of one of the teacher's."
+    )
+
+
 def show_estimate(found: dict[str, Any], out: Path) -> None:
     """What a run would do."""
     rows = [[file["name"], str(file["rows"]), console.size(file["bytes"])] for file in found["inputs"]]
@@ -157,6 +171,7 @@ def show_info(manifest: Manifest, folder: Path) -> None:
             console.stdout.print(
                 Text(f"No end-of-sequence token is known on the {side}'s side: responses end in none.", "yellow")
             )
+    show_shared_tokens(manifest, folder)
     parser, config = manifest.parser, ParseConfig.parse(manifest.config, str(folder))
     console.stdout.print(f"Parser {parser['kind']} {parser['name']} ({parser['sha256'][:16]}), {templates_of(config)}.")
     sentences = ", ".join(f"{count} {what}" for what, count in manifest.counts["sentences"].items())

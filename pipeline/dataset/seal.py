@@ -1,19 +1,23 @@
 """Sealing a prepared dataset, whatever its shards were made from: rows left out, card, config, and at last the manifest."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
+from pipeline.align.vocabulary import SideVocabulary, shared_tokens, vocabulary_file
 from pipeline.dataset import shards
 from pipeline.dataset.card import dataset_card
 from pipeline.dataset.ids import repeated_ids
 from pipeline.shards import counts, publish
 from pipeline.shards.workspace import CARD, Workspace
 from schemas import files
-from schemas.columns import arrow_schema
+from schemas.columns import Side, arrow_schema
 from schemas.config import ParseConfig
 from schemas.console import counted
 from schemas.errors import UserError
-from schemas.manifest import CONFIG, InputFile, Manifest, read_manifest
+from schemas.manifest import CONFIG, InputFile, Manifest, OtherFile, read_manifest
+from schemas.vocabulary import VOCABULARY
 
 Outcome = publish.Outcome[Manifest]
 
@@ -30,6 +34,11 @@ class DatasetPlan(publish.Plan, Protocol):
     @property
     def files(self) -> tuple[InputFile, ...]:
         """The inputs as read."""
+        ...
+
+    @property
+    def vocabularies(self) -> Mapping[Side, SideVocabulary]:
+        """Both sides' tokens."""
         ...
 
     def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -65,6 +74,9 @@ def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
             f"No row is left of {counted(stats['rows_in'], 'row')}: {reasons}. {path} has each with its reason."
         )
     stats["repeated_ids"] = repeated_ids(space, rows_out)
+    sides = plan.vocabularies
+    shared = shared_tokens(sides)
+    stats["shared_tokens"] = len(shared)
     manifest = Manifest.model_validate(
         {
             "fingerprint": whole.hexdigest(),
@@ -75,6 +87,7 @@ def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
             "rejected": stats.pop("rejected"),
             "dropped": stats.pop("dropped"),
             "counts": stats,
+            "vocabulary": _written(space.out / VOCABULARY, vocabulary_file(sides, shared)),
             "shards": written,
         }
     )
@@ -84,6 +97,12 @@ def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
         files.write_text(space.out / name, text)
     space.seal({CARD: dataset_card(manifest, trees), CONFIG: plan.config.to_yaml()}, manifest.to_json())
     return manifest
+
+
+def _written(path: Path, content: bytes) -> OtherFile:
+    with files.written(path) as stream:
+        stream.write(content)
+    return OtherFile(file=path.name, bytes=len(content), sha256=files.sha256_of(path))
 
 
 def _line(entry: dict[str, Any]) -> bytes:

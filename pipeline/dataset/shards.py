@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.shards.workspace import Layout, Receipt
 from schemas.manifest import DATASET_VERSION
+from schemas.vocabulary import VOCABULARY
 
 REJECTED = "rejected.jsonl"
 STATE = "state.json"
@@ -30,7 +31,7 @@ LAYOUT: Final = Layout(
     recorded=("versions", "config", "inputs", "template", "tokenizers", "segmenter", "parser"),
     shard=shard_name,
     shards="data-*-of-*.arrow",
-    files=frozenset({REJECTED, STATE, INFO}),
+    files=frozenset({REJECTED, STATE, INFO, VOCABULARY}),
 )
 
 

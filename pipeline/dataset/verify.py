@@ -1,6 +1,7 @@
 """`mta-prep verify`: whether a prepared dataset is whole, and says the truth about its texts.
 
-Always: checksums, schema, rows of every shard against the manifest, rows in = rows out + rejected + dropped, fingerprints.
+Always: checksums, schema, rows of every shard against the manifest, rows in = rows out + rejected + dropped, fingerprints, both
+sides' tokens.
 Unless quick, on every row: spans in bounds and in order, offsets monotone and covering every letter and digit between
 the first and the last token, token spans that follow from them; and, where a tokenizer can be loaded, the row tokenized
 again and compared to the last id and offset, and what its tokens decode to held against offsets and token spans.
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.align.vocabulary import SideVocabulary, read_side, shared_tokens, vocabulary_file
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.columns import spans_of
 from pipeline.dataset.decoding import Decoder
@@ -27,6 +29,7 @@ from schemas.dataset import open_shard
 from schemas.errors import DamagedError, UsageError, UserError
 from schemas.manifest import CONFIG, Manifest, read_manifest
 from schemas.rows import Reason
+from schemas.vocabulary import VOCABULARY
 
 #: Problems listed in full; more are counted.
 LISTED = 20
@@ -94,6 +97,7 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
             whole.update(digest.whole for digest in digests)
             teacher.update(digest.teacher for digest in digests)
     _check_counts(manifest, folder, findings)
+    _check_vocabulary(manifest, folder, tokenizers, findings)
     if not quick and not findings.found:
         if whole.hexdigest() != manifest.fingerprint:
             findings.problem("The fingerprint in the manifest is not that of the rows.")
@@ -157,6 +161,28 @@ def _check_counts(manifest: Manifest, folder: Path, findings: Findings) -> None:
     kept = path.read_bytes().count(b"\n") if path.exists() else 0
     if kept != lost:
         findings.problem(f"{shards.REJECTED} holds {counted(kept, 'row')}, by the manifest {lost} were left out.")
+
+
+def _check_vocabulary(
+    manifest: Manifest, folder: Path, tokenizers: Mapping[Side, OffsetTokenizer], findings: Findings
+) -> None:
+    """Whether the file of tokens is whole, its map follows from what they spell, and that is what the tokenizers say."""
+    if manifest.vocabulary is None:
+        return
+    problem = manifest.vocabulary.problem(folder, content=True)
+    if problem is not None:
+        findings.problem(f"{manifest.vocabulary.file} {problem}.")
+        return
+    try:
+        sides = {side: read_side(folder, side) for side in SIDES}
+    except ValueError as error:
+        findings.problem(f"{error}.")
+        return
+    if (folder / VOCABULARY).read_bytes() != vocabulary_file(sides, shared_tokens(sides)):
+        findings.problem(f"{VOCABULARY} has other shared tokens than follow from what the tokens spell.")
+    for side, tokenizer in tokenizers.items():
+        if SideVocabulary.of(tokenizer) != sides[side]:
+            findings.problem(f"{VOCABULARY} says of the {side}'s tokens other than its tokenizer.")
 
 
 def _check_rows(

@@ -58,11 +58,9 @@ class ChatTokenizer(OffsetTokenizer):
         self.library = load_tokenizer(config.tokenizer, config.revision, subject)
         self.template = ChatTemplate(config.template, self.library, subject, date)
         self._learn = learn
-        added = self.backend.get_added_tokens_decoder()
-        self._special = np.array(sorted(index for index, token in added.items() if token.special), dtype=np.int64)
         ends = ending_of(self.template, self.library).special
         #: What a turn ends in, if it is one and the same.
-        self._turn_end = self._suffix if not ends or set(self._suffix) & set(ends) else ends[:1]
+        self._turn_end = list(self._suffix if not ends or set(self._suffix) & set(ends) else ends[:1])
 
     def identity(self) -> dict[str, Any]:
         """As of a plain side, and the template."""
@@ -74,6 +72,10 @@ class ChatTokenizer(OffsetTokenizer):
             "suffix": [self.backend.id_to_token(index) for index in self._turn_end],
             "suffix_rule": END_RULE,
         }
+
+    def end(self) -> list[int]:
+        """As of a plain side: what ends a turn of the template."""
+        return self._turn_end[-1:]
 
     def audit(self, rows: Sequence[Rendered]) -> None:
         """As of a plain side; rows that the template refuses do not count. Raises `UserError` where it refuses all."""
@@ -137,7 +139,7 @@ class ChatTokenizer(OffsetTokenizer):
     ) -> tuple[Int32[np.ndarray, "turns 2"], list[int]]:
         """Tokens of the learnt turns, and what closes the last one where its template does not."""
         reach, ends = piece.ranges.reach, piece.ranges.ends
-        special = np.isin(piece.ids, self._special)
+        special = np.isin(piece.ids, np.array(self.special, dtype=np.int64))
         starts = starts_of_learning(conversation, layout, self._learn)
         closing: list[int] = []
         responses = []

@@ -45,6 +45,15 @@ class Spelling:
     literals: dict[int, str]  # added tokens found in the raw text, before normalisation
     unknown: int | None  # the token for what the vocabulary lacks; it spells anything
 
+    def text_bytes(self) -> list[bytes]:
+        """What each token id spells in the text's writing, spaces as such."""
+        if self.marker is None:
+            return self.spelled
+        marker = self.marker.encode("utf-8")
+        return [
+            text if index in self.literals else text.replace(marker, b" ") for index, text in enumerate(self.spelled)
+        ]
+
 
 def settle(backend: Tokenizer) -> Definition:
     """Take truncation, padding and chance (dropout) out of a tokenizer, and return its definition.

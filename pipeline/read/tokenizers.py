@@ -118,11 +118,14 @@ class OffsetTokenizer:
             if hasattr(backend.model, "_resize_cache"):
                 # 10,000 words by default, which are whole texts where nothing splits them (Llama-2): 100 MB and more
                 backend.model._resize_cache(CACHED_WORDS)
-        spelling = read_spelling(definition, self.backend)
-        self._vocabulary = len(spelling.spelled)
-        self.unknown = spelling.unknown
-        self.normalization = NormalizationMap(text_normalizer(definition), spelling.marker)
-        self._locator = Locator(spelling, self.normalization)
+        self.spelling = read_spelling(definition, self.backend)
+        #: Ids of special tokens, rising.
+        self.special = sorted(
+            index for index, token in self.backend.get_added_tokens_decoder().items() if token.special
+        )
+        self.unknown = self.spelling.unknown
+        self.normalization = NormalizationMap(text_normalizer(definition), self.spelling.marker)
+        self._locator = Locator(self.spelling, self.normalization)
         self._prefix = loaded.before
         self._suffix, self._suffix_source = self._end(loaded.after, loaded.eos)
 
@@ -142,6 +145,10 @@ class OffsetTokenizer:
             raise UserError(f"The {self.side} tokenizer {self.config.tokenizer!r} has no token {token!r}. {known}")
         return index
 
+    def end(self) -> list[int]:
+        """The id that usually ends what is learnt; none where none is known."""
+        return self._suffix[-1:]
+
     def note(self) -> str | None:
         """What a person should know before rows are encoded."""
         if self._suffix:
@@ -159,7 +166,7 @@ class OffsetTokenizer:
             "name": local.name if path.exists() else self.config.tokenizer,
             "revision": self.config.revision,
             "sha256": self._digest,
-            "vocabulary": self._vocabulary,
+            "vocabulary": len(self.spelling.spelled),
             "prefix": [self.backend.id_to_token(index) for index in self._prefix],
             "suffix": [self.backend.id_to_token(index) for index in self._suffix],
             "suffix_source": self._suffix_source,

@@ -21,11 +21,13 @@ from torch import Tensor
 from schemas.columns import GRANULARITIES, MISSING, SIDES, Granularity, Side, side_column
 from schemas.conversations import Content, Conversation
 from schemas.dataset import damaged, open_shard
+from schemas.errors import UserError
 from schemas.manifest import read_manifest, same_tokens
 from trainer.batches.batch import Batch, TeacherTokens
 from trainer.batches.lists import Lists, Rows, list_values
 from trainer.batches.shared_tokens import BothSides, SharedSpans
 from trainer.batches.units import SharedUnits, positions_of, shared_units
+from trainer.batches.vocabulary import Vocabulary
 from trainer.maths.alignment import LearntTexts, LearntTokens
 from trainer.maths.geometry import Units, units_with_span
 
@@ -77,10 +79,10 @@ class Documents:
         self.folder = Path(folder)
         self.limit = limit
         self.manifest = read_manifest(self.folder)
-        for shard in self.manifest.shards:
-            problem = shard.problem(self.folder, content=verify)
+        for file in self.manifest.files:
+            problem = file.problem(self.folder, content=verify)
             if problem is not None:
-                raise damaged(self.folder, f"{shard.file} {problem}")
+                raise damaged(self.folder, f"{file.file} {problem}")
         if sum(shard.rows for shard in self.manifest.shards) != self.manifest.rows_out:
             raise damaged(self.folder, "its shards do not add up to the rows of its manifest")
         self.rows = min(self.manifest.rows_out, limit or self.manifest.rows_out)
@@ -110,6 +112,26 @@ class Documents:
         if any(each["min"] < 0 for each in bounds):
             raise damaged(self.folder, f"its column `{name}` has ids below 0")
         return max((each["max"] for each in bounds), default=-1)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """Both sides' tokens; None in a dataset of an older version, which does not say."""
+        if self.manifest.vocabulary is None:
+            return None
+        try:
+            return Vocabulary.read(self.folder)
+        except ValueError as error:
+            raise damaged(self.folder, str(error)) from None
+
+    def require_vocabulary(self, what: str) -> Vocabulary:
+        """Both sides' tokens. Raises `UserError` where the dataset does not say; `what` needs them: `The term `x``."""
+        if self.vocabulary is None:
+            again = self.align_command({"student": self.manifest.config["student"]})
+            raise UserError(
+                f"{what} needs to know which tokens both vocabularies have, and {self.folder} is older than that: `{again}` "
+                "makes one that says so, without parsing."
+            )
+        return self.vocabulary
 
     def lengths(self, side: Side) -> Int64[np.ndarray, " rows"]:
         """Tokens of every row."""
@@ -218,8 +240,10 @@ class Documents:
             ~missing & _outside(offsets, np.repeat(lengths, counts))
         ).any():
             raise damaged(self.folder, f"its column `{side_column(side, 'offsets')}` is not that of its tokens")
-        # without a vocabulary that knows them, any token of a template that a turn ends in is taken for its end
-        return LearntTokens.of(texts, offsets, token_rows.numpy(), turns.numpy(), turn_rows.numpy(), missing)
+        may_end = missing
+        if self.vocabulary is not None:  # else any token of a template that a turn ends in is taken for its end
+            may_end = np.isin(self.tokens(side, rows)[0], self.vocabulary.may_end[side])
+        return LearntTokens.of(texts, offsets, token_rows.numpy(), turns.numpy(), turn_rows.numpy(), may_end)
 
     def units(self, granularity: Granularity, batch: Batch) -> SharedUnits:
         """The units of a batch's rows that both sides have a span of."""

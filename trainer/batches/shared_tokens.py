@@ -1,7 +1,7 @@
 """Documents in both tokenizations: spans of text that end in both, and positions whose next tokens are the same text.
 
-Arrays of a dataset's columns alone; `trainer.maths.alignment` says how. Made anew for every batch: a batch of 16 documents of
-300 tokens a side takes a millisecond.
+Arrays of a dataset's columns alone; `trainer.maths.alignment` says how. Made anew for every batch: 16 documents of
+190 tokens a side take 2 ms, their texts read included.
 """
 
 from dataclasses import dataclass

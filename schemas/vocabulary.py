@@ -1,0 +1,28 @@
+"""What a dataset's `vocabulary.safetensors` holds: the tokens of both sides by what they spell, and which are the same.
+
+| name | shape | type | meaning |
+|---|---|---|---|
+| `shared` | [shared, 2] | int32 | tokens of equal bytes, the student's id and the teacher's, by the student's |
+| `{side}.bytes` | [bytes] | uint8 | what the tokens spell, by id, one after the other |
+| `{side}.lengths` | [vocabulary] | int32 | bytes of each |
+| `{side}.special` | [special] | int32 | ids of special tokens, rising |
+| `{side}.end` | [0 or 1] | int32 | id of the one that usually ends what is learnt; none where none is known |
+
+Bytes are those of the text: byte-level letters and byte tokens decoded, a space where a tokenizer writes a mark for it. Special
+tokens are compared by their role alone: where both sides have a token that usually ends what is learnt, those two are shared.
+Of several ids of a side with the same bytes the lowest is taken.
+"""
+
+from typing import Final, Literal
+
+from schemas.columns import Side
+
+VOCABULARY: Final = "vocabulary.safetensors"
+SHARED: Final = "shared"
+
+Part = Literal["bytes", "lengths", "special", "end"]
+
+
+def part_name(side: Side, part: Part) -> str:
+    """`student`, `lengths` -> `student.lengths`."""
+    return f"{side}.{part}"

@@ -1,0 +1,48 @@
+"""The tokens of a dataset's two sides: which are the same, and how many bytes each spells (`schemas.vocabulary`)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from schemas.columns import SIDES, Side
+from schemas.vocabulary import SHARED, VOCABULARY, part_name
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a dataset knows of its tokens."""
+
+    shared: Int64[Tensor, "shared 2"]  # the student's id and the teacher's, by the student's
+    lengths: Mapping[Side, Int64[np.ndarray, " _"]]  # bytes that each id spells
+    may_end: Mapping[Side, Int64[np.ndarray, " _"]]  # ids of special tokens, and of what usually ends what is learnt
+
+    @classmethod
+    def read(cls, folder: Path) -> "Vocabulary":
+        """Out of a dataset's folder. Raises ValueError if it is not there."""
+        try:
+            with safe_open(folder / VOCABULARY, "np") as stored:
+                shared = stored.get_tensor(SHARED).astype(np.int64)
+                lengths = {side: stored.get_tensor(part_name(side, "lengths")).astype(np.int64) for side in SIDES}
+                may_end = {
+                    side: np.concatenate(
+                        [stored.get_tensor(part_name(side, "special")), stored.get_tensor(part_name(side, "end"))],
+                        dtype=np.int64,
+                    )
+                    for side in SIDES
+                }
+        except SafetensorError as error:
+            raise ValueError(f"{VOCABULARY} is not what it should be ({error})") from None
+        if shared.ndim != 2 or shared.shape[1] != 2 or not _known(shared, lengths):
+            raise ValueError(f"{VOCABULARY} has shared tokens that its sides do not have")
+        return cls(torch.from_numpy(shared), lengths, may_end)
+
+
+def _known(shared: Int64[np.ndarray, "shared 2"], lengths: Mapping[Side, Int64[np.ndarray, " _"]]) -> bool:
+    limits = [len(lengths[side]) for side in ("student", "teacher")]
+    return bool(((shared >= 0) & (shared < limits)).all())
