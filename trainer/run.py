@@ -259,6 +259,7 @@ class Run:
                 raise UsageError(
                     f"`layers`: the teacher has layers 0 (embeddings) to {shape.depth}, not {pair.teacher}."
                 )
+        vocabulary = self.documents.vocabulary
         setting = Setting(
             pairs=tuple(sorted(pairs, key=lambda pair: pair.student)),
             student_size=student.hidden_size,
@@ -268,8 +269,13 @@ class Run:
             teacher_last=None if shape is None else (shape.depth, shape.width(None)),
             same_tokens=self.documents.same_tokens,
             student_embedding=int(student.model.get_input_embeddings().weight.shape[1]),
+            shared=None if vocabulary is None else vocabulary.shared,
         )
-        return build(self.config.objectives, setting, "objectives")
+        terms = build(self.config.objectives, setting, "objectives")
+        for name, term in terms.items():
+            if term.needs().shared:
+                self.documents.require_vocabulary(f"The term `{name}`")
+        return terms
 
     def _teacher_shape(self) -> TeacherShape | None:
         """None where there is no teacher."""

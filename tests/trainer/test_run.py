@@ -51,7 +51,7 @@ SHORT = {
 }
 FDD = {"srkl": {}, "fdd": {}}
 #: Of terms that need no common tokens: one with the least that can turn over by a last bit.
-SPACES = {"ce": {}, "dwa": {"divergence": "fkl"}, "dskd": {"gate": "none"}}
+SPACES = {"ce": {}, "dwa": {"divergence": "fkl"}, "dskd": {"gate": "none"}, "dskd_eta": {"gate": "none"}}
 UNITS = {"ce": {}, "hidden": {"level": "unit"}, "dsa": {"metric": "distance"}}
 
 

@@ -16,6 +16,7 @@ from trainer.objectives.base import Objective, Setting
 from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.objectives.divergence import ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL
 from trainer.objectives.dskd import DualSpace, WeightedDualSpace
+from trainer.objectives.dskd_eta import AlignedDualSpace
 from trainer.objectives.fdd import FeatureDynamics
 from trainer.objectives.hidden import HiddenAlignment
 from trainer.objectives.layers import LayerTerm
@@ -33,6 +34,7 @@ REGISTRY: Final[dict[str, type[Objective]]] = {
     "hidden": HiddenAlignment,
     "dskd": DualSpace,
     "dwa": WeightedDualSpace,
+    "dskd_eta": AlignedDualSpace,
     "soft_dtw": SoftDtw,
 }
 

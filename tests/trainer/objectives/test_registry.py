@@ -16,7 +16,20 @@ SETTING = Setting((LOW, HIGH), student_size=4, teacher_size=6)
 
 
 def test_every_term_is_of_one_kind_and_has_its_own_options():
-    assert list(REGISTRY) == ["ce", "fkl", "rkl", "sfkl", "srkl", "fdd", "dsa", "hidden", "dskd", "dwa", "soft_dtw"]
+    assert list(REGISTRY) == [
+        "ce",
+        "fkl",
+        "rkl",
+        "sfkl",
+        "srkl",
+        "fdd",
+        "dsa",
+        "hidden",
+        "dskd",
+        "dwa",
+        "dskd_eta",
+        "soft_dtw",
+    ]
     assert len(set(REGISTRY.values())) == len(REGISTRY)
     for term in REGISTRY.values():
         assert issubclass(term, StateObjective) != issubclass(term, LogitObjective)
