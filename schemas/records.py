@@ -139,6 +139,13 @@ class DatasetRecord(_Record):
     tokenizers: Tokenizers
     parser: ParserRecord
     counts: DatasetCounts
+    vocabulary: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _counts_its_vocabulary(self) -> "DatasetRecord":
+        if self.vocabulary is not None and None in (self.counts.learnt, self.counts.shared_tokens):
+            raise ValueError("counts of `learnt` and `shared_tokens` go with `vocabulary`")
+        return self
 
 
 class TeacherRecord(_Record):

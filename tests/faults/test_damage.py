@@ -24,12 +24,14 @@ from pipeline.cache import verify as cache_verify
 from pipeline.cache import view as cache_view
 from pipeline.cache.plan import cache as make
 from pipeline.dataset import report, verify, view
+from pipeline.dataset.shards import dataset_files
 from pipeline.read.inputs import open_inputs
 from schemas import files
-from schemas.columns import GRANULARITIES
+from schemas.columns import GRANULARITIES, arrow_schema
 from schemas.errors import DamagedError, UserError
 from schemas.manifest import MANIFEST, read_cache_manifest, read_manifest
 from schemas.signals import EMBEDDINGS, Signal
+from schemas.vocabulary import VOCABULARY
 from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
 
@@ -56,12 +58,14 @@ def small(prepared, tmp_path_factory):
     """One shard of the sample as a dataset."""
     folder = tmp_path_factory.mktemp("small") / "dataset"
     folder.mkdir()
-    for name in (SHARD, "config.yaml"):
+    for name in (SHARD, VOCABULARY, "config.yaml"):
         shutil.copy(prepared / name, folder)
     manifest = json.loads((prepared / MANIFEST).read_text(encoding="utf-8"))
     shard = next(entry for entry in manifest["shards"] if entry["file"] == SHARD)
     manifest |= {"shards": [shard], "rows_out": shard["rows"], "rows_in": shard["rows"], "rejected": {}, "dropped": {}}
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    for name, text in dataset_files(arrow_schema(trees=True), [SHARD], manifest["fingerprint"]).items():
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -104,6 +108,9 @@ def trained_on(folder):
         shared, units = documents.units(name, batch), documents.teacher_units(name, batch, rows)
         values += [shared.spans, shared.rows, shared.kept, shared.teacher_rows, units.spans, units.rows]
         documents.left_out(name)
+    spans = documents.common_spans(batch.documents.numpy(), 1024)
+    values += [spans.student, spans.teacher, spans.rows, documents.exact_pairs(batch.documents.numpy())]
+    values += [documents.vocabulary.shared, *map(torch.from_numpy, documents.vocabulary.lengths.values())]
     return [*values, torch.tensor(documents.largest_student_id), documents.ids.to_pylist()]
 
 
@@ -141,6 +148,12 @@ def test_training_on_a_damaged_dataset(small, copied):
     assert counts["a sentence"] > FLIPS / 2
 
 
+def test_a_damaged_map_of_tokens_ends_nothing(small, copied):
+    counts = outcomes(copied(small), VOCABULARY, trained_on, alike, trained_on(small), 20)
+    assert counts["a sentence"]
+    assert not counts["lines"]
+
+
 @pytest.mark.parametrize("file", [CACHE_SHARD, "index.arrow", "head.safetensors", EMBEDDINGS, MANIFEST])
 def test_reading_a_damaged_cache(cached, copied, file):
     counts = outcomes(copied(cached), file, said_by, alike, said_by(cached))
@@ -172,7 +185,7 @@ def test_checksums_are_compared_once_and_not_in_every_worker(small, cached, kind
 
 def others_of(manifest):
     """Entries of files that are no shards."""
-    return [entry for name in ("index", "head", "embeddings") if (entry := manifest.get(name))]
+    return [entry for name in ("index", "head", "embeddings", "vocabulary") if (entry := manifest.get(name))]
 
 
 def fitted(folder, file, manifest):
