@@ -104,6 +104,15 @@ class TwoTokenizers:
             )
         )
 
+    def assert_same_gradients(self, loss, expected, term, **tolerance):
+        """Of all that may learn; none at all, and one of zeros, are the same."""
+        mine = self.gradients(loss, term)
+        for leaf, gradient in self.gradients(expected, term).items():
+            if gradient is None or not gradient.any():
+                assert mine[leaf] is None or not mine[leaf].any(), leaf
+            else:
+                torch.testing.assert_close(mine[leaf], gradient, **tolerance, msg=leaf)
+
 
 def after(logits, head):
     """What a model does to its raw logits."""

@@ -133,12 +133,21 @@ def pool(
     """
     rows, token = span_tokens(spans, len(hidden), hidden.device)
     states = at_least_float32(hidden)
-    share = normalize_rows(weights.to(states.dtype)[token], rows)
-    offsets = rows.to(hidden.device, non_blocking=True)
-    pooled: Tensor = F.embedding_bag(
-        token, states, offsets, mode="sum", per_sample_weights=share, include_last_offset=True
+    return weighted_sums(states, token, normalize_rows(weights.to(states.dtype)[token], rows), rows)
+
+
+def weighted_sums(
+    states: Float[Tensor, "tokens hidden"],
+    token: Int64[Tensor, " members"],
+    shares: Float[Tensor, " members"],
+    rows: Int64[Tensor, " pointers"],
+) -> Float[Tensor, "spans hidden"]:
+    """Σ of the states of each span's tokens, times their shares. `token`, `rows`: of `span_tokens`."""
+    offsets = rows.to(states.device, non_blocking=True)
+    sums: Tensor = F.embedding_bag(
+        token, states, offsets, mode="sum", per_sample_weights=shares, include_last_offset=True
     )
-    return pooled
+    return sums
 
 
 def unit_weights(

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from trainer.maths.geometry import span_tokens, unit_weights
+from trainer.maths.geometry import span_tokens, unit_weights, weighted_sums
 from trainer.maths.ragged import at_least_float32, normalize_rows, select, spread, sum_rows
 
 #: What the weights of a span count as at least.
@@ -53,12 +52,8 @@ def pool_spans(
     rows, token = span_tokens(spans, len(hidden), hidden.device)
     states = at_least_float32(hidden)
     weight = weights.detach().to(states.dtype)[token]
-    share = weight / spread(sum_rows(weight, rows).clamp_min(WEIGHT_EPSILON), rows)
-    offsets = rows.to(hidden.device, non_blocking=True)
-    pooled: Tensor = F.embedding_bag(
-        token, states, offsets, mode="sum", per_sample_weights=share, include_last_offset=True
-    )
-    return pooled
+    shares = weight / spread(sum_rows(weight, rows).clamp_min(WEIGHT_EPSILON), rows)
+    return weighted_sums(states, token, shares, rows)
 
 
 def span_weights(
