@@ -100,6 +100,9 @@ class Tokens:
     ends: Int32[np.ndarray, " tokens"]
     ended: Int32[np.ndarray, " positions"]  # number of tokens with end <= c, for c solid characters of all texts
     started: Int32[np.ndarray, " positions"]  # number of tokens with start <= c
+    gaps: Int32[
+        np.ndarray, "gaps 2"
+    ]  # solid characters between two tokens that are in none and were not dropped; sorted
     texts: Texts  # what these tokens leave out taken for white space
 
     @classmethod
@@ -112,10 +115,11 @@ class Tokens:
             real = real[np.argsort(order, kind="stable")]
         base = texts.rows[document[real]]
         first, last = offsets.spans[real, 0] + base, offsets.spans[real, 1] + base
-        beside = (np.diff(document[real]) == 0) & (np.diff(real) == 1)
-        dropped = beside & (texts.solid_before[first[1:]] > texts.solid_before[last[:-1]])
+        apart = (np.diff(document[real]) == 0) & (texts.solid_before[first[1:]] > texts.solid_before[last[:-1]])
+        dropped = apart & (np.diff(real) == 1)
         texts = texts.without(last[:-1][dropped], first[1:][dropped])
         starts, ends = texts.solid_before[first], texts.solid_before[last]
+        missing = np.flatnonzero(apart & ~dropped)
         characters = int(texts.solid_before[-1])
         return cls(
             index=np.append((real - offsets.rows[document[real]]).astype(np.int32), np.int32(MISSING)),
@@ -123,6 +127,7 @@ class Tokens:
             ends=np.append(ends, np.int32(-1)),
             ended=np.cumsum(np.bincount(ends, minlength=characters + 1), dtype=np.int32),
             started=np.cumsum(np.bincount(starts, minlength=characters + 1), dtype=np.int32),
+            gaps=np.stack([ends[missing], starts[missing + 1]], 1),
             texts=texts,
         )
 
@@ -139,8 +144,9 @@ class Tokens:
         first = self.ended[start]
         last = self.started[end - 1] - 1
         left, right = self.starts[first], self.ends[last]
-        whole = hollow | ((left <= start) & (right >= end))
-        exact = ~hollow & (left == start) & (right == end)
+        spelled = (left <= start) & (right >= end) & ~self._over_a_gap(start, end)
+        whole = hollow | spelled
+        exact = ~hollow & spelled & (left == start) & (right == end)
         spans = np.full((len(start), 2), MISSING, dtype=np.int32)
         np.copyto(spans[:, 0], self.index[first], where=exact)
         np.copyto(spans[:, 1], self.index[last] + 1, where=exact)
@@ -148,6 +154,12 @@ class Tokens:
         reasons[whole] = Reason.INSIDE
         reasons[exact] = Reason.OK
         return Ragged(spans, units.rows), reasons
+
+    def _over_a_gap(
+        self, start: Int32[np.ndarray, " units"], end: Int32[np.ndarray, " units"]
+    ) -> Bool[np.ndarray, " units"]:
+        begun, past = np.searchsorted(self.gaps[:, 0], end, "left"), np.searchsorted(self.gaps[:, 1], start, "right")
+        return begun > past
 
 
 def audit(reasons: Mapping[Side, Mapping[Granularity, Int8[np.ndarray, " _"]]]) -> dict[str, dict[str, dict[str, int]]]:

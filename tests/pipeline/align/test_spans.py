@@ -1,9 +1,10 @@
 """Characters to tokens, on random texts cut into random tokens, against a plain double loop."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from one_document import token_spans
@@ -39,10 +40,9 @@ class Case:
         return {i for i in range(*span) if not self.text[i].isspace()}
 
     def dropped(self, tokens: tuple[Span, ...]) -> set[int]:
-        """Positions between the first and the last of the tokens that are in none."""
-        own = [token for token in tokens if token != (-1, -1)]
-        covered = set().union(*(range(*token) for token in own))
-        return set(range(own[0][0], own[-1][1])) - covered if own else set()
+        """Positions between two neighbouring tokens; where a special one stands between, they are in none and not dropped."""
+        own = [(left, right) for left, right in pairwise(tokens) if (-1, -1) not in (left, right)]
+        return set().union(*(range(left[1], right[0]) for left, right in own))
 
 
 def pairs(spans: tuple[Span, ...] | list[Span]) -> np.ndarray:
@@ -91,6 +91,21 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(text, tuple(tokens), tuple(units))
 
 
+@st.composite
+def stretches(draw: st.DrawFn) -> tuple[Case, tuple[Span, ...]]:
+    """A case and two stretches of its tokens, one after the other."""
+    case = draw(cases())
+    edges = sorted(draw(st.lists(st.integers(0, len(case.tokens)), min_size=4, max_size=4)))
+    return case, case.tokens[edges[0] : edges[1]] + case.tokens[edges[2] : edges[3]]
+
+
+BESIDE_A_SPECIAL_TOKEN = Case(
+    text="The cat, ",
+    tokens=((0, 1), (0, 1), (1, 2), (2, 3), (-1, -1), (3, 4), (4, 5), (5, 9)),
+    units=((0, 2),),
+)
+
+
 def double_loop(case: Case, tokens: tuple[Span, ...]) -> tuple[list[Span], list[int]]:
     """What `token_spans` must give: every token held against every unit, character by character."""
     spans, reasons = [], []
@@ -116,11 +131,11 @@ def test_same_as_a_double_loop(case: Case) -> None:
 
 
 @SETTINGS
-@given(cases(), st.data())
-def test_same_as_a_double_loop_where_stretches_are_cut_or_dropped(case: Case, data: st.DataObject) -> None:
-    edges = sorted(data.draw(st.lists(st.integers(0, len(case.tokens)), min_size=4, max_size=4)))
-    kept = case.tokens[edges[0] : edges[1]] + case.tokens[edges[2] : edges[3]]
-    assert case.align(kept) == double_loop(case, kept)
+@given(stretches())
+@example((BESIDE_A_SPECIAL_TOKEN, (*BESIDE_A_SPECIAL_TOKEN.tokens[:1], *BESIDE_A_SPECIAL_TOKEN.tokens[4:6])))
+def test_same_as_a_double_loop_where_stretches_are_cut_or_dropped(drawn: tuple[Case, tuple[Span, ...]]) -> None:
+    case, tokens = drawn
+    assert case.align(tokens) == double_loop(case, tokens)
 
 
 @SETTINGS
