@@ -14,7 +14,7 @@ silence: what would change what is asked or learnt rejects the row, all other fi
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -24,27 +24,21 @@ from schemas.chat_tools import decoded, tools_of
 from schemas.chat_turns import Turn, spoken, string, turns_of
 from schemas.config import FieldsConfig
 from schemas.conversations import Content, ContentRole, Conversation
-from schemas.part_names import AFTER_INSTRUCTION, AFTER_PROMPT, INPUTS, MESSAGES, names_of
+from schemas.part_names import (
+    AFTER_INSTRUCTION,
+    AFTER_PROMPT,
+    INPUTS,
+    MESSAGES,
+    UNPLACED,
+    first_among,
+    names_of,
+)
 from schemas.rows import RowError, Unusable, holds_something, listed, row_id, type_of
 
 _SYSTEMS: Final = ("system", "system_prompt")
 _TOOLS: Final = ("tools", "functions")
-#: What would change what is asked, answered or learnt.
-_UNPLACED: Final = (
-    *_SYSTEMS,
-    *_TOOLS,
-    "history",
-    "tool_calls",
-    "function_call",
-    "reasoning_content",
-    "loss_mask",
-    "image",
-    "images",
-    "audio",
-    "audios",
-    "video",
-    "videos",
-)
+#: What would change what is asked, answered or learnt, if it was not used.
+_UNPLACED: Final = (*UNPLACED, "documents", "loss_mask")
 _USUAL: Final[dict[str, tuple[str, ...]]] = {
     "messages": MESSAGES,
     "instruction": ("instruction",),
@@ -65,14 +59,15 @@ def conversation_of(
     *,
     merge_turns: bool = False,
     system_into_user: bool = False,
+    taken: Collection[str] = (),
 ) -> tuple[Conversation, frozenset[str], frozenset[str]]:
     """The conversation of a row, the fields that it was made of (its id among them), and what was not used.
 
     Of the latter `name[1:]` stands for further answers in a list, `name[].key` for a key of turns. Parts that `fields`
-    (resolved ones) name are looked for under that name alone, and no other form than theirs. Raises `RowError` for a row that
-    is no conversation with an answer at its end.
+    (resolved ones) name are looked for under that name alone, and no other form than theirs. `taken` are fields that are used
+    already. Raises `RowError` for a row that is no conversation with an answer at its end.
     """
-    reading = _Reading(row, fields)
+    reading = _Reading(row, fields, taken)
     turns = reading.turns()
     turns = [*reading.system(turns), *turns]
     tools = reading.tools()
@@ -83,9 +78,9 @@ def conversation_of(
 class _Reading:
     """One row while it is read: under which names it has its parts, and which of its fields were used."""
 
-    def __init__(self, row: Mapping[str, Any], fields: FieldsConfig) -> None:
+    def __init__(self, row: Mapping[str, Any], fields: FieldsConfig, taken: Collection[str]) -> None:
         self._row = row
-        self._used: set[str] = set()
+        self._used: set[str] = set(taken)
         self._unused: set[str] = set()
         named = fields.model_dump(exclude={"form", "id"}, exclude_none=True)
         self._names = names_of(fields) if named else _USUAL
@@ -125,11 +120,11 @@ class _Reading:
 
     def told(self) -> tuple[frozenset[str], frozenset[str]]:
         """What was used and what was not, once all is read. Raises `RowError` for what must not be left out."""
-        left = {name for name, value in self._row.items() if name not in self._used and holds_something(value)}
-        if unplaced := [name for name in _UNPLACED if name in left]:
-            raise RowError(f"a conversation of this form has no place for `{unplaced[0]}`")
+        left = [name for name, value in self._row.items() if name not in self._used and holds_something(value)]
+        if (unplaced := first_among(left, _UNPLACED)) is not None:
+            raise RowError(f"a conversation of this form has no place for `{unplaced}`")
         used = frozenset(name for name in self._used if holds_something(self._row[name]))
-        return used, frozenset(left | self._unused)
+        return used, frozenset(self._unused.union(left))
 
     def _single(self, answer: str) -> list[Turn]:
         """A question, or turns up to it, and a response that is text."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from schemas.chat_tools import calls_of
 from schemas.conversations import Content, ContentRole
+from schemas.part_names import MEDIA, first_among
 from schemas.rows import UNPAIRED, RowError, Unusable, holds_something, listed, type_of, unpaired_surrogate
 
 _ROLE_KEYS: Final = ("role", "from")
@@ -21,7 +22,7 @@ _NAME_KEYS: Final = ("name", "tool_call_id")
 _LEARN_KEYS: Final = ("weight", "train", "trainable", "loss", "loss_mask")
 _READ: Final = frozenset((*_REASONING_KEYS, *_CALL_KEYS, *_NAME_KEYS, *_LEARN_KEYS))
 #: What would change what is asked, answered or learnt, and has no place in a message.
-_UNPLACED: Final = ("image", "images", "audio", "video", "videos", "refusal", "tools", "functions", "train_detail")
+_UNPLACED: Final = (*MEDIA, "refusal", "tools", "functions", "train_detail")
 
 #: The role, by what data sets call a speaker. Reasoning belongs to the assistant's turn behind it.
 _ROLES: Final[dict[str, ContentRole]] = {
@@ -149,7 +150,7 @@ def _tell_left(entry: dict[str, Any], read: set[str], field: str, where: str, un
     for key, value in entry.items():
         if key in read or key in _READ or not holds_something(value):
             continue
-        if key in _UNPLACED:
+        if first_among((key,), _UNPLACED):
             raise RowError(f"a turn of `{field}` has `{key}`, for which a conversation has no place", where)
         unused(f"{field}[].{key}")
 

@@ -1,8 +1,9 @@
 """What the commands show a person: summaries of runs, estimates, checks, manifests."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pipeline.dataset.seal import Outcome
 from pipeline.dataset.shards import REJECTED
@@ -10,9 +11,14 @@ from pipeline.dataset.verify import LISTED, Findings
 from pipeline.read.template import templates_of
 from schemas import console
 from schemas.columns import GRANULARITIES, SIDES
-from schemas.config import ParseConfig
+from schemas.config import FieldsConfig, ParseConfig
 from schemas.console import Text, counted
-from schemas.manifest import CONFIG, Manifest
+from schemas.manifest import CONFIG, MANIFEST, Manifest
+from schemas.part_names import part_like
+from schemas.rows import listed
+
+#: Fields that a summary names, of those read and of those not.
+_FIELDS: Final = 20
 
 
 def percent(part: int, whole: int) -> str:
@@ -68,6 +74,14 @@ def warnings_of(manifest: Manifest, out: Path) -> list[str]:
         name = manifest.config["fields"][part]
         if name is not None and name not in read:
             warnings.append(f"No row has the field `{name}` (--{part}-field).")
+    fields = FieldsConfig.model_validate(manifest.config["fields"])
+    for field, count in manifest.counts["fields"]["unused"].items():
+        if (like := part_like(field, fields)) is not None:
+            part, name = like
+            warnings.append(
+                f"`{field}` was not read in {counted(count, 'row')}: it is not written `{name}`. "
+                f"`{shlex.join([f'--{part}-field', field])}` reads it."
+            )
     repeated = manifest.counts["repeated_ids"]
     if repeated["rows"]:
         examples = ", ".join(f"`{example}`" for example in repeated["examples"])
@@ -91,8 +105,16 @@ def show_rows(manifest: Manifest) -> None:
     read = manifest.counts["fields"]
     for what, fields in (("Read", read["used"]), ("Not read", read["unused"])):
         if fields:
-            rows = ", ".join(f"`{name}` in {counted(count, 'row')}" for name, count in fields.items())
-            console.stdout.print(f"{what}: {rows}.")
+            console.stdout.print(f"{what}: {_fields(fields)}.")
+
+
+def _fields(rows: Mapping[str, int]) -> str:
+    """Fields by the number of rows that hold something in them, most first: `` `a`, `b` in 9 rows; `c` in 1 row``."""
+    names: dict[int, list[str]] = {}
+    for name, count in sorted(rows.items(), key=lambda item: -item[1])[:_FIELDS]:
+        names.setdefault(count, []).append(name)
+    more = f"; and {len(rows) - _FIELDS} more, which `counts` of {MANIFEST} has" if len(rows) > _FIELDS else ""
+    return "; ".join(f"{listed(names)} in {counted(count, 'row')}" for count, names in names.items()) + more
 
 
 def show_alignment(manifest: Manifest) -> None:

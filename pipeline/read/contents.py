@@ -3,7 +3,6 @@
 import hashlib
 from typing import Any
 
-from pipeline.read.parts import KNOWN
 from pipeline.read.records import Record
 from pipeline.text import SEPARATOR, Rendered
 from schemas.chat_rows import conversation_of
@@ -53,7 +52,7 @@ class ContentsRenderer:
             messages,
             conversation,
             used=tuple(sorted(used)),
-            unused=tuple(sorted(name for name in unused if name in KNOWN or "[" in name)),
+            unused=tuple(sorted(unused)),
         )
 
     def id_of(self, record: Record) -> str | None:

@@ -1,36 +1,19 @@
 """The parts of one row, read for itself: under which of its names it has each, what was used and what was left.
 
 Nothing that a row says is left out in silence. A field that would change what is asked or answered, and has no place in the
-text (`system`, `history`, `tools` …), rejects the row; another field that usually holds text and was not used is counted.
+text (`system`, `history`, `tools`, `images` …), rejects the row; any other that holds something and was not used is counted.
 """
 
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any
 
 from pipeline.read.records import Record
 from schemas.alpaca import question
 from schemas.chat_rows import conversation_of
 from schemas.config import FieldsConfig
 from schemas.conversations import Conversation
-from schemas.part_names import AFTER_INSTRUCTION, INPUTS, MESSAGES, UNPLACED, names_of
+from schemas.part_names import UNPLACED, first_among, names_of
 from schemas.rows import RowError, Unusable, holds_something, listed, row_id, type_of, unusable_in
-
-#: What usually holds text: told where it was not used.
-KNOWN: Final = (
-    *MESSAGES,
-    "prompt",
-    "instruction",
-    *INPUTS,
-    *AFTER_INSTRUCTION,
-    "text",
-    "question",
-    "query",
-    "answer",
-    "reasoning",
-    "thinking",
-    "rejected",
-    *UNPLACED,
-)
 
 
 class Parts:
@@ -59,7 +42,7 @@ class Parts:
 
     def conversation(self) -> Conversation:
         """The turns, in whichever form the row has them. Raises `RowError` for what is no conversation."""
-        conversation, used, unused = conversation_of(self._row, self._fields)
+        conversation, used, unused = conversation_of(self._row, self._fields, taken=self._used)
         self._used |= used
         self._unused |= unused
         return conversation
@@ -100,12 +83,10 @@ class Parts:
         `name[1:]` stands for further entries of a list, `name[].key` for a key of turns. Raises `RowError` for a field that
         the text has no place for.
         """
-        left = [name for name in KNOWN if name not in self._used and holds_something(self._row.get(name))]
-        unplaced = [name for name in left if name in UNPLACED]
-        if unplaced and self._fields.form != "text":
-            raise RowError(
-                f"the template has no place for `{unplaced[0]}` (a Jinja file has, with `row.{unplaced[0]}`)"
-            )
+        left = [name for name, value in self._row.items() if name not in self._used and holds_something(value)]
+        unplaced = first_among(left, UNPLACED)
+        if unplaced is not None and self._fields.form != "text":
+            raise RowError(f"the template has no place for `{unplaced}` (a Jinja file has, with `row.{unplaced}`)")
         return tuple(sorted(self._unused.union(left)))
 
     def _name(self, part: str, kinds: tuple[type, ...]) -> str | None:

@@ -11,7 +11,7 @@ from datasets import load_from_disk
 from pipeline.dataset import shards
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.realign import realign
-from pipeline.dataset.report import warnings_of
+from pipeline.dataset.report import show_rows, warnings_of
 from pipeline.dataset.verify import verify
 from schemas.columns import SIDES
 from schemas.errors import UserError
@@ -117,6 +117,26 @@ def test_fields_that_come_late_are_read_and_those_not_read_are_counted(settings_
     assert again.counts["fields"] == manifest.counts["fields"]
     told = warnings_of(again, tmp_path)
     assert told == ["1 row with the id of an earlier row (of `1`): `mta-prep inspect --id` shows the first."]
+
+
+def test_fields_that_are_not_read_are_told_in_one_line(settings_for, tmp_path, capsys):
+    meta = {f"meta_{number:02}": number for number in range(25)}
+    rows = [
+        {"instruction": "Who sold the mill?", "output": "Ada.", "score": 1.5, "passage": "P", "Input": "Ada sold it."},
+        {"instruction": "Who?", "output": "Ada.", "score": 0, **meta},
+        {"instruction": "What is this?", "output": "A mill.", "images": ["mill.png"]},
+    ]
+    config = settings_for(inputs=[rows_file(tmp_path / "rows.jsonl", *rows)])
+    manifest = prepare(config, tmp_path / "out", workers=1, quiet=True).manifest
+    assert manifest.rejected == {"the template has no place for `images` (a Jinja file has, with `row.images`)": 1}
+    assert manifest.counts["fields"]["unused"] == {"Input": 1, "passage": 1, "score": 2} | dict.fromkeys(meta, 1)
+    show_rows(manifest)
+    (line,) = (line for line in capsys.readouterr().out.replace("\n", " ").split("Not read: ")[1:])
+    assert line.startswith("`score` in 2 rows; `Input`, `meta_00`, ")
+    assert "`meta_17` in 1 row; and 8 more, which `counts` of manifest.json has." in line
+    assert warnings_of(manifest, tmp_path)[1:] == [
+        "`Input` was not read in 1 row: it is not written `input`. `--input-field Input` reads it."
+    ]
 
 
 def test_repeated_ids_are_found_whatever_the_portions(settings_for, prepared, tmp_path, monkeypatch):

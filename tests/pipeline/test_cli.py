@@ -166,7 +166,7 @@ def test_rows_left_out_count_in_the_exit_code_and_are_told(command, tmp_path):
     assert code == 6
     assert "2 rows in, 1 row out." in out
     assert "1 dropped: teacher: row longer than max_length" in out
-    assert "Read: `instruction` in 2 rows, `output` in 2 rows." in out
+    assert "Read: `instruction`, `output` in 2 rows." in out
     assert "Not read: `text` in 1 row." in out
     assert f"1 row left out; see {tmp_path / 'dropped' / 'rejected.jsonl'}" in err.replace("\n", "")
     assert command(*long, "-o", tmp_path / "dropped", "--allow-rejected")[0] == 0

@@ -391,6 +391,15 @@ PLACES = {
 }
 
 
+@pytest.mark.parametrize("field", ["documents", "chat_template_kwargs", "images", "Images", "image_url", "History"])
+def test_what_a_template_would_be_told_beside_the_messages_rejects_the_row(field):
+    row = {"messages": [Q, A], field: [{"text": "The mill was sold in May."}]}
+    with pytest.raises(RowError, match=f"has no place for `{field}`"):
+        conversation_of(row)
+    _, used, _ = conversation_of(row, taken=(field,))
+    assert used == {"messages", field}
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_nothing_that_a_row_says_vanishes(place):
     accepted = 0

@@ -26,7 +26,15 @@ from schemas.chat_tools import decoded
 from schemas.chat_turns import said_behind_reasoning
 from schemas.conversations import Conversation
 from schemas.errors import UsageError, UserError
-from schemas.part_names import AFTER_INSTRUCTION, AFTER_PROMPT, INPUTS, MESSAGES, UNPLACED
+from schemas.part_names import (
+    AFTER_INSTRUCTION,
+    AFTER_PROMPT,
+    INPUTS,
+    MESSAGES,
+    OF_CONVERSATIONS,
+    UNPLACED,
+    first_among,
+)
 from schemas.ready_made import ready_made
 from schemas.rows import RowError, holds_something, is_turns
 
@@ -194,10 +202,9 @@ def _answer_names(fields: dict[str, Any]) -> tuple[str, ...]:
 
 def _prompt(fields: dict[str, Any], response: str, where: str) -> str:
     """As training on the row with that response would have it."""
-    if unplaced := next((name for name in UNPLACED if holds_something(fields.get(name))), None):
-        raise UserError(
-            f"{where}: a ready-made or Alpaca prompt has no place for `{unplaced}`; a chat template has, with --template."
-        )
+    if unplaced := first_among((name for name, value in fields.items() if holds_something(value)), UNPLACED):
+        hint = "; a chat template has, with --template" if first_among((unplaced,), OF_CONVERSATIONS) else ""
+        raise UserError(f"{where}: a ready-made or Alpaca prompt has no place for `{unplaced}`{hint}.")
     if fields.get("prompt") is not None:
         return ready_made(_text(fields, "prompt", where), response)
     name = next((name for name in INPUTS if fields.get(name)), None)

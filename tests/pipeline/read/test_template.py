@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.read import jinja
 from pipeline.read.contents import ContentsRenderer
 from pipeline.read.fields import resolve_fields
-from pipeline.read.parts import KNOWN, Parts
+from pipeline.read.parts import Parts
 from pipeline.read.records import Record
 from pipeline.read.template import Renderer, resolve_templates
 from pipeline.text import Rendered
@@ -21,6 +21,7 @@ from schemas import limits
 from schemas.columns import SIDES
 from schemas.config import FieldsConfig, Form, ParseConfig, SideConfig
 from schemas.errors import UsageError, UserError
+from schemas.part_names import AFTER_INSTRUCTION, INPUTS, MESSAGES, UNPLACED
 from schemas.rows import UNPAIRED, RowError, Unusable, holds_something
 
 WITHOUT_INPUT = (
@@ -273,7 +274,13 @@ def test_unusable_rows_have_a_reason(row: dict[str, Any], reason: str) -> None:
     assert reason in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["system", "history", "tools", "tool_calls", "function_call", "reasoning_content"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("system", "history", "tools", "tool_calls", "function_call", "reasoning_content", "chat_template_kwargs"),
+        *("image", "images", "audios", "video", "image_url", "Images", "System"),
+    ],
+)
 @pytest.mark.parametrize(
     "row",
     [
@@ -295,6 +302,34 @@ def test_what_the_text_has_no_place_for_rejects_the_row(row: dict[str, Any], nam
     template.write_text("{% for name in row %}{{ name }}{% endfor %}|")
     assert name in halves(render({**row, name: "Be brief."}, str(template)))[0]
     assert render({"text": "T", name: "Be brief."}).unused == (name,)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "native"])
+@pytest.mark.parametrize("name", ["passage", "knowledge", "Input", "score", "Answer", "source"])
+def test_a_field_of_any_name_that_is_not_used_is_told(name: str, template: str) -> None:
+    row = {"instruction": "Who sold the mill?", "output": "Ada."}
+    fields = resolve_fields(FieldsConfig(), records(row))
+    sides = {side: SideConfig(tokenizer="t", template="native") for side in SIDES}
+    renderer = (
+        Renderer(fields, template)
+        if template == "alpaca"
+        else ContentsRenderer(fields, ParseConfig(inputs=["a"], fields=fields, **sides).conversations)
+    )
+    for value in ("Ada sold it in May.", 0, 1.5, ["a"], {"a": None}, Unusable.of("NaN", "NaN is not JSON")):
+        rendered = renderer.render(records(row | {name: value})[0])
+        assert (rendered.used, rendered.unused) == (("instruction", "output"), (name,))
+    for nothing in (None, "", " ", [], {}, False):
+        assert renderer.render(records(row | {name: nothing})[0]).unused == ()
+
+
+def test_a_file_of_prompts_has_a_place_for_what_it_takes_of_a_conversation(tmp_path: Path) -> None:
+    template = tmp_path / "my.jinja"
+    template.write_text("{{ row.documents[0] }}|{{ row.images[0] }}|{{ messages[0].content }}|")
+    row = {"messages": TURNS[1:3], "documents": ["D"], "images": ["a.png"]}
+    assert halves(render(row, str(template))) == ("D|a.png|Hi|", "Hello.")
+    template.write_text("{{ messages[0].content }}|")
+    with pytest.raises(RowError, match="no place for `documents`"):
+        render(row, str(template))
 
 
 def test_each_row_is_read_for_itself() -> None:
@@ -319,7 +354,8 @@ def test_each_row_is_read_for_itself() -> None:
     assert rendered(instruction="", input="Q", output="R").text == WITHOUT_INPUT.format(instruction="Q") + "R"
     assert rendered(input="Q", output="R").text == WITHOUT_INPUT.format(instruction="Q") + "R"
     both = rendered(instruction="I", input="C", context="D", output="R", response="S", text="T", label="x", prompt="")
-    assert (both.used, both.unused) == (("input", "instruction", "output"), ("context", "response", "text"))
+    unused = ("context", "label", "response", "text")
+    assert (both.used, both.unused) == (("input", "instruction", "output"), unused)
     assert rendered(instruction="I", output=["R", "S"]).unused == ("output[1:]",)
     assert rendered(instruction="I", output=["R", ""]).unused == ()
     for value in (3, [], {}):
@@ -327,8 +363,13 @@ def test_each_row_is_read_for_itself() -> None:
             rendered(instruction="I", input=value, output="R")
 
 
-#: Every name that a row may have a part under, and what it may hold.
-NAMES = st.sampled_from(KNOWN)
+#: Every name that a row may have a part under, names that are nobody's, and what it may hold.
+NAMES = st.sampled_from(
+    [
+        *(*MESSAGES, "prompt", "instruction", *INPUTS, *AFTER_INSTRUCTION, "text", *UNPLACED),
+        *("Input", "CONTEXT", "documents", "passage", "knowledge", "Images", "score", "rejected", ""),
+    ]
+)
 HELD = st.sampled_from([None, "", " ", "words", "other words", 3, [], ["a", "b"], {"a": "x"}, False])
 
 
@@ -369,7 +410,7 @@ def test_empty_text_and_empty_instruction_have_a_reason() -> None:
 def test_fields_that_the_template_does_not_use_are_not_looked_at() -> None:
     row = {"prompt": "P", "instruction": 3, "input": 4, "output": "O", "score": Unusable.of("NaN", "NaN is not JSON")}
     rendered = Renderer(fields_of("ready-made"), "plain").render(records(row)[0])
-    assert (rendered.text, rendered.unused) == ("P\nO", ())
+    assert (rendered.text, rendered.unused) == ("P\nO", ("score",))
 
 
 def test_ids_are_the_rows_own_or_of_the_content() -> None:

@@ -117,6 +117,14 @@ def test_a_student_is_asked_as_it_was_trained(tmp_path, row):
         ('{"prompt": "a", "output": ["b", ""]}', "line 3: `output` is empty"),
         ('{"prompt": "a", "output": ["b", null]}', "line 3: `output` is null"),
         ('{"prompt": "\\ud800", "output": "b"}', "line 3: `prompt` holds an unpaired surrogate"),
+        (
+            '{"prompt": "a", "output": "b", "system": "c"}',
+            "line 3: a ready-made or Alpaca prompt has no place for `system`; a chat template has",
+        ),
+        (
+            '{"prompt": "a", "output": "b", "Images": ["c"]}',
+            "line 3: a ready-made or Alpaca prompt has no place for `Im",
+        ),
     ],
 )
 def test_bad_rows_are_told_with_their_place(tmp_path, run, line, message):
