@@ -8,6 +8,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_flatten
 from transformers import LlamaForCausalLM
 
@@ -25,6 +26,7 @@ from trainer.maths.layer_signals import layer_signals
 from trainer.maths.quantization import DTYPES, decode, encode, refuse_unstorable
 from trainer.maths.soft_dtw import by_diagonal
 from trainer.maths.warping import Band, table_sizes, warping
+from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head, next_tokens
 from trainer.models.hidden_states import Forward, Request
 from trainer.models.loading import load_model
@@ -33,6 +35,7 @@ from trainer.objectives import build
 from trainer.objectives.base import Setting
 from trainer.student.distiller import Distiller
 from trainer.student.model import load_student
+from two_tokenizers import TwoTokenizers, aligned
 
 TOKENS = ragged.pointers([5, 1, 0, 7, 3])
 SPANS = torch.tensor([[0, 2], [1, 4], [4, 5], [5, 6], [6, 9], [7, 8], [9, 13], [13, 16]])
@@ -197,6 +200,44 @@ def test_a_step_with_every_term(source, student, name):
         return distiller(batch.to(device), denominators, dict.fromkeys(terms, 1.0))
 
     assert on_both(work, exactly=False) == set()
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        {"dskd": {}},
+        {"dwa": {"normalise": "product", "scale": "document"}},
+        {"dskd_eta": {}},
+        {"dskd_eta": {"count": "kept"}},
+        {"soft_dtw": {}, "dskd": {}},
+    ],
+    ids=lambda objectives: "-".join(objectives),
+)
+def test_terms_for_two_tokenizers(objectives):
+    """From the batch to the term's sum, of which the denominators are known before."""
+    problem = aligned(TwoTokenizers(dtype=torch.float32))
+    torch.manual_seed(1)
+    built = build(objectives, problem.setting(shared=problem.shared), "objectives")
+    terms = nn.ModuleDict({name: problem.begun(term) for name, term in built.items()})
+    divided_by = {name: term.denominators(problem.batch) for name, term in terms.items()}
+
+    def work(device):
+        there, (name, term), *others = problem.on(device), *copy.deepcopy(terms).to(device).items()
+        for moved in (term, *(other for _, other in others)):
+            there.give_matrices(moved)
+        return there.value(term, divided_by=divided_by[name])
+
+    assert on_both(work, exactly=False) == set()
+
+
+def test_a_token_without_embedding_is_no_number_on_a_device():
+    ids = torch.tensor([5, 2, 3])
+    embeddings = Embeddings(values(2, FEATURES), torch.tensor([2, 5]))
+    with StandInCuda() as cuda:
+        vectors = embeddings.to(DEVICE)(ids.to("cuda:0"))
+    assert not cuda.waits
+    assert vectors.values.isnan().any(1).tolist() == [False, False, True]
+    assert torch.equal(vectors.values[:2], embeddings(ids[:2]))
 
 
 def test_a_batch_knows_what_stays_on_the_host(source):

@@ -1,5 +1,9 @@
 """A student's and a teacher's random states of documents that the two cut into different tokens, as terms see them; float64."""
 
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -7,13 +11,15 @@ from trainer.batches.batch import Batch, TeacherTokens
 from trainer.maths.ragged import pointers
 from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
-from trainer.objectives.base import Beginning, Matrices, Setting
+from trainer.objectives.base import Beginning, LogitObjective, Matrices, Setting
 from trainer.student.output_head import LogitWork, OutputHead
 
 STUDENT, TEACHER = 5, 7
 STUDENT_VOCABULARY, TEACHER_VOCABULARY = 23, 31
 #: Tokens before what is learnt, and learnt ones; of the student, of the teacher. In some a side has nothing to learn.
 DOCUMENTS = (((2, 4), (1, 6)), ((1, 1), (2, 1)), ((3, 5), (1, 2)))
+#: The student's id and the teacher's of tokens that both have; the likeliest ones of the teacher are not all among them.
+SHARED = torch.stack([torch.arange(1, 21), torch.arange(24, 4, -1)], 1)
 
 
 class TwoTokenizers:
@@ -64,6 +70,15 @@ class TwoTokenizers:
         )
         return Batch(torch.arange(len(documents)), *sides[0], teacher=teacher)
 
+    def on(self, device):
+        """The same, with its values on a device."""
+        moved, device = copy.deepcopy(self), torch.device(device)
+        moved.head, moved.embedding = moved.head.to(device), moved.embedding.to(device)
+        moved.teacher_head = moved.teacher_head.to(device)
+        moved.teacher_embeddings = moved.teacher_embeddings.to(device)
+        moved.batch, moved.hidden = moved.batch.to(device), moved.hidden.detach().to(device)
+        return moved
+
     def setting(self, **values):
         return Setting((), STUDENT, TEACHER, student_embedding=STUDENT, **values)
 
@@ -72,18 +87,55 @@ class TwoTokenizers:
         term.to(self.hidden.dtype)
         student = Head(self.head.weight, self.head.bias, self.head.soft_cap, self.head.scale)
         term.begin(Beginning(lambda _: iter([self.batch]), student, self.teacher_head, self.teacher_embeddings))
-        term.matrices = Matrices(self.embedding, self.head.product, self.teacher_head, self.teacher_embeddings)
+        self.give_matrices(term)
         return term
 
-    def value(self, term, batch=None, hidden=None):
-        """The term, divided; differentiable."""
+    def give_matrices(self, term):
+        term.matrices = Matrices(
+            self.embedding, self.head.product, self._sums, self.teacher_head, self.teacher_embeddings
+        )
+
+    def _sums(self, work):
+        with torch.no_grad():
+            return self.head(work.rows, None, [work])[1]
+
+    def value(self, term, batch=None, hidden=None, divided_by=None):
+        """The term, divided by what it counts, or what the whole step counts; differentiable."""
         batch = self.batch if batch is None else batch
         states = {4: self.hidden if hidden is None else hidden}
-        factor = 1 / float(term.denominators(batch))
+        term.divided_by = term.denominators(batch) if divided_by is None else divided_by
+        factor = 1 / float(term.divided_by[0])
+        if not isinstance(term, LogitObjective):
+            return factor * term(states, batch)[0]
         aside = term.aside(states, batch)
         work = LogitWork.of(batch, states, [term], [factor], None, {term: aside})
         loss, _ = self.head(states[4][batch.positions], work)
         return loss if aside.numerator is None else loss + factor * aside.numerator
+
+    def alone(self, document, batch=None):
+        """A batch of one of its documents, and the hidden states of that."""
+        batch = self.batch if batch is None else batch
+
+        def of(side):
+            tokens = slice(*side.rows[document : document + 2].tolist())
+            learnt = slice(*side.position_rows[document : document + 2].tolist())
+            rows, position_rows = (pointers([part.stop - part.start]) for part in (tokens, learnt))
+            parts = side.ids[tokens], rows, side.positions[learnt] - tokens.start, position_rows, side.targets[learnt]
+            return parts, tokens, learnt
+
+        mine, tokens, here = of(batch)
+        theirs, _, there = of(batch.teacher)
+        of_positions = {
+            name: None if values is None else values[there]
+            for name in ("final", "argmax", "entropy")
+            for values in [getattr(batch.teacher, name)]
+        }
+        pairs = batch.pairs
+        if pairs is not None:
+            inside = (pairs[:, 0] >= here.start) & (pairs[:, 0] < here.stop)
+            pairs = pairs[inside] - torch.tensor([here.start, there.start])
+        teacher = TeacherTokens(*theirs, **of_positions)
+        return Batch(batch.documents[document : document + 1], *mine, teacher=teacher, pairs=pairs), self.hidden[tokens]
 
     def leaves(self, term):
         """What may learn, by name."""
@@ -112,6 +164,22 @@ class TwoTokenizers:
                 assert mine[leaf] is None or not mine[leaf].any(), leaf
             else:
                 torch.testing.assert_close(mine[leaf], gradient, **tolerance, msg=leaf)
+
+
+def aligned(problem, shared=SHARED):
+    """The problem with pairs of positions: the last ones of each document on both sides, in order."""
+    batch = problem.batch
+    pairs = []
+    for (a, b), (c, d) in zip(
+        pairwise(batch.position_rows.tolist()), pairwise(batch.teacher.position_rows.tolist()), strict=True
+    ):
+        pairs += [(b - 1 - back, d - 1 - back) for back in reversed(range(min(b - a, d - c)))]
+    # a likeliest token that the student lacks, and one that it has, are sure to be there
+    argmax = batch.teacher.argmax.clone()
+    argmax[pairs[0][1]], argmax[pairs[1][1]] = 0, 7
+    problem.batch = replace(batch, pairs=torch.tensor(pairs), teacher=replace(batch.teacher, argmax=argmax))
+    problem.shared = shared
+    return problem
 
 
 def after(logits, head):

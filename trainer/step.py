@@ -117,9 +117,9 @@ class Stepper:
         """The loss, with its final weights, and its terms: a plain function of weights and documents.
 
         `portions`: this rank's documents, some at a time, of which no more are held; the same whenever it is called. Each
-        gives them once, but twice the first time: for the denominators, which stay what they are.
+        gives them once, but twice the first time: for the denominators, which stay what they are, unless weights count.
         """
-        if self._held_out is None:
+        if self._held_out is None or self._distiller.counts_by_model:
             self._held_out, _ = self._denominators((batch for batches in portions() for batch in batches), [])
         weights = self._weights(1.0)
         self._distiller.begin_validation()

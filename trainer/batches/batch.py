@@ -39,7 +39,7 @@ class TeacherTokens:
     position_rows: Int64[Tensor, " pointers"]  # positions of each document; CPU
     targets: Int64[Tensor, " teacher_positions"]  # those next ones
     final: Float[Tensor, "teacher_positions teacher_hidden"] | None = None  # its last states at `positions`
-    argmax: Int64[Tensor, " teacher_positions"] | None = None  # its likeliest next tokens there
+    argmax: Int64[Tensor, " teacher_positions"] | None = None  # its likeliest next tokens there; CPU
     entropy: Float32[Tensor, " teacher_positions"] | None = None  # of its distributions there, in nats
 
 
@@ -75,7 +75,7 @@ class Batch:
     topk_indices: Int64[Tensor, "positions k"] | None = None
     topk_logprobs: Float32[Tensor, "positions k"] | None = None
     teacher: TeacherTokens | None = None  # for losses that need no common tokens
-    #: Places in `positions` and in `teacher.positions` whose next tokens are the same text; CPU until `to`.
+    #: Places in `positions` and in `teacher.positions` whose next tokens are the same text; CPU.
     pairs: Int64[Tensor, "pairs 2"] | None = None
     spans: SpanTargets | None = None
 
@@ -89,7 +89,9 @@ class Batch:
 
 
 #: what stays on the CPU
-_STRUCTURE: Final = frozenset({"documents", "rows", "position_rows", "spans", "state_index", "student"})
+_STRUCTURE: Final = frozenset(
+    {"documents", "rows", "position_rows", "spans", "state_index", "student", "pairs", "argmax"}
+)
 
 Path = tuple[str | int, ...]  # of a tensor: fields, and layers, from the batch on
 Part = TypeVar("Part", LayerTargets, TeacherTokens, SpanLayer, SpanTargets, Batch)

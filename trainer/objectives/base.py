@@ -1,9 +1,9 @@
 """What a term of the loss is. One file a term, registered in `trainer.objectives`.
 
 A term is a sum over elements (tokens, units, pairs) divided by a denominator, in one part or several (one a layer, say),
-which are averaged or added. Denominators depend on the data alone, so the trainer adds them up over all micro-batches and
-ranks of a step before anything is computed: the loss of a step, and its gradient, do not depend on how its documents were
-dealt out, and nothing of it depends on padding.
+which are averaged or added. Denominators depend on the data alone (where an option asks for it, on the model as it is before
+the step), so the trainer adds them up over all micro-batches and ranks of a step before anything is computed: the loss of a
+step, and its gradient, do not depend on how its documents were dealt out, and nothing of it depends on padding.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -126,6 +126,8 @@ class Matrices:
     output_product: Callable[
         [Int64[Tensor, " tokens"], Float[Tensor, "tokens columns"]], Float[Tensor, "hidden columns"]
     ]
+    #: sums of some losses through the student's output matrix, without gradient
+    sums: Callable[[RowWork], Float[Tensor, " losses"]]
     teacher_head: Head | None = None
     teacher_embeddings: Embed | None = None
 
@@ -153,6 +155,7 @@ class Objective(nn.Module):
         self.setting = setting
         self.step = 0  # of the run: which optimizer step is in work
         self.progress = 0.0  # of the run: how much of all steps is done
+        self.divided_by = torch.ones(1, dtype=torch.float64)  # denominators of the step that is in work
 
     def begin(self, beginning: Beginning) -> None:
         """Called once, before the first step and before weights are partitioned."""
@@ -167,6 +170,11 @@ class Objective(nn.Module):
     def student_layers(self) -> tuple[int, ...]:
         """Student layers (indices into `hidden_states`) whose states it looks at, besides the last one's logits."""
         return ()
+
+    @property
+    def counts_by_model(self) -> bool:
+        """Whether its denominators depend on the model as it is before a step, too. They are asked for on every rank alike."""
+        return False
 
     def denominators(self, batch: Batch) -> Float[Tensor, " parts"]:
         """float64, on the CPU: a denominator for each part, of this micro-batch alone."""
@@ -237,8 +245,8 @@ class RowObjective(Objective):
 class LogitObjective(Objective):
     """A term on logits: a mean over response tokens. Computed on some positions at a time (`trainer.student.output_head`)."""
 
-    def denominators(self, batch: Batch) -> Float[Tensor, " one"]:
-        """The number of response tokens."""
+    def denominators(self, batch: Batch) -> Float[Tensor, " parts"]:
+        """The number of response tokens. The term is divided by the first; whatever else it counts is in `divided_by`."""
         return torch.tensor([len(batch.targets)], dtype=torch.float64)
 
     def aside(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch) -> Aside | None:

@@ -25,18 +25,20 @@ DWA-KD (Vu et al. 2026, arXiv 2602.21669) is the term `dwa`: the same with weigh
     ĥ_i = H(p^s_i) n / Σ_i H(p^s_i)                          L_stu = Σ_i ĥ_i gate_i · D(…)
     ĉ_j = c_j m / Σ_j c_j, c_j = 1 − H(p^t_j) / ln V_t       L_tea = Σ_j ĉ_j KL(…)
 
-over the n and m positions of a document, entropies at temperature 1. `normalise: product` has gate_i inside of ĥ_i instead.
+over the n and m positions of a document, entropies at temperature 1. `normalise: product` has gate_i inside of ĥ_i instead,
+`student_weight: none` leaves ĥ out, and `teacher_weight: none` ĉ.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Final, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from schemas.errors import UsageError
@@ -78,13 +80,31 @@ class WeightedOptions(DualSpaceOptions):
 
     divergence: Literal["fkl", "rkl", "sfkl", "srkl"] = "srkl"
     gate: Gate = "confidence"
+    student_weight: Literal["entropy", "none"] = "entropy"  # beside the gate
+    teacher_weight: Literal["certainty", "none"] = "certainty"
     normalise: Literal["entropy", "product"] = "entropy"
+
+    @model_validator(mode="after")
+    def _weights_are_there(self) -> "WeightedOptions":
+        if self.normalise == "product" and (self.student_weight == "none" or self.gate == "none"):
+            raise ValueError("`normalise: product` is of entropy and gate, and one of them is `none`")
+        return self
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A student's positions beside a teacher's."""
+
+    scores: Sequence[Float[Tensor, "_positions _teacher_positions"]]  # Q Kᵀ / √(2D) of each document
+    nothing: Float[Tensor, "0 0"]  # connected to every parameter behind the scores, also where there are no documents
+    mixed: Float[Tensor, "teacher_positions teacher_hidden"]  # what W_v makes V of
 
 
 class DualSpace(LogitObjective):
     """DSKD. Needs no common tokenizer."""
 
     options: ClassVar[type[Options]] = DualSpaceOptions
+    scales: Tensor
 
     def __init__(self, options: DualSpaceOptions, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -95,7 +115,9 @@ class DualSpace(LogitObjective):
         if not setting.same_tokens:
             embedding = setting.student_embedding or setting.student_size
             self.query = nn.Linear(2 * embedding, 2 * teacher)  # W_q, b_q
-        self.scales: tuple[float, float, float] | None = None  # σ_k, σ_h, σ_e of the dataset
+            # σ_k, σ_h, σ_e of the dataset, which a run that goes on finds in its checkpoint
+            self.register_buffer("scales", torch.ones(3, dtype=torch.float64))
+        self._ahead: tuple[Batch, _Compared] | None = None  # what `attention` has computed for `aside`
 
     def needs(self) -> Needs:
         """Last states at the teacher's own positions, and its input embeddings where there is attention."""
@@ -122,7 +144,7 @@ class DualSpace(LogitObjective):
             keys.add(following)
             states.add(batch.teacher.final)
             targets.add(following)
-        self.scales = keys.deviation, states.deviation, targets.deviation
+        self.scales.copy_(torch.tensor([numbers.deviation for numbers in (keys, states, targets)], dtype=torch.float64))
 
     def aside(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch) -> Aside:
         """Projected rows of the student's space, and L_tea."""
@@ -179,52 +201,47 @@ class DualSpace(LogitObjective):
         self, hidden: Float[Tensor, "positions hidden"], batch: Batch, teacher: TeacherTokens
     ) -> tuple[Float[Tensor, "positions hidden"], Float[Tensor, "teacher_positions teacher_hidden"] | None]:
         """A V and, where it is wanted, B (H^s W_o + b_o)."""
-        queries, keys, mixed = self._compared(batch, teacher)
-        values = self.to_student(mixed.to(self.to_student.weight.dtype))
+        ahead, self._ahead = self._ahead, None
+        compared = ahead[1] if ahead is not None and ahead[0] is batch else self._compare(batch, teacher)
+        values = at_least_float32(self.to_student(compared.mixed.to(self.to_student.weight.dtype)))
         own = self._to_teacher(hidden)
-        values = at_least_float32(values)
-        # none, but connected to every parameter
-        mixes = [queries[:0] @ keys[:0].t() @ values[:0]]
+        mixes = [compared.nothing @ values[:0]]
         back = [] if own is None else [at_least_float32(own)[:0]]
-        for mine, theirs in documents(batch.position_rows, teacher.position_rows):
-            scores = _scores(queries[mine], keys[theirs])
+        tables = documents(batch.position_rows, teacher.position_rows)
+        for (mine, theirs), scores in zip(tables, compared.scores, strict=True):
             mixes.append(scores.softmax(1) @ values[theirs])
             if own is not None:
                 back.append(scores.t().softmax(1) @ at_least_float32(own[mine]))
         return torch.cat(mixes), torch.cat(back) if back else None
 
-    @torch.no_grad()
     def attention(self, batch: Batch) -> Float[Tensor, " cells"]:
         """A of each document, [student's positions, teacher's] one after the other, line by line; a constant.
 
-        Where both sides have the same tokens, every position attends to itself.
+        Where both sides have the same tokens, every position attends to itself. Asked for before `aside` of the same batch, it
+        is not computed again there.
         """
         teacher = batch.teacher
         assert teacher is not None
-        tables = documents(batch.position_rows, teacher.position_rows)
         if self.setting.same_tokens:
-            likeness = [torch.eye(mine.stop - mine.start, device=batch.ids.device).flatten() for mine, _ in tables]
+            sizes = batch.position_rows.diff().tolist()
+            likeness = [torch.eye(size, device=batch.ids.device).flatten() for size in sizes]
             return torch.cat([torch.zeros(0, device=batch.ids.device), *likeness])
-        queries, keys, _ = self._compared(batch, teacher)
-        lines = [_scores(queries[mine], keys[theirs]).softmax(1).flatten() for mine, theirs in tables]
-        return torch.cat([keys.new_zeros(0), *lines])
+        compared = self._compare(batch, teacher)
+        self._ahead = batch, compared
+        lines = [scores.detach().softmax(1).flatten() for scores in compared.scores]
+        return torch.cat([compared.nothing.detach().flatten(), *lines])
 
-    def _compared(
-        self, batch: Batch, teacher: TeacherTokens
-    ) -> tuple[
-        Float[Tensor, "positions two_features"],
-        Float[Tensor, "teacher_positions two_features"],
-        Float[Tensor, "teacher_positions teacher_hidden"],
-    ]:
-        """Q, K, and what W_v makes V of."""
-        queries = self.query(self._student_inputs(batch).to(self.query.weight.dtype))
+    def _compare(self, batch: Batch, teacher: TeacherTokens) -> "_Compared":
+        queries = at_least_float32(self.query(self._student_inputs(batch).to(self.query.weight.dtype)))
         assert self.matrices.teacher_embeddings is not None
         assert teacher.final is not None
         inputs, following = (at_least_float32(each) for each in embedded(teacher, self.matrices.teacher_embeddings))
         final = at_least_float32(teacher.final)
         sigma_k, sigma_h, sigma_e = self._scales(inputs, final, following, teacher.position_rows)
         keys = torch.cat([inputs, following], 1) / sigma_k
-        return at_least_float32(queries), keys, final / sigma_h + following / sigma_e
+        tables = documents(batch.position_rows, teacher.position_rows)
+        scores = [queries[mine] @ keys[theirs].t() / math.sqrt(keys.shape[1]) for mine, theirs in tables]
+        return _Compared(scores, queries[:0] @ keys[:0].t(), final / sigma_h + following / sigma_e)
 
     def _to_teacher(
         self, hidden: Float[Tensor, "positions hidden"]
@@ -246,11 +263,11 @@ class DualSpace(LogitObjective):
         final: Float[Tensor, "positions features"],
         following: Float[Tensor, "positions features"],
         rows: Int64[Tensor, " pointers"],
-    ) -> tuple[float, float, float] | tuple[Tensor, Tensor, Tensor]:
-        """σ_k, σ_h and σ_e: numbers, or [positions, 1]."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """σ_k, σ_h and σ_e: of all positions, or [positions, 1]."""
         if self.config.scale == "dataset":
-            assert self.scales is not None
-            return self.scales
+            keys, states, targets = self.scales
+            return keys, states, targets
         keys, states, targets = (
             spread(_deviations(parts, rows), rows)[:, None] for parts in ([inputs, following], [final], [following])
         )
@@ -272,20 +289,24 @@ class WeightedDualSpace(DualSpace):
 
     def needs(self) -> Needs:
         """The entropy of the teacher's distributions as well."""
-        return replace(super().needs(), entropy=self.config.teacher_space)
+        return replace(super().needs(), entropy=self.config.teacher_space and self.config.teacher_weight != "none")
 
     @property
     def _gated(self) -> bool:
         return super()._gated and self.config.normalise == "entropy"
 
-    def _teacher_weights(self, teacher: TeacherTokens, vocabulary: int) -> Float[Tensor, " teacher_positions"]:
+    def _teacher_weights(self, teacher: TeacherTokens, vocabulary: int) -> float | Float[Tensor, " teacher_positions"]:
         """ĉ"""
+        if self.config.teacher_weight == "none":
+            return 1.0
         assert teacher.entropy is not None
         certainty = (1 - at_least_float32(teacher.entropy) / math.log(vocabulary)).clamp(0, 1)
         return _to_length(certainty, teacher.position_rows)
 
-    def _weighed(self, batch: Batch, projected: Float[Tensor, "positions hidden"]) -> Weighed:
+    def _weighed(self, batch: Batch, projected: Float[Tensor, "positions hidden"]) -> Weighed | None:
         """ĥ"""
+        if self.config.student_weight == "none":
+            return None
 
         def weights(head: Head, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, " positions"]:
             entropy = entropies(head, hidden)
@@ -297,13 +318,6 @@ class WeightedDualSpace(DualSpace):
             return _to_length(entropy, batch.position_rows)
 
         return weights
-
-
-def _scores(
-    queries: Float[Tensor, "positions features"], keys: Float[Tensor, "teacher_positions features"]
-) -> Float[Tensor, "positions teacher_positions"]:
-    """Q Kᵀ / √(2D) of one document."""
-    return queries @ keys.t() / math.sqrt(keys.shape[1])
 
 
 def _to_length(weights: Float[Tensor, " positions"], rows: Int64[Tensor, " pointers"]) -> Float[Tensor, " positions"]:

@@ -13,24 +13,31 @@ vocabularies have, sg a constant, D the divergence, τ `temperature`:
     L_stu = Σ_P 1[argmax Z^{ts}_i = ŷ_i] · D(p(sg Z^{ts}_i / τ) ‖ p(Z^s_i / τ))
     L_tea = Σ_P D(p(Z^t_j / τ) ‖ p(Z^{st}_j / τ))
 
-and the term is their sum over |P|, also for L_stu, whose own count would depend on the model. L_ce trains P_ts alone, L_stu
-and L_tea the student. The published code takes a likeliest token that the student lacks for the unknown one, which is the
-end of the text for GPT-2; here such pairs are left out. Its other fault, comparing tokens by how they are written and not
-by their bytes, is left out as well. What ŷ' is comes from the signal `argmax`.
+and the term is their sum over |P|, also for L_stu, so that no count depends on the model. `count: kept` divides L_stu by the
+pairs that its gate lets through instead, as published, but over the whole step: a pass of the projected states through the
+student's output matrix counts them before it. L_ce trains P_ts alone, L_stu and L_tea the student. P_st is computed once
+where the student's output matrix does not learn.
+
+The published code takes a likeliest token that the student lacks for the unknown one, which is the end of the text for
+GPT-2; here such pairs are left out. Its other fault, comparing tokens by how they are written and not by their bytes, is
+left out as well. What ŷ' is comes from the signal `argmax`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from schemas.errors import UsageError
 from trainer.batches.batch import Batch
 from trainer.maths.ragged import at_least_float32
+from trainer.models.head import Head
+from trainer.models.row_losses import Evaluate, Stream
 from trainer.objectives.base import Aside, Beginning, LogitObjective, Logits, Needs, Options, Setting
 from trainer.objectives.cross_space import CrossSpaceOptions, TeacherSpace, diverging, teacher_space
 
@@ -39,9 +46,69 @@ class AlignedOptions(CrossSpaceOptions):
     """Options of `dskd_eta`."""
 
     gate: Literal["correct", "none"] = "correct"
+    count: Literal["pairs", "kept"] = (
+        "pairs"  # what L_stu is divided by: all pairs, or those that its gate lets through
+    )
     refresh: int = Field(default=1, ge=1)  # steps between computations of P_st
     #: of P_ts and, with `xavier`, of P_st too, which is then learned: for vocabularies that share too little
     init: Literal["logits", "xavier"] = "logits"
+
+    @model_validator(mode="after")
+    def _count_is_used(self) -> "AlignedOptions":
+        if self.count == "kept" and self.gate == "none":
+            raise ValueError("`count: kept` counts what the gate lets through, and `gate: none` lets all pairs through")
+        return self
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many rows have a given token as their likeliest, by the student's output matrix alone (protocol: `RowWork`)."""
+
+    rows: Float[Tensor, "rows hidden"]
+    labels: Int64[Tensor, " rows"]
+    columns: None = None
+
+    @property
+    def factors(self) -> Sequence[float]:
+        """One number, as it is."""
+        return [1.0]
+
+    def streams(self) -> list[Stream]:
+        """Rows of other origin."""
+        return [Stream(self.rows, own=False, bias=False)]
+
+    def prepared(self, head: Head) -> "Agreement":
+        """Itself: nothing depends on all rows."""
+        return self
+
+    def portion(self, part: slice) -> Evaluate:
+        """Their number."""
+
+        def evaluate(student: Sequence[Tensor], rows: slice, within: slice) -> Tensor:
+            return agrees(student[0], self.labels[rows]).sum()[None]
+
+        return evaluate
+
+
+def agrees(logits: Float[Tensor, "rows vocabulary"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """1 where the label is the likeliest token, else 0."""
+    return (logits.detach().argmax(1) == labels).to(logits)
+
+
+@dataclass(frozen=True)
+class _Paired:
+    """P, in the order of the student's positions."""
+
+    mine: Int64[Tensor, " pairs"]  # places among the student's positions
+    theirs: Int64[Tensor, " pairs"]  # among the teacher's
+    labels: Int64[Tensor, " pairs"]  # ŷ_i
+
+    def to(self, device: torch.device) -> "_Paired":
+        """The same on a device, for which nothing waits."""
+        mine, theirs, labels = (
+            places.to(device, non_blocking=True) for places in (self.mine, self.theirs, self.labels)
+        )
+        return _Paired(mine, theirs, labels)
 
 
 class AlignedDualSpace(LogitObjective):
@@ -70,6 +137,7 @@ class AlignedDualSpace(LogitObjective):
     def begin(self, beginning: Beginning) -> None:
         """P_ts of both output matrices. Raises UsageError where the vocabularies share too few tokens for it."""
         assert beginning.teacher_head is not None
+        self._matrix_learns = beginning.student_head.weight.requires_grad
         columns = self._shared(len(beginning.student_head.weight), len(beginning.teacher_head.weight))
         self._columns = columns
         self._labels = torch.full((len(beginning.teacher_head.weight),), -1)
@@ -107,30 +175,61 @@ class AlignedDualSpace(LogitObjective):
             raise UsageError("`dskd_eta`: the two vocabularies have no token in common; take `dskd`, which needs none.")
         return shared[there]
 
-    def denominators(self, batch: Batch) -> Float[Tensor, " one"]:
-        """|P|"""
-        return torch.tensor([int((self._pair_labels(batch) >= 0).sum())], dtype=torch.float64)
+    @property
+    def counts_by_model(self) -> bool:
+        """With `count: kept`."""
+        return bool(self.config.count == "kept")
+
+    def denominators(self, batch: Batch) -> Float[Tensor, " parts"]:
+        """|P|; with `count: kept` also how many of them the gate of L_stu lets through."""
+        paired = self._paired(batch)
+        counts = [len(paired.labels)]
+        if self.counts_by_model:
+            counts.append(self._kept(batch, paired))
+        return torch.tensor(counts, dtype=torch.float64)
+
+    @torch.no_grad()
+    def _kept(self, batch: Batch, paired: "_Paired") -> int:
+        """How many pairs the gate lets through; waits for the device."""
+        device = self.to_student.weight.device
+        paired = paired.to(device)
+        return int(self.matrices.sums(Agreement(self._projected(batch, paired, device), paired.labels)))
+
+    def _paired(self, batch: Batch) -> "_Paired":
+        """P; on the CPU."""
+        assert batch.pairs is not None
+        assert batch.teacher is not None
+        assert batch.teacher.argmax is not None
+        labels = self._labels[batch.teacher.argmax[batch.pairs[:, 1]]]
+        known = labels >= 0
+        mine, theirs = batch.pairs[known].unbind(1)
+        return _Paired(mine, theirs, labels[known])
+
+    def _projected(self, batch: Batch, paired: "_Paired", device: torch.device) -> Float[Tensor, "pairs hidden"]:
+        """H^t P_ts."""
+        assert batch.teacher is not None
+        assert batch.teacher.final is not None
+        final = batch.teacher.final[paired.theirs.to(batch.teacher.final.device)]
+        rows: Tensor = self.to_student(final.to(device, self.to_student.weight.dtype))
+        return rows
 
     def aside(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch) -> Aside:
         """The teacher's states at their partners' positions, and L_tea."""
-        assert batch.pairs is not None
         assert batch.teacher is not None
         assert batch.teacher.final is not None
-        labels = self._pair_labels(batch)
-        mine, theirs = batch.pairs[labels >= 0].unbind(1)
         hidden = states[max(states)].index_select(0, batch.positions)
-        final = batch.teacher.final[theirs]
-        rows = self.to_student(final.to(self.to_student.weight.dtype))
-        projected = rows.new_zeros(len(batch.positions), rows.shape[1]).index_copy(0, mine, rows)
-        of_positions = torch.full_like(batch.targets, -1).index_copy(0, mine, labels[labels >= 0])
+        paired = self._paired(batch).to(hidden.device)
+        rows = self._projected(batch, paired, hidden.device)
+        projected = rows.new_zeros(len(batch.positions), rows.shape[1]).index_copy(0, paired.mine, rows)
+        of_positions = torch.full_like(batch.targets, -1).index_copy(0, paired.mine, paired.labels)
         numerator = None
         if self.config.teacher_space:
             head = self.matrices.teacher_head
             assert head is not None
-            back = self._back(hidden[mine])
-            numerator = teacher_space(
-                TeacherSpace(head, final, back, None, self.config.temperature, self.config.rule, bias=True)
-            )
+            back = self._back(hidden[paired.mine])
+            temperature, rule = self.config.temperature, self.config.rule
+            final = batch.teacher.final[paired.theirs]
+            numerator = teacher_space(TeacherSpace(head, final, back, None, temperature, rule, bias=True))
         return Aside(projected, numerator, {"labels": of_positions})
 
     def per_token(self, logits: Logits) -> Float[Tensor, " positions"]:
@@ -139,24 +238,19 @@ class AlignedDualSpace(LogitObjective):
         paired = labels >= 0
         losses = diverging(logits.student, projected, self.config.temperature, self.config.rule)
         if self.config.gate == "correct":
-            losses = losses * (projected.detach().argmax(1) == labels)
+            losses = losses * agrees(projected, labels)
+        if self.counts_by_model:
+            pairs, kept = self.divided_by.tolist()
+            losses = losses * (pairs / max(kept, 1))
         learned = F.cross_entropy(projected, labels.clamp_min(0), reduction="none")
         return torch.where(paired, losses + learned, 0.0)
-
-    def _pair_labels(self, batch: Batch) -> Int64[Tensor, " pairs"]:
-        """ŷ_i of every pair; -1: the student has no such token."""
-        assert batch.pairs is not None
-        assert batch.teacher is not None
-        assert batch.teacher.argmax is not None
-        likeliest = batch.teacher.argmax[batch.pairs[:, 1]]
-        return self._labels.to(likeliest.device)[likeliest]
 
     def _back(self, hidden: Float[Tensor, "pairs hidden"]) -> Float[Tensor, "pairs teacher_hidden"]:
         """H^s P_st."""
         if self.learned is not None:
             states: Tensor = self.learned(hidden.to(self.learned.weight.dtype))
             return states
-        due = self.step - self.step % self.config.refresh
+        due = self.step - self.step % self.config.refresh if self._matrix_learns else 0
         if self._refreshed is None and due < self.step and bool(self.to_teacher.any()):
             self._refreshed = due  # of the checkpoint
         if self._refreshed != due:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trainer.batches.batch import Batch
 from trainer.models.head import Head
+from trainer.models.row_losses import RowWork
 from trainer.objectives.base import Aside, Embed, LogitObjective, Matrices, Objective, RowObjective, StateObjective
 from trainer.student.model import Student
 from trainer.student.output_head import LogitWork
@@ -35,7 +36,7 @@ class Distiller(nn.Module):
     def set_teacher(self, head: Head | None, embeddings: Embed | None = None) -> None:
         """The teacher's matrices, on the student's device."""
         self.teacher_head = head
-        matrices = Matrices(self._embed, self._output_product, head, embeddings)
+        matrices = Matrices(self._embed, self._output_product, self._sums, head, embeddings)
         for term in self.terms.values():
             term.matrices = matrices
 
@@ -48,6 +49,11 @@ class Distiller(nn.Module):
         """Tell the terms that they are as they will be when all is done."""
         for term in self.terms.values():
             term.progress = 1.0
+
+    @property
+    def counts_by_model(self) -> bool:
+        """Whether denominators depend on weights, too."""
+        return any(term.counts_by_model for term in self.terms.values())
 
     def denominators(self, batch: Batch) -> dict[str, Float[Tensor, " parts"]]:
         """Of every term, of this micro-batch alone; float64 on the CPU."""
@@ -63,6 +69,8 @@ class Distiller(nn.Module):
         states = self.student(batch, self._layers)
         # a part without elements has a numerator of 0 as well
         inverse = {name: torch.where(each > 0, 1 / each, 0.0) for name, each in denominators.items()}
+        for name, term in self.terms.items():
+            term.divided_by = denominators[name]
         values: dict[str, Tensor] = {}
         shares: list[Tensor] = []
         for name, term in self.terms.items():
@@ -74,7 +82,7 @@ class Distiller(nn.Module):
         on_logits = {name: term for name, term in self.terms.items() if isinstance(term, LogitObjective)}
         on_rows = {name: term for name, term in self.terms.items() if isinstance(term, RowObjective)}
         if on_logits or on_rows:
-            scales = {name: float(inverse[name]) for name in (*on_logits, *on_rows)}
+            scales = {name: float(inverse[name][0]) for name in (*on_logits, *on_rows)}
             asides: dict[LogitObjective, Aside] = {}
             for name, term in on_logits.items():
                 aside = term.aside(states, batch)
@@ -109,3 +117,9 @@ class Distiller(nn.Module):
         self, columns: Int64[Tensor, " tokens"], values: Float[Tensor, "tokens columns"]
     ) -> Float[Tensor, "hidden columns"]:
         return self.student.head.product(columns, values)
+
+    @torch.no_grad()
+    def _sums(self, work: RowWork) -> Float[Tensor, " losses"]:
+        _, sums = self.student.head(work.streams()[0].rows, None, [work])
+        values: Tensor = sums
+        return values

@@ -114,7 +114,7 @@ class LiveTeacher:
         return replace(
             tokens,
             final=_at(final, tokens.positions) if self._demand.teacher_final and final is not None else None,
-            argmax=None if argmax is None else _at(argmax, tokens.positions).to(torch.int64),
+            argmax=None if argmax is None else _at(argmax, tokens.positions).to("cpu", torch.int64),
             entropy=None if entropy is None else _at(entropy, tokens.positions),
         )
 

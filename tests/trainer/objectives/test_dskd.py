@@ -14,6 +14,7 @@ from trainer.objectives.dskd import Spread, WeightedDualSpace
 from two_tokenizers import DOCUMENTS, TwoTokenizers, after, divergence
 
 CAPPED = {"soft_cap": 3.0, "scale": 0.7}
+WEIGHTS = ("student_weight", "teacher_weight")
 
 
 def term_of(problem, name, same_tokens=False, **options):
@@ -50,11 +51,12 @@ def plain(problem, term, weighted=False):
         z_t = problem.teacher_head.logits(teacher.final[c:d])
         entropy = torch.stack([-(row.softmax(0) * row.log_softmax(0)).sum() for row in z_s.detach()])
         certainty = (1 - teacher.entropy[c:d].double() / math.log(len(other))).clamp(0, 1)
-        h = entropy * len(entropy) / entropy.sum() if weighted else torch.ones(b - a)
+        weighs_student, weighs_teacher = (weighted and getattr(config, side) != "none" for side in WEIGHTS)
+        h = entropy * len(entropy) / entropy.sum() if weighs_student else torch.ones(b - a)
         confidence = torch.stack([row.softmax(0).max() for row in z_ts.detach()])
         if weighted and config.normalise == "product":
             h = entropy * confidence * len(entropy) / (entropy * confidence).sum() / confidence
-        g = certainty * len(certainty) / certainty.sum() if weighted else torch.ones(d - c)
+        g = certainty * len(certainty) / certainty.sum() if weighs_teacher else torch.ones(d - c)
         for i in range(b - a):
             parts["ce"] += F.cross_entropy(z_ts[i], y[i])
             gate = {"none": 1.0, "correct": float(z_ts[i].argmax() == y[i]), "confidence": confidence[i]}[config.gate]
@@ -70,6 +72,8 @@ CASES = [
     ("dskd", {"divergence": "rkl", "gate": "confidence", "scale": "document"}),
     ("dwa", {}),
     ("dwa", {"divergence": "sfkl", "normalise": "product"}),
+    ("dwa", {"student_weight": "none"}),
+    ("dwa", {"teacher_weight": "none", "gate": "none"}),
 ]
 
 
@@ -85,11 +89,12 @@ def test_against_a_plain_loop(name, values, options):
     problem.assert_same_gradients(loss, expected, term, rtol=1e-5, atol=1e-9)
 
 
-def test_what_learns_from_what():
+@pytest.mark.parametrize(("name", "gate"), [("dskd", "none"), ("dwa", "confidence")])
+def test_what_learns_from_what(name, gate):
     """L_ce: W_q and W_v alone; L_stu: the student alone; L_tea: the student, W_o and W_q, not W_v."""
     problem = TwoTokenizers()
-    term = term_of(problem, "dskd", gate="none")
-    parts = plain(problem, term)
+    term = term_of(problem, name, gate=gate)
+    parts = plain(problem, term, weighted=name == "dwa")
     learning = {
         name: {
             leaf for leaf, gradient in problem.gradients(part, term).items() if gradient is not None and gradient.any()
@@ -177,6 +182,22 @@ def test_scales_are_those_of_all_numbers():
     assert Spread().deviation == 1
 
 
+def test_a_run_that_goes_on_has_the_scales_it_began_with():
+    problem = TwoTokenizers()
+    begun = term_of(problem, "dskd")
+    problem.batch = TwoTokenizers(seed=3).batch
+    later = term_of(problem, "dskd")
+    assert not torch.equal(later.scales, begun.scales)
+    later.load_state_dict(begun.state_dict())
+    assert torch.equal(later.scales, begun.scales)
+
+
+@pytest.mark.parametrize("options", [{"student_weight": "none"}, {"gate": "none"}])
+def test_a_product_of_what_is_left_out_is_refused(options):
+    with pytest.raises(UsageError, match="`normalise: product` is of entropy and gate"):
+        term_of(TwoTokenizers(), "dwa", normalise="product", **options)
+
+
 def test_embeddings_that_are_not_as_wide_as_states_are_refused():
     problem = TwoTokenizers()
     problem.teacher_embeddings = Embeddings(torch.randn(31, 3, dtype=torch.float64))
@@ -188,4 +209,5 @@ def test_a_weighted_term_asks_for_entropies():
     problem = TwoTokenizers()
     assert term_of(problem, "dwa").needs().entropy
     assert not term_of(problem, "dskd").needs().entropy
+    assert not term_of(problem, "dwa", teacher_weight="none").needs().entropy
     assert WeightedDualSpace.options.parse({}, "test").divergence == "srkl"

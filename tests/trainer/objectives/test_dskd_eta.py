@@ -1,7 +1,6 @@
 """DSKDv2 on aligned tokens against a plain loop in float64; its projectors; what learns from what."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -9,26 +8,17 @@ import torch.nn.functional as F
 
 from schemas.errors import UsageError
 from trainer.objectives import build
-from two_tokenizers import STUDENT, STUDENT_VOCABULARY, TEACHER, TEACHER_VOCABULARY, TwoTokenizers, after, divergence
-
-#: The student's id and the teacher's of tokens that both have; the likeliest ones of the teacher are not all among them.
-SHARED = torch.stack([torch.arange(1, 21), torch.arange(24, 4, -1)], 1)
-
-
-def aligned(problem, shared=SHARED):
-    """The problem with pairs of positions: the last ones of each document on both sides, in order."""
-    batch = problem.batch
-    pairs = []
-    for (a, b), (c, d) in zip(
-        pairwise(batch.position_rows.tolist()), pairwise(batch.teacher.position_rows.tolist()), strict=True
-    ):
-        pairs += [(b - 1 - back, d - 1 - back) for back in reversed(range(min(b - a, d - c)))]
-    # a likeliest token that the student lacks, and one that it has, are sure to be there
-    argmax = batch.teacher.argmax.clone()
-    argmax[pairs[0][1]], argmax[pairs[1][1]] = 0, 7
-    problem.batch = replace(batch, pairs=torch.tensor(pairs), teacher=replace(batch.teacher, argmax=argmax))
-    problem.shared = shared
-    return problem
+from two_tokenizers import (
+    SHARED,
+    STUDENT,
+    STUDENT_VOCABULARY,
+    TEACHER,
+    TEACHER_VOCABULARY,
+    TwoTokenizers,
+    after,
+    aligned,
+    divergence,
+)
 
 
 def term_of(problem, **options):
@@ -44,7 +34,7 @@ def plain(problem, term):
     pinv = torch.linalg.pinv(w_t[problem.shared[:, 1]].t())
     p_st = w_s.detach()[problem.shared[:, 0]].t() @ pinv
     parts = {"ce": 0.0, "student": 0.0, "teacher": 0.0}
-    count = 0
+    count = kept = 0
     for i, j in batch.pairs.tolist():
         label = student_id.get(int(teacher.argmax[j]))
         if label is None:
@@ -57,15 +47,19 @@ def plain(problem, term):
         z_t = problem.teacher_head.logits(teacher.final[j : j + 1])[0]
         parts["ce"] += F.cross_entropy(z_ts, torch.tensor(label))
         gate = 1.0 if config.gate == "none" else float(z_ts.argmax() == label)
+        kept += int(gate)
         tau = config.temperature
         parts["student"] += gate * divergence(config.divergence, z_ts / tau, z_s / tau)
         parts["teacher"] += divergence(config.divergence, z_t / tau, z_st / tau)
     assert 0 < count < len(batch.pairs)
+    if config.count == "kept":
+        assert 0 < kept < count
+        parts["student"] = parts["student"] * count / kept
     return {name: part / count for name, part in parts.items()}
 
 
 @pytest.mark.parametrize("capped", [{}, {"soft_cap": 3.0, "scale": 0.7}], ids=["plain", "capped"])
-@pytest.mark.parametrize("options", [{}, {"divergence": "srkl", "gate": "none", "temperature": 1.5}])
+@pytest.mark.parametrize("options", [{}, {"divergence": "srkl", "gate": "none", "temperature": 1.5}, {"count": "kept"}])
 def test_against_a_plain_loop(options, capped):
     problem = aligned(TwoTokenizers(**capped))
     term = term_of(problem, **options)
@@ -157,14 +151,33 @@ def test_too_few_tokens_in_common_are_refused_unless_maps_are_learned():
         term_of(few)
 
 
-def test_no_pair_is_a_term_of_nothing():
+@pytest.mark.parametrize("count", ["pairs", "kept"])
+def test_no_pair_is_a_term_of_nothing(count):
     """And everything has a gradient."""
     problem = aligned(TwoTokenizers())
-    term = term_of(problem)
+    term = term_of(problem, count=count)
     batch = replace(problem.batch, pairs=problem.batch.pairs[:0])
-    assert term.denominators(batch).tolist() == [0]
+    assert not term.denominators(batch).any()
     aside = term.aside({1: problem.hidden}, batch)
     assert float(aside.numerator.detach()) == 0
     assert not aside.projected.any()
     (aside.projected.sum() + aside.numerator).backward()
     assert not term.to_student.weight.grad.any()
+
+
+def test_the_map_back_of_a_matrix_that_does_not_learn_is_computed_once():
+    problem = aligned(TwoTokenizers())
+    problem.head.weight.requires_grad_(False)
+    term = term_of(problem)
+    maps = []
+    for step in range(2):
+        term.step = step
+        problem.value(term)
+        maps.append(term.to_teacher.clone())
+        problem.head.weight += 1
+    assert torch.equal(*maps)
+
+
+def test_what_is_kept_is_counted_only_where_something_is_left_out():
+    with pytest.raises(UsageError, match="`count: kept` counts what the gate lets through"):
+        term_of(aligned(TwoTokenizers()), count="kept", gate="none")

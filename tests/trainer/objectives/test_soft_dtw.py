@@ -1,6 +1,7 @@
 """The term `soft_dtw` against plain float64 loops over its equations, on documents of two tokenizers; and what learns from it."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,8 +10,6 @@ from torch import nn
 
 from dtw import by_loops
 from schemas.errors import UsageError
-from trainer.batches.batch import Batch, TeacherTokens
-from trainer.maths.ragged import pointers
 from trainer.models.embeddings import Embeddings
 from trainer.objectives import build
 from trainer.student.distiller import Distiller
@@ -28,11 +27,6 @@ def terms_of(problem, dual="dskd", same_tokens=False, **options):
     torch.manual_seed(1)
     built = build({"soft_dtw": options, dual: {}}, problem.setting(same_tokens=same_tokens), "objectives")
     return [problem.begun(built[name]) for name in ("soft_dtw", dual)]
-
-
-def value(problem, term, batch=None, hidden=None):
-    batch = problem.batch if batch is None else batch
-    return term({4: problem.hidden if hidden is None else hidden}, batch)[0] / float(term.denominators(batch))
 
 
 def distances(x, y):
@@ -96,7 +90,7 @@ def test_against_plain_loops(dual, options):
     term, of_dual = terms_of(problem, dual, **options)
     published = {"width": 5, "entropy": 2, "mix": 0.7, "penalty": 1}
     expected = plain(problem, term, of_dual, **{"gamma": 2.0, "band": published} | options)
-    assert value(problem, term).item() == pytest.approx(expected, rel=1e-9)
+    assert problem.value(term).item() == pytest.approx(expected, rel=1e-9)
     if options.get("band") == BAND:
         assert expected != pytest.approx(plain(problem, term, of_dual, **{"gamma": 2.0} | options | {"band": None}))
 
@@ -105,11 +99,11 @@ def test_finite_differences():
     problem = TwoTokenizers((((2, 3), (1, 2)), ((1, 1), (2, 4))))
     term, dual = terms_of(problem, band=BAND)
     leaves = [problem.hidden, dual.to_student.bias, term.embedding_to_student.weight]
-    assert torch.autograd.gradcheck(lambda *_: value(problem, term), leaves, eps=1e-6, atol=1e-7, rtol=1e-6)
+    assert torch.autograd.gradcheck(lambda *_: problem.value(term), leaves, eps=1e-6, atol=1e-7, rtol=1e-6)
     # of embeddings DSKD's attention depends on, too, but not the gradient
     free, _ = terms_of(problem, band=None)
     assert torch.autograd.gradcheck(
-        lambda _: value(problem, free), [problem.embedding.weight], eps=1e-6, atol=1e-7, rtol=1e-6
+        lambda _: problem.value(free), [problem.embedding.weight], eps=1e-6, atol=1e-7, rtol=1e-6
     )
 
 
@@ -125,9 +119,27 @@ def test_what_learns_from_what(on, learning):
     problem = TwoTokenizers()
     term, dual = terms_of(problem, on=on, band=BAND)
     both = nn.ModuleList([term, dual])
-    gradients = problem.gradients(value(problem, term), both)
+    gradients = problem.gradients(problem.value(term), both)
     learnt = {leaf for leaf, gradient in gradients.items() if gradient is not None and gradient.any()}
     assert {leaf.removeprefix("0.").removeprefix("1.") for leaf in learnt} == learning
+
+
+def test_dskd_computes_its_attention_once_for_both(monkeypatch):
+    """And anew of another batch, though it has the same documents."""
+    problem = TwoTokenizers()
+    term, dual = terms_of(problem)
+    batches = []
+    compare = dual._compare
+    monkeypatch.setattr(dual, "_compare", lambda batch, teacher: batches.append(batch) or compare(batch, teacher))
+    alone = problem.value(dual)
+    problem.value(term)
+    both = problem.value(dual)
+    assert len(batches) == 2
+    assert both.item() == alone.item()
+    problem.assert_same_gradients(both, alone, dual)
+    problem.value(term)
+    assert problem.value(dual, replace(problem.batch)).item() == alone.item()
+    assert len(batches) == 4
 
 
 def test_projectors_belong_to_one_term():
@@ -140,27 +152,11 @@ def test_projectors_belong_to_one_term():
     assert not [*terms_of(TwoTokenizers(), on=["hidden"])[0].parameters()]
 
 
-def alone(problem, document):
-    """A batch of one of its documents, and the hidden states of that."""
-
-    def of(side):
-        tokens = slice(*side.rows[document : document + 2].tolist())
-        learnt = slice(*side.position_rows[document : document + 2].tolist())
-        rows, position_rows = (pointers([part.stop - part.start]) for part in (tokens, learnt))
-        parts = side.ids[tokens], rows, side.positions[learnt] - tokens.start, position_rows, side.targets[learnt]
-        return parts, tokens, learnt
-
-    theirs, _, learnt = of(problem.batch.teacher)
-    mine, tokens, _ = of(problem.batch)
-    teacher = TeacherTokens(*theirs, final=problem.batch.teacher.final[learnt])
-    return Batch(torch.tensor([document]), *mine, teacher=teacher), problem.hidden[tokens]
-
-
 def test_a_batch_is_the_sum_of_its_documents():
     problem = TwoTokenizers(WITH_EMPTY)
     term, _ = terms_of(problem, band=BAND)
     together = term({4: problem.hidden}, problem.batch)
-    parts = [alone(problem, document) for document in range(len(WITH_EMPTY))]
+    parts = [problem.alone(document) for document in range(len(WITH_EMPTY))]
     torch.testing.assert_close(together, sum(term({4: hidden}, batch) for batch, hidden in parts))
     counts = [term.denominators(batch) for batch, _ in parts]
     assert sum(counts) == term.denominators(problem.batch)
@@ -188,7 +184,7 @@ def test_the_same_tokens_attend_to_themselves():
     raised = term.config.band.penalties(attention, torch.tensor([[6, 6], [3, 3]]))
     off = [(torch.arange(n)[:, None] - torch.arange(n)).abs() > 1 for n in (6, 3)]
     assert raised.tolist() == (7.0 * torch.cat([each.flatten() for each in off])).tolist()
-    assert value(problem, term).isfinite()
+    assert problem.value(term).isfinite()
 
 
 def test_gamma_follows_the_run():
@@ -205,9 +201,9 @@ def test_gamma_follows_the_run():
         else:
             distiller.begin_step(3, progress)
         expected = plain(problem, ramp, dual, gamma, {"width": 5, "entropy": 2, "mix": 0.7, "penalty": 1})
-        values.append(value(problem, ramp).item())
+        values.append(problem.value(ramp).item())
         assert values[-1] == pytest.approx(expected, rel=1e-9)
-        assert value(problem, ramp).item() == values[-1]  # however often it is asked
+        assert problem.value(ramp).item() == values[-1]  # however often it is asked
     assert values[0] != values[2] == values[3]
 
 
