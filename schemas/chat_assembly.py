@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from schemas.chat_turns import Turn
+from schemas.chat_turns import NAME_KEYS, Pieces, Turn
 from schemas.conversations import Content, Conversation, Parts
 from schemas.rows import RowError
 
@@ -19,6 +19,20 @@ def assembled(
     turns: Sequence[Turn], tools: Sequence[Any] = (), *, merge_turns: bool = False, system_into_user: bool = False
 ) -> Conversation:
     """The conversation of these turns. `merge_turns` joins neighbours of one role; results of tools stay apart."""
+    turns = _arranged(turns, merge_turns, system_into_user)
+    _check_answers(turns)
+    return _numbered(turns, tools)
+
+
+def arranged_anew(
+    conversation: Conversation, *, merge_turns: bool = False, system_into_user: bool = False
+) -> Conversation:
+    """What `assembled` would have made of the conversation's turns, or of the beginning of one, with these options."""
+    turns = [_turn(conversation, number) for number in range(len(conversation.messages))]
+    return _numbered(_arranged(turns, merge_turns, system_into_user), conversation.tools)
+
+
+def _arranged(turns: Sequence[Turn], merge_turns: bool, system_into_user: bool) -> Sequence[Turn]:
     if merge_turns:
         turns = _merged(turns)
     systems = [turn for turn in turns if turn.role == "system"]
@@ -28,8 +42,7 @@ def assembled(
         turns = _moved(turns)
         if merge_turns:
             turns = _merged(turns)
-    _check_answers(turns)
-    return _numbered(turns, tools)
+    return turns
 
 
 def _check_answers(turns: Sequence[Turn]) -> None:
@@ -120,3 +133,22 @@ def _numbered(turns: Sequence[Turn], tools: Sequence[Any]) -> Conversation:
         messages.append(message | reasoning | calls | turn.names)
     unlearnt = frozenset(n for n, turn in enumerate(turns) if turn.role == "assistant" and turn.learnt is False)
     return Conversation(tuple(messages), tuple(contents), tuple(tools), unlearnt)
+
+
+def _turn(conversation: Conversation, number: int) -> Turn:
+    """The turn that a message was made of."""
+    message = conversation.messages[number]
+
+    def pieces(parts: Parts) -> Pieces:
+        return [part if isinstance(part, str) else conversation.contents[part] for part in parts]
+
+    return Turn(
+        message["role"],
+        None if message["content"] is None else pieces(message["content"]),
+        "messages",
+        number + 1,
+        pieces(message.get("reasoning_content", [])),
+        message.get("tool_calls", []),
+        {key: message[key] for key in NAME_KEYS if key in message},
+        False if number in conversation.unlearnt else None,
+    )

@@ -17,10 +17,10 @@ _ROLE_KEYS: Final = ("role", "from")
 _CONTENT_KEYS: Final = ("content", "value")
 _REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
 _CALL_KEYS: Final = ("tool_calls", "function_call")
-_NAME_KEYS: Final = ("name", "tool_call_id")
+NAME_KEYS: Final = ("name", "tool_call_id")
 #: Whether the turn is learnt: 1 or true, 0 or false.
 _LEARN_KEYS: Final = ("weight", "train", "trainable", "loss", "loss_mask")
-_READ: Final = frozenset((*_REASONING_KEYS, *_CALL_KEYS, *_NAME_KEYS, *_LEARN_KEYS))
+_READ: Final = frozenset((*_REASONING_KEYS, *_CALL_KEYS, *NAME_KEYS, *_LEARN_KEYS))
 #: What would change what is asked, answered or learnt, and has no place in a message.
 _UNPLACED: Final = (*MEDIA, "refusal", "tools", "functions", "train_detail")
 
@@ -140,7 +140,7 @@ def _turn(entry: Any, field: str, number: int, unused: Callable[[str], None]) ->
         number,
         _reasoning(entry, where),
         calls,
-        {key: name for key in _NAME_KEYS if (name := string(entry.get(key), f"`{key}` of a turn of `{field}`", where))},
+        {key: name for key in NAME_KEYS if (name := string(entry.get(key), f"`{key}` of a turn of `{field}`", where))},
         _learnt(entry, where),
     )
 

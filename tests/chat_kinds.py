@@ -99,6 +99,11 @@ ENDING_ELSEWHERE = {
     ),
 }
 
+ALTERNATING = Kind(
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}" + _TURN + "{% endfor %}" + _PROMPT
+)
+
 _CALLS = "{% for c in m['tool_calls'] or [] %}<call>{{ WRITTEN }}</call>{% endfor %}"
 _CALLING = (
     "{% for t in tools or [] %}{{ t['function']['name'] + '\n' }}{% endfor %}"

@@ -28,6 +28,7 @@ from schemas.errors import UserError
 from schemas.rows import Reason, RowError
 from trainer.maths.characters import code_points, is_space
 from trainer.models.chat_ending import ending_of
+from trainer.models.chat_refusal import explained
 from trainer.models.chat_template import ChatTemplate, Layout
 from trainer.models.tokenizer import load_tokenizer
 
@@ -111,8 +112,8 @@ class ChatTokenizer(OffsetTokenizer):
         try:
             layout = self.template.layout(row.conversation)
         except RowError as error:
-            hint = "; --system-into-user puts it into the user's" if "(system)" in error.reason.detail else ""
-            return Reason(f"{self.side}: {error.reason.kind}", error.reason.detail + hint)
+            reason = explained(error, row.conversation, self.template.layout, "mta-prep parse")
+            return Reason(f"{self.side}: {reason.kind}", reason.detail)
         return layout if encodable(layout.text) else Reason(f"{self.side}: the template makes an unpaired surrogate")
 
     def _placed(self, row: Rendered, layout: Layout, piece: Piece) -> Encoding | Reason:

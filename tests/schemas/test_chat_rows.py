@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.chat_assembly import arranged_anew
 from schemas.chat_rows import conversation_of
 from schemas.config import FieldsConfig
 from schemas.conversations import Content, Conversation
@@ -346,6 +347,18 @@ def test_joining_and_moving_lose_and_reorder_nothing(drawn, data, merge_turns, s
     roles = [message["role"] for message in conversation_of(row, **options)[0].messages]
     assert not (system_into_user and "system" in roles)
     assert not (merge_turns and any(one == other != "tool" for one, other in pairwise(roles)))
+
+
+@given(drawn=turns(), data=st.data(), merge_turns=st.booleans(), system_into_user=st.booleans())
+def test_a_conversation_arranged_anew_is_that_of_the_row_read_so(drawn, data, merge_turns, system_into_user):
+    drawn = [turn for turn in drawn for _ in range(data.draw(st.integers(1, 2)) if turn["role"] == "user" else 1)]
+    options = {"merge_turns": merge_turns, "system_into_user": system_into_user}
+    row = {"messages": openai(data, drawn)}
+    conversation, read_so = conversation_of(row)[0], conversation_of(row, **options)[0]
+    assert arranged_anew(conversation, **options) == read_so
+    assert arranged_anew(conversation) == conversation
+    for number in range(len(conversation.messages)):  # also of a beginning, whoever ends it
+        assert arranged_anew(conversation.before(number)) == conversation.before(number)
 
 
 #: Names that data sets use, wherever in a row.

@@ -10,6 +10,7 @@ from schemas.errors import UsageError, UserError
 from schemas.rows import RowError
 from trainer.evaluation.answers import opens_reasoning
 from trainer.evaluation.questions import Question
+from trainer.models.chat_refusal import explained
 from trainer.models.chat_template import BUILT_IN, ChatTemplate
 from trainer.models.tokenizer import behind_opening, surrounding_tokens
 
@@ -84,6 +85,5 @@ class Prompter:
         try:
             return self._template.prompt(conversation)
         except RowError as error:
-            system = conversation.messages[0]["role"] == "system" and "system" in str(error.reason).lower()
-            hint = "; --system-into-user puts what the system says into the user's turn" if system else ""
-            raise UserError(f"{where}: {error.reason}{hint}.") from None
+            reason = explained(error, conversation, self._template.prompt, "evaluate.py run")
+            raise UserError(f"{where}: {reason}.") from None

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_kinds import ENDING_ELSEWHERE, KINDS, conversation, exchanges
+from chat_kinds import ALTERNATING, ENDING_ELSEWHERE, KINDS, conversation, exchanges
 from pipeline.align.spans import Ragged, Texts, Tokens
 from pipeline.dataset.decoding import Decoder
 from pipeline.dataset.verify import offset_problem, row_problem, token_problem
@@ -32,7 +32,7 @@ LEARN = ["all", "last", "no-reasoning"]
 def open_tokenizer(tmp_path_factory):
     """An embedded tokenizer with a template of a kind as its own, its real own (`native`), or a built-in one."""
     base = tmp_path_factory.mktemp("tokenizers")
-    kinds = KINDS | ENDING_ELSEWHERE
+    kinds = KINDS | ENDING_ELSEWHERE | {"alternating": ALTERNATING}
 
     @cache
     def opened(name, kind, learn="all", overflow="truncate", max_length=None):
@@ -220,7 +220,14 @@ def test_what_is_learnt_is_chosen(open_tokenizer):
 def test_rows_that_a_template_refuses_have_its_words(open_tokenizer):
     row = row_of(conversation(("user", "Hi"), ("assistant", "Hello."), tools=({"name": "f"},)))
     [reason] = open_tokenizer("bytelevel-bpe", "alpaca").encode([row])
-    assert "there is no place for tools" in str(reason)
+    assert str(reason).endswith("there is no place for tools")  # which no other reading helps
+
+
+def test_what_would_help_with_a_refusal_is_said_of_the_side(open_tokenizer):
+    row = row_of(conversation(("user", "Hi"), ("user", "So?"), ("assistant", "Good.")))
+    [reason] = open_tokenizer("bytelevel-bpe", "alternating").encode([row])
+    assert reason.kind == "student: chat template native: it refuses the conversation"
+    assert reason.detail == "roles must alternate; `mta-prep parse … --merge-turns` reads it so that it is taken"
 
 
 def test_no_row_bears_on_another(open_tokenizer):

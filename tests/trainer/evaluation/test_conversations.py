@@ -230,7 +230,9 @@ def test_a_prompt_that_the_template_would_take_words_from_is_refused(tokenizer, 
     prompter = Prompter(deaf, ChatTemplate("native", deaf, "T", DATE), 10_000)
     told = {"messages": [{"role": "system", "content": "Be brief."}, USER, ANSWER]}
     (question,) = questions_of(told)
-    with pytest.raises(UserError, match=r"line 1: .*it leaves out a content: message 1 \(system\); --system-into-user"):
+    with pytest.raises(
+        UserError, match=r"line 1: .*it leaves out a content: message 1 \(system\); .* --system-into-user` reads"
+    ):
         prompter(question)
     (question,) = questions_of(told, system_into_user=True)
     assert "Be brief.\n\nWhere?" in deaf.decode(prompter(question).ids)
@@ -324,7 +326,10 @@ def test_a_template_that_refuses_a_row_is_told_before_anything_is_generated(run,
     told = " ".join(err.split())
     assert (code, printed) == (Exit.INPUT, "")
     assert f"{path}, line 2: " in told
-    assert "strict.jinja: it refuses the conversation: no system; --system-into-user puts" in told
+    assert (
+        "strict.jinja: it refuses the conversation: no system; `evaluate.py run … --system-into-user` reads it so"
+        in told
+    )
     code, printed, _ = run("run", TEACHER, path, *flags, "--system-into-user", "--json")
     assert code == Exit.OK
     assert json.loads(printed)["template"]["source"] == "strict.jinja"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from chat_kinds import ASKED, TOOL, check, conversation, exchanges
 from schemas.rows import RowError
+from trainer.models.chat_refusal import explained
 from trainer.models.chat_template import BUILT_IN, ChatTemplate
 from trainer.models.tokenizer import load_tokenizer
 
@@ -107,3 +108,17 @@ def test_exchanges_are_taken_by_all(tokenizer, name, messages):
             raise
         return
     assert layout.text == by_transformers(tokenizer, template, row, tokenize=False)
+
+
+@pytest.mark.parametrize("case", ["system", "two questions"])
+def test_what_helps_with_a_refusal_is_named(tokenizer, case):
+    template = template_of(tokenizer, "native")
+    turns = [("system", "Be kind."), *TAKEN["one turn"]] if case == "system" else [("user", "Hi."), *TAKEN["one turn"]]
+    row, flag = conversation(*turns), "--system-into-user" if case == "system" else "--merge-turns"
+    try:
+        template.layout(row)
+    except RowError as error:
+        refusal = error
+    else:
+        pytest.skip("it takes both")
+    assert f" … {flag}` reads it so" in str(explained(refusal, row, template.layout, "mta-prep parse"))
