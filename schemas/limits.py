@@ -12,8 +12,9 @@ from typing import Final
 
 #: A template is given so much processor time for one row; honest ones take microseconds.
 SECONDS: Final = 10.0
-#: Memory that it may take on the way.
-BYTES: Final = 2**30
+#: Memory that it may take on the way, some times what the largest prompt takes: an operation within it is done in a second.
+BYTES: Final = 2**28
+MEMORY: Final = f"{BYTES >> 20} MiB"
 
 
 class TooLong(BaseException):

@@ -11,35 +11,15 @@ from typing import Any, Final
 import jinja2
 from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.errors import UsageError
-from schemas.limits import SECONDS, TooLong, limited
+from schemas.limits import MEMORY, SECONDS, TooLong, limited
 from schemas.rows import RowError
+from schemas.sandbox import LARGEST, Sandbox
 
 _OTHER_TEMPLATES: Final = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
-#: Characters of a prompt, and of a text or list that an operator makes within a template.
-LARGEST: Final = 2**24
-#: Bits of a number that an operator makes.
-LARGEST_NUMBER: Final = 2**12
 #: What an expression raises on a value that does not suit it.
 _VALUE_ERRORS: Final = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """In which operators cannot be asked for more than a machine has: each would go on for hours within itself."""
-
-    intercepted_binops = frozenset({"**", "*"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Power and product, where what they give is of a size that a prompt may need."""
-        if operator == "*":
-            for value, factor in ((left, right), (right, left)):
-                if hasattr(value, "__len__") and isinstance(factor, int) and len(value) * factor > LARGEST:
-                    raise OverflowError(f"a product of more than {LARGEST:,} items")
-        elif isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > LARGEST_NUMBER:
-            raise OverflowError(f"a power of more than {LARGEST_NUMBER:,} bits")
-        return super().call_binop(context, operator, left, right)
 
 
 class PromptTemplate:
@@ -53,7 +33,7 @@ class PromptTemplate:
 
         Raises `UsageError` with name and line for what cannot work on any row.
         """
-        environment = _Sandbox(
+        environment = Sandbox(
             undefined=jinja2.StrictUndefined,
             keep_trailing_newline=True,
             autoescape=False,  # this is text for a tokenizer, not HTML
@@ -63,13 +43,13 @@ class PromptTemplate:
             with limited():  # constants are computed here
                 tree = environment.parse(source, name, name)
                 code = environment.compile(source, name, name)
+                self.uses = frozenset(find_undeclared_variables(tree))
         except jinja2.TemplateSyntaxError as error:
             raise UsageError(f"{name}, line {error.lineno}: {error.message}") from None
         except (TooLong, MemoryError, RecursionError):
             raise UsageError(f"{name}: the template is too large, or computes too much, to be prepared.") from None
         for node in tree.find_all(_OTHER_TEMPLATES):
             raise UsageError(f"{name}, line {node.lineno}: a template stands alone; put the other file's text here.")
-        self.uses = frozenset(find_undeclared_variables(tree))
         for used in tree.find_all(nodes.Name):
             if used.name in self.uses and used.name not in available:
                 raise UsageError(
@@ -93,7 +73,7 @@ class PromptTemplate:
                 f"{self._name}: the template takes more than {SECONDS:.0f} s for one row; does it end? Look at its loops."
             ) from None
         except (MemoryError, RecursionError) as error:
-            wants = "more memory than there is" if isinstance(error, MemoryError) else "to call itself without end"
+            wants = f"more than {MEMORY} of memory" if isinstance(error, MemoryError) else "to call itself without end"
             raise UsageError(f"{self._place(error)}: the template wants {wants}.") from None
         except (jinja2.UndefinedError, *_VALUE_ERRORS) as error:
             raise RowError(f"{self._place(error)}, the template fails", str(error)) from None

@@ -26,8 +26,9 @@ from jaxtyping import Int32
 
 from schemas.conversations import Conversation
 from schemas.errors import UsageError, UserError, nearest
-from schemas.limits import SECONDS, TooLong, limited
+from schemas.limits import MEMORY, SECONDS, TooLong, limited
 from schemas.rows import RowError
+from schemas.sandbox import Sandbox
 from trainer.models.built_in_templates import BUILT_IN, built_in
 from trainer.models.chat_calls import Messages, shaped
 from trainer.models.chat_marked import MARKS_IN_TEXT, marks_for, message_of_contents
@@ -41,6 +42,8 @@ _KNOWS_REASONING: Final = re.compile(r"reasoning_content|thinking|</think>")
 _ASKS_DATE: Final = "strftime_now"
 #: Directives of `strftime` that say something of a date; the time is midnight.
 _DIRECTIVES: Final = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdDeFHIjmMpSTuUwWxXyY"]
+#: What transformers calls the environment in which it compiles a template.
+_SANDBOX: Final = "ImmutableSandboxedEnvironment"
 #: Outlines that are kept: most conversations are of a few frames.
 _KEPT_OUTLINES: Final = 256
 
@@ -154,7 +157,7 @@ class ChatTemplate:
     def _apply(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool) -> str:
         """The one place that renders. Raises `RowError` with the template's own words."""
         try:
-            with limited():
+            with limited(), _in_our_sandbox():
                 rendered = self._tokenizer.apply_chat_template(
                     list(messages),
                     tools=list(tools) or None,
@@ -165,10 +168,10 @@ class ChatTemplate:
         except TooLong:
             raise UserError(f"{self._label}: it takes more than {SECONDS:.0f} s for one conversation.") from None
         except (MemoryError, RecursionError) as error:
-            wants = "more memory than there is" if isinstance(error, MemoryError) else "to call itself without end"
+            wants = f"more than {MEMORY} of memory" if isinstance(error, MemoryError) else "to call itself without end"
             raise UserError(f"{self._label}: it wants {wants}.") from None
         except (jinja2.TemplateSyntaxError, jinja2.exceptions.SecurityError) as error:
-            raise UsageError(f"{self._label}: {error}") from None
+            raise UsageError(f"{self._label}: {error.message}") from None
         except jinja2.TemplateError as error:
             refuses = type(error) is jinja2.TemplateError  # of `raise_exception`
             raise RowError("it refuses the conversation" if refuses else "it fails", str(error)) from None
@@ -202,6 +205,22 @@ class ChatTemplate:
         except RowError as error:
             detail = MARKS_IN_TEXT.sub("…", error.reason.detail)  # for contents that the template repeats
             raise RowError(f"chat template {self._source}: {error.reason.kind}", detail) from None
+
+
+@contextmanager
+def _in_our_sandbox() -> Iterator[None]:
+    """Templates that transformers compiles within are compiled for `Sandbox`: it has no argument for one, so for this time the
+    name under which it takes jinja2's means ours, which differs in what it refuses alone."""
+    from transformers.utils import (
+        chat_template_utils,
+    )  # takes seconds, and has long been imported by who has a tokenizer
+
+    usual = getattr(chat_template_utils, _SANDBOX)
+    setattr(chat_template_utils, _SANDBOX, Sandbox)
+    try:
+        yield
+    finally:
+        setattr(chat_template_utils, _SANDBOX, usual)
 
 
 def _templates(name: str, tokenizer: Any, subject: str, flags: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import hashlib
 import resource
 import signal
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from pipeline.read.parts import Parts
 from pipeline.read.records import Record
 from pipeline.read.template import Renderer, resolve_templates
 from pipeline.text import Rendered
+from runaway_templates import BY_CHANCE, TOO_MUCH
 from schemas import limits
 from schemas.columns import SIDES
 from schemas.config import FieldsConfig, Form, ParseConfig, SideConfig
@@ -501,22 +503,19 @@ def test_identity_follows_the_content(template: Path, tmp_path: Path) -> None:
     assert Renderer(fields, "alpaca").identity()["template"] == "alpaca"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 9 ** (9 ** 9) }}",
-        "{{ instruction * 10 ** 9 }}",
-        "{{ instruction | center(10 ** 10) }}",
-        "{% set ns = namespace(x=instruction) %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
-        "{{ 2 ** 100000 }}",
-    ],
-)
+@pytest.mark.parametrize("body", TOO_MUCH)
 def test_a_template_that_asks_for_too_much_is_told_of(body, monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 0.3)
+    began = time.process_time()
     with pytest.raises((UsageError, RowError), match=r"^loop\.jinja"):
-        jinja.PromptTemplate(body, "loop.jinja", {"instruction"}).render({"instruction": "What?"})
+        jinja.PromptTemplate(body, "loop.jinja", {"messages"}).render({"messages": [{"content": "What?"}]})
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize("body", BY_CHANCE)
+def test_a_template_that_gives_another_text_at_every_run_is_refused(body):
+    with pytest.raises(UsageError, match=r"^by-chance\.jinja, line 2: .*(another text|is another) at every run"):
+        jinja.PromptTemplate("x\n" + body, "by-chance.jinja", {"messages"}).render({"messages": [{"content": "What?"}]})
 
 
 def test_limits_leave_honest_templates_alone():

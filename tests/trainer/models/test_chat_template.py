@@ -2,12 +2,14 @@
 
 import copy
 import datetime
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat_kinds import ASKED, CALLING, KINDS, TOOL, check, conversation, exchanges
+from runaway_templates import BY_CHANCE, TOO_MUCH
 from schemas import limits
 from schemas.alpaca import alpaca
 from schemas.conversations import Content, Conversation
@@ -266,6 +268,22 @@ def test_a_template_that_does_not_end_is_told_of(tokenizer, monkeypatch):
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(UserError, match=r"^Student tokenizer 'x', chat template native: it takes more than"):
         native(tokenizer, loop)
+
+
+@pytest.mark.parametrize("body", TOO_MUCH)
+def test_a_template_that_asks_for_too_much_is_told_of(tokenizer, body, monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
+    began = time.process_time()
+    with pytest.raises((UsageError, UserError, RowError), match="chat template native: it "):
+        native(tokenizer, body).render(conversation(("user", "What?"), ("assistant", "That.")))
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize("body", BY_CHANCE)
+def test_a_template_that_gives_another_text_at_every_run_is_refused(tokenizer, body):
+    told = r"^Student tokenizer 'x', chat template native: .*(another text|is another) at every run"
+    with pytest.raises(UsageError, match=told):
+        native(tokenizer, body).render(conversation(("user", "What?"), ("assistant", "That.")))
 
 
 @settings(max_examples=20)
