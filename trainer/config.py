@@ -5,7 +5,9 @@ from pathlib import Path
 
 from schemas.errors import StateError, quoted
 from schemas.keys import assign, assignment, differences
+from schemas.manifest import read_cache_manifest, read_manifest
 from schemas.training import TrainConfig
+from trainer.models.hub import located_here
 
 #: What may differ between an interrupted run and the one that goes on: it changes how, not what.
 _FREE = ("log", "checkpoint", "data.workers", "data.micro_batches", "data.verify")
@@ -17,6 +19,19 @@ def load_config(path: Path, assignments: Sequence[str]) -> TrainConfig:
     for text in assignments:
         assign(values, *assignment(text))
     return TrainConfig.parse(values, str(path))
+
+
+def require_named(config: TrainConfig) -> None:
+    """Raises `UserError` and its kin if a dataset, cache or model that the config names is not there; reads no more of them
+    than what says so."""
+    read_manifest(Path(config.data.dataset))
+    for cache in config.data.caches:
+        read_cache_manifest(Path(cache))
+    student = config.student.origin()
+    if student is not None:
+        located_here(student, "student")
+    if config.teacher == "live" and config.teacher_model is not None:
+        located_here(config.teacher_model)
 
 
 def require_same(before: Path, config: TrainConfig) -> None:

@@ -27,7 +27,10 @@ from schemas import console
 from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UsageError
 from schemas.files import write_text
+from schemas.manifest import read_manifest
 from trainer.evaluation.questions import Reading, names_of, read_questions
+from trainer.models.chat_template import require_known
+from trainer.models.hub import located_here
 
 app = typer.Typer(
     help="Evaluate a model, or compare two evaluations.",
@@ -112,10 +115,16 @@ def run(
     if out is not None:
         _require_writable(out)
     chosen: list[int] | list[None] = [None] if greedy else _seeds(seeds)
+    if template is not None:
+        require_known(template)
+    if held_out is not None:
+        read_manifest(held_out)
+    located_here(ModelConfig(model=model, revision=revision), "model")
     reading = Reading(template is not None, merge_turns, system_into_user)
     questions = [read_questions(path, min_words, limit, reading) for path in paths]
     converses = any(not isinstance(question.prompt, str) for rows in questions for question in rows)
 
+    # what takes seconds to import comes after all that a wrong name would be refused for
     from transformers.utils.logging import disable_progress_bar
 
     from trainer.evaluation.generate import Sampling

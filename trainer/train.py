@@ -39,11 +39,11 @@ def train(
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     """Train a student from a prepared dataset and a teacher cache, or with the teacher live."""
-    from trainer.config import load_config
+    from trainer.config import load_config, require_named
 
     assignments = [*(set_ or []), *(["data.verify=true"] if verify else [])]
     if first_rank():
-        load_config(config, assignments)  # a wrong one is told at once, while the others start
+        require_named(load_config(config, assignments))  # a wrong one is told at once, while the others start
     start_ranks(local_rank)
     import torch.distributed as dist  # slow to import, and the rest as well
 

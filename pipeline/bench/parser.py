@@ -22,14 +22,13 @@ from benepar.parse_base import BaseInputExample
 from benepar.parse_chart import ChartParser
 from spacy.tokens import Doc
 
-from pipeline.dataset import prepare
-from pipeline.parse import model, network
+from pipeline.bench.documents import Documents
+from pipeline.parse import model, network, places
 from pipeline.parse.chart import load_compiled
 from pipeline.parse.engine import Engine, torch_threads
 from pipeline.parse.int8 import SLOWEST, slowdown
 from pipeline.parse.scoring import joined_chains
 from pipeline.text import Constituents, Words
-from schemas.config import ParseConfig, SideConfig
 from schemas.console import LOG_EVERY_S
 
 network.supply_what_transformers_dropped()
@@ -38,11 +37,8 @@ network.supply_what_transformers_dropped()
 LENGTHS = (10, 20, 40, 80, 160)
 #: Words measured per length.
 WORDS_A_LENGTH = 1_600
-#: Sentences of the embedded sample that are measured, so that all is done within two minutes.
-SENTENCES_OF_SAMPLE = 400
 #: benepar's own recommendation for a batch, of its command line.
 STOCK_SUBWORDS = 2_000
-Documents = Sequence[Sequence[Words]]
 
 
 @dataclass
@@ -139,34 +135,12 @@ def encoder_alone(engine: Engine, sentences: Sequence[Words]) -> None:
 
 def stock_component(name: str) -> BeneparComponent:
     """Stock benepar's spaCy component with the weights of the parser model `name`."""
-    source = model.locate(name)
-    if not (source / model.WEIGHTS).exists():
+    source = places.locate(name)
+    if not (source / places.WEIGHTS).exists():
         return BeneparComponent(str(source))
     with tempfile.TemporaryDirectory() as folder:
         model.export_for_benepar(source, Path(folder))
         return BeneparComponent(folder)
-
-
-def sample_documents(longest: int) -> Documents:
-    """Some sentences of the embedded sample."""
-    return at_most(documents_of(["embedded:sample"], longest), SENTENCES_OF_SAMPLE)
-
-
-def documents_of(inputs: Sequence[str], longest: int) -> list[list[Words]]:
-    """Sentences of each row of `inputs`, rendered and segmented as `mta-prep parse` does; longer ones left out."""
-    # the tokenizers play no part here
-    side = SideConfig(tokenizer="embedded:bytelevel-bpe")
-    config = ParseConfig(inputs=tuple(inputs), teacher=side, student=side)
-    with tempfile.TemporaryDirectory() as spool:
-        plan = prepare.plan(config, Path(spool))
-        stage = prepare.PrepareStage(plan.config)
-        rows, _ = stage.render(list(plan.read(0, plan.rows)))
-    texts, borders = [row.text for _, row in rows], [row.borders for _, row in rows]
-    sentences = [
-        [part.words for part in document.sentences if part.parse and 0 < len(part.words.words) <= longest]
-        for document in stage.segmenter.segment(texts, borders)
-    ]
-    return [document for document in sentences if document]
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -174,12 +148,6 @@ def timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def at_most(documents: Documents, sentences: int) -> Documents:
-    """Documents of about so many sentences, taken evenly from all."""
-    total = sum(map(len, documents))
-    return documents[:: max(1, round(total / sentences))]
 
 
 @dataclass

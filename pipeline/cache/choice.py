@@ -31,14 +31,12 @@ class Choice:
     student_depth: int | None = None
 
 
-def resolved(
-    values: dict[str, Any], where: str, choice: Choice, shape: TeacherShape, same_tokens: bool
-) -> tuple[CacheConfig, list[str]]:
-    """The full config, and what the user should be told of the choices made for them.
+def stated(values: dict[str, Any], where: str, choice: Choice, same_tokens: bool) -> tuple[CacheConfig, list[str]]:
+    """All of the config that is known without a look at the teacher, and what the user should be told of the choices made
+    for them.
 
     `values`: of the config file, with all other flags merged in; `choice` goes before it. `same_tokens`: whether the
-    dataset's two sides have the same tokens. Raises `UsageError` for signals and layers that do not fit each other or
-    the teacher.
+    dataset's two sides have the same tokens. Raises `UsageError` for a choice that is none, or contradicts itself.
     """
     notes: list[str] = []
     values = dict(values)
@@ -57,16 +55,29 @@ def resolved(
         values.setdefault("response_only", recipe in RESPONSE_ONLY)
     elif choice.signals is not None:
         values["signals"] = _words(choice.signals)
-    layers = _layers(choice, shape)
-    if layers is not None:
-        values["layers"] = layers
-    elif "layers" not in values and LAYER_SIGNALS & set(values["signals"]):
-        values["layers"] = automatic_layers(shape.depth)[-1 if recipe in LAST_LAYER else 0 :]
+    _require_one_voice(choice)
+    if choice.layers is not None and choice.layers != "auto":
+        values["layers"] = listed_layers(choice.layers)
     config = CacheConfig.parse(values, where)
     order = [signal for signal in get_args(Signal) if signal in config.signals]
-    config = config.model_copy(update={"signals": tuple(order), "layers": _in_order(config.layers)})
+    return config.model_copy(update={"signals": tuple(order)}), notes
+
+
+def resolved(config: CacheConfig, choice: Choice, shape: TeacherShape) -> CacheConfig:
+    """The full config: what `stated` gave, and the teacher's layers.
+
+    Raises `UsageError` for signals and layers that do not fit each other or the teacher.
+    """
+    layers = config.layers
+    if choice.student_layers is not None and choice.student_depth is not None:
+        layers = mapped_layers(_numbers(choice.student_layers), choice.student_depth, shape.depth)
+    elif choice.layers == "auto":
+        layers = automatic_layers(shape.depth)
+    elif "layers" not in config.model_fields_set and LAYER_SIGNALS & set(config.signals):
+        layers = automatic_layers(shape.depth)[-1 if choice.recipe in LAST_LAYER else 0 :]
+    config = config.model_copy(update={"layers": _in_order(layers)})
     _check(config, shape)
-    return config, notes
+    return config
 
 
 def _of_recipe(name: str, same_tokens: bool) -> tuple[tuple[Signal, ...], bool]:
@@ -82,17 +93,25 @@ def _words(text: str) -> list[str]:
     return [word for part in text.split(",") if (word := part.strip())]
 
 
-def _layers(choice: Choice, shape: TeacherShape) -> tuple[LayerConfig, ...] | None:
+def _require_one_voice(choice: Choice) -> None:
+    """Raises `UsageError` unless layers are chosen in one way, and whole."""
     if (choice.student_layers is None) != (choice.student_depth is None):
         raise UsageError("--student-layers and --student-depth go together: layer l of a student of depth N.")
     if choice.student_layers is not None and choice.student_depth is not None:
         if choice.layers is not None:
             raise UsageError("--layers and --student-layers both say which layers to cache; pass one of them.")
-        student = [_number(word, "--student-layers") for word in _words(choice.student_layers)]
-        return mapped_layers(student, choice.student_depth, shape.depth)
-    if choice.layers is None:
-        return None
-    return automatic_layers(shape.depth) if choice.layers == "auto" else listed_layers(choice.layers)
+        _require_within(_numbers(choice.student_layers), choice.student_depth)
+
+
+def _numbers(student_layers: str) -> list[int]:
+    return [_number(word, "--student-layers") for word in _words(student_layers)]
+
+
+def _require_within(student: Sequence[int], student_depth: int) -> None:
+    if not student or max(student) > student_depth:
+        raise UsageError(
+            f"--student-layers are from 0 to --student-depth, {student_depth}; got {sorted(set(student)) or 'none'}."
+        )
 
 
 def listed_layers(text: str) -> tuple[LayerConfig, ...]:
@@ -117,11 +136,8 @@ def _number(word: str, flag: str) -> int:
 
 def mapped_layers(student: Sequence[int], student_depth: int, teacher_depth: int) -> tuple[LayerConfig, ...]:
     """Teacher layers of a student's: floor(l · N_T / N_S); the lowest one of words, the rest of chunks (MTA)."""
+    _require_within(student, student_depth)
     lowest_first = sorted(set(student))
-    if not lowest_first or lowest_first[-1] > student_depth:
-        raise UsageError(
-            f"--student-layers are from 0 to --student-depth, {student_depth}; got {lowest_first or 'none'}."
-        )
     pairs = [(teacher_layer(layer, student_depth, teacher_depth), layer) for layer in lowest_first]
     return tuple(
         LayerConfig(layer=teacher, granularity=_granularity(layer == lowest_first[0])) for teacher, layer in pairs

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.commands.flags import JsonFlag, run_workers
+from pipeline.parse.places import locate
 from schemas import console
 from schemas.console import counted
 
@@ -53,9 +54,13 @@ def bench_parser(
     as_json: JsonFlag = False,
 ) -> None:
     """Sentences per second of this parser beside stock benepar, whether the trees agree, and a table by length."""
+    locate(parser_model)
+    from pipeline.bench.documents import documents_of, sample_documents
+
+    documents = documents_of(inputs, longest) if inputs else sample_documents(longest)
+    # what takes seconds to import comes after all that a wrong name would be refused for
     from pipeline.bench import machine, parser
 
-    documents = parser.documents_of(inputs, longest) if inputs else parser.sample_documents(longest)
     found = parser.measure(parser_model, documents, rounds, cores or run_workers(), console.stderr.print)
     if as_json:
         console.emit_json({**found, "machine": machine.describe()})

@@ -11,6 +11,7 @@ from schemas import console
 from schemas.config import CacheConfig
 from schemas.errors import UsageError
 from schemas.keys import assignment
+from schemas.manifest import read_manifest, same_tokens
 from schemas.signals import RECIPES, Signal, Storage
 
 if TYPE_CHECKING:
@@ -109,11 +110,8 @@ def cache_teacher(
     On 8 GPUs, for the same bytes: torchrun --nproc-per-node 8 -m pipeline cache-teacher … (or --workers 8)
     """
     given = locals()
-    from pipeline.cache import estimate, plan, report
-    from pipeline.cache.choice import Choice, resolved
-    from pipeline.shards.ranks import Rank
-    from schemas.manifest import read_manifest, same_tokens
-    from trainer.teacher.shape import shape_of
+    from pipeline.cache.choice import Choice, resolved, stated
+    from trainer.models.hub import located_here
 
     if out is None:
         raise UsageError("No output folder: pass --out FOLDER.")
@@ -122,11 +120,18 @@ def cache_teacher(
         require(values, key, named, "cache-teacher")
     choice = Choice(recipe, signals, layers, student_layers, student_depth)
     _require_one_voice(choice, set_ or ())
-    # all but what `resolved` adds: a manifest is read and a model described only for what can be meant
-    stated = CacheConfig.parse({"signals": ["final"]} | values, where)
-    same = same_tokens(read_manifest(Path(stated.dataset)))
-    shape = shape_of(stated.teacher)
-    settled, notes = resolved(values, where, choice, shape, same)
+    # a manifest is read, and a model described, only for what can be meant
+    sources = CacheConfig.parse({"signals": ["final"]} | values, where)
+    same = same_tokens(read_manifest(Path(sources.dataset)))
+    located_here(sources.teacher)
+    wanted, notes = stated(values, where, choice, same)
+    # what takes seconds to import comes after all that a wrong name would be refused for
+    from pipeline.cache import estimate, plan, report
+    from pipeline.shards.ranks import Rank
+    from trainer.teacher.shape import shape_of
+
+    shape = shape_of(sources.teacher)
+    settled = resolved(wanted, choice, shape)
     planned = plan.plan_cache(settled, notes, shape)
     if dry_run:
         estimated = estimate.estimate(planned, out, workers=workers)

@@ -1,4 +1,7 @@
-"""`mta-prep inspect`, `verify` and `info`, as typed: a look at what is there, dataset or cache."""
+"""`mta-prep inspect`, `verify` and `info`, as typed: a look at what is there, dataset or cache.
+
+What is there is known before what looks at it is imported, which takes seconds for caches.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +14,7 @@ from pipeline.commands.flags import (
 )
 from schemas import console
 from schemas.errors import Exit, UsageError
-from schemas.manifest import CACHE_FORMAT, format_of
+from schemas.manifest import CACHE_FORMAT, format_of, read_cache_manifest, read_manifest
 
 
 def inspect(
@@ -24,16 +27,17 @@ def inspect(
 
     Of a teacher cache: how its units relate to each other at each layer.
     """
-    from pipeline.cache import view as cache_view
-    from pipeline.dataset import view
-
     if format_of(dataset) == CACHE_FORMAT:
+        from pipeline.cache import view as cache_view
+
         kept = cache_view.find_row(dataset, row, row_id)
         if as_json:
             console.emit_json(cache_view.as_json(kept))
         else:
             cache_view.show(kept, dataset)
         return
+    from pipeline.dataset import view
+
     found = view.find_row(dataset, row, row_id)
     if as_json:
         console.emit_json(view.as_json(found))
@@ -56,18 +60,22 @@ def verify(
     Where a tokenizer can be loaded, every row is tokenized again and compared. Of a teacher cache: checksums, shapes,
     pointers, index, weights, and that every number is finite. Exits with 4 if anything is wrong.
     """
-    from pipeline.cache import verify as cache_checks
-    from pipeline.dataset import report
-    from pipeline.dataset import verify as checks
-
     if format_of(dataset) == CACHE_FORMAT:
         if teacher or student:
             raise UsageError("A teacher cache holds no tokenizers; --teacher and --student are for datasets.")
+        if of is not None:
+            read_manifest(of)  # a wrong one is told before what takes seconds to import
+        from pipeline.cache import verify as cache_checks
+
         findings = cache_checks.verify(dataset, quick=quick, dataset=of)
     elif of is not None:
         raise UsageError(f"{dataset} is no teacher cache; --dataset says which dataset a cache must belong to.")
     else:
+        from pipeline.dataset import verify as checks
+
         findings = checks.verify(dataset, quick=quick, moved={"teacher": teacher, "student": student})
+    from pipeline.dataset import report
+
     if as_json:
         console.emit_json(findings.as_dict())
     else:
@@ -78,17 +86,17 @@ def verify(
 
 def info(dataset: FolderArgument, as_json: JsonFlag = False) -> None:
     """Say what a prepared dataset is: rows, tokenizers, parser, units, fingerprints; or a teacher cache."""
-    from pipeline.cache import report as cache_report
-    from pipeline.dataset import report
-    from schemas.manifest import read_cache_manifest, read_manifest
-
     if format_of(dataset) == CACHE_FORMAT:
+        from pipeline.cache import report as cache_report
+
         kept = read_cache_manifest(dataset)
         if as_json:
             console.emit_json(kept.model_dump(mode="json"))
         else:
             cache_report.show_info(kept, dataset)
         return
+    from pipeline.dataset import report
+
     manifest = read_manifest(dataset)
     if as_json:
         console.emit_json(manifest.model_dump(mode="json"))

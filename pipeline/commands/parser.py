@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from pipeline.parse.places import WEIGHTS, locate
 from schemas import console
 from schemas.console import counted
 from schemas.errors import UsageError, UserError
@@ -76,6 +77,8 @@ def train_parser(
     Some 10 minutes an epoch on two cores for GUM and a part of CRAFT. An interrupted run goes on where it stopped.
     Function tags, traces and foreign labels are dealt with.
     """
+    train, dev = _treebank(treebank)
+    # what takes seconds to import comes after all that a wrong name would be refused for
     from transformers import logging
 
     from pipeline.parse import training
@@ -83,7 +86,6 @@ def train_parser(
     from pipeline.parse.vocabulary import prune_wordpiece
 
     logging.set_verbosity_error()  # it would report the pooler, which no parser has
-    train, dev = _treebank(treebank)
     sizes = {path: sum(1 for _ in read_trees(path)) for path in train}
     pruned = state / "encoder"
     if start is not None and not (start / training.BEST).exists():
@@ -139,6 +141,9 @@ def eval_parser(
     Trees may stand one a line or spread over lines; function tags, traces and labels outside the Penn inventory are
     dealt with. F1 is over all sentences together, by file and by sentence length.
     """
+    paths = _tree_files(treebank)
+    locate(parser_model)
+    # what takes seconds to import comes after all that a wrong name would be refused for
     import torch
 
     from pipeline.parse import evaluation, model
@@ -148,7 +153,6 @@ def eval_parser(
     from pipeline.shards.pool import default_workers
     from schemas.config import ParserConfig, SegmentConfig
 
-    paths = _tree_files(treebank)
     files = [evaluation.gold_trees(path) for path in paths]
     config = ParserConfig(model=parser_model, device=device, precision=parser_precision)
     refuse_where_slow(config.precision, config.device)
@@ -206,10 +210,10 @@ def export_parser(
     model: Annotated[str, typer.Option(help="`embedded`, or a model folder of ours.")] = "embedded",
 ) -> None:
     """Write a parser model the way stock benepar loads it: benepar.Parser("OUT")."""
+    source = locate(model)
+    if not (source / WEIGHTS).exists():
+        raise UsageError(f"{model}: not a model of ours (no {WEIGHTS}), benepar can open it as it is.")
     from pipeline.parse import model as models
 
-    source = models.locate(model)
-    if not (source / models.WEIGHTS).exists():
-        raise UsageError(f"{model}: not a model of ours (no {models.WEIGHTS}), benepar can open it as it is.")
     models.export_for_benepar(source, out)
     console.stdout.print(f"Written to {out}; open it with benepar.Parser({str(out)!r}).")

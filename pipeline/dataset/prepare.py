@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.align.vocabulary import SideVocabulary
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.seal import DATASET, Outcome
+from pipeline.parse.places import locate
 from pipeline.read.chat_tokenizer import open_tokenizer
 from pipeline.read.contents import ContentsRenderer
 from pipeline.read.fields import resolve_fields
@@ -226,6 +227,8 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
         raise UserError(f"No usable row in {', '.join(config.inputs)}.{where}")
     fields = resolve_fields(config.fields, records)
     config = resolve_templates(config.model_copy(update={"fields": fields}))
+    if config.parser.kind == "benepar":
+        locate(config.parser.model)  # a wrong name is refused before seconds go into imports
     stage = PrepareStage(config)
     rendered, rejected = stage.render(sample)
     if not rendered:

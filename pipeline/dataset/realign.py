@@ -29,6 +29,7 @@ from schemas.config import ParseConfig
 from schemas.dataset import damaged, open_shard
 from schemas.errors import UsageError, UserError
 from schemas.manifest import CONFIG, InputFile, Manifest, ShardFile, read_manifest
+from trainer.models.chat_template import require_known
 
 #: Rows on which a new tokenizer is audited before the run.
 AUDIT_ROWS = 200
@@ -185,8 +186,11 @@ def realign(
             "dataset of conversations."
         )
     changed = tuple(side for side in SIDES if side in sides)
-    pool.settle_torch()
+    for template in (getattr(config, side).template for side in changed):
+        if template is not None:
+            require_known(template)
     stage = RealignStage(config, changed)
+    pool.settle_torch()
     sample = open_shard(dataset, before.shards[0], ROW_COLUMNS, content=True).slice(0, AUDIT_ROWS)
     for tokenizer in stage.tokenizers.values():
         tokenizer.audit(stored_rows(sample))

@@ -20,13 +20,11 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from pipeline.parse import network
+from pipeline.parse.places import WEIGHTS, locate
 from pipeline.parse.stored import StoredParser, is_bert, open_tokenizer
-from schemas import embedded
-from schemas.errors import ResourceError, UserError
+from schemas.errors import UserError
 from trainer.models.pickles import read_pickle
 
-EMBEDDED = embedded.DATA / "parser"
-WEIGHTS = "parser.safetensors"
 #: benepar builds the encoder with BERT's pooler, which no parser reads; our files leave it out.
 UNREAD = re.compile(r"^pretrained_model\.pooler\.")
 
@@ -154,28 +152,6 @@ def _from_file(path: Path) -> network.Network:
     if not isinstance(data, dict) or not {"config", "state_dict"} <= data.keys():
         raise UserError(f"{path}: not a benepar checkpoint (no `config` and `state_dict` in it).")
     return _build(data["config"], None, data["state_dict"])
-
-
-def locate(model: str) -> Path:
-    """Folder or file of `model`: `embedded`, a path, or a published name, fetched by benepar's own downloader."""
-    if model == "embedded":
-        return EMBEDDED
-    path = Path(model)
-    if path.exists():
-        return path
-    if not re.fullmatch(r"benepar_[a-z0-9_]+", model):
-        raise UserError(f"Parser model {model!r}: no such path, and not a published benepar name such as benepar_en3.")
-    from benepar.integrations import downloader
-
-    try:
-        return Path(downloader.locate_model(model))
-    except LookupError:
-        if not downloader.download(model, quiet=True):
-            raise ResourceError(
-                f"Parser model {model!r} is not installed and could not be downloaded. Fetch it where there is a network "
-                f"(python -c \"import benepar; benepar.download('{model}')\"), or leave --parser-model out."
-            ) from None
-        return Path(downloader.locate_model(model))
 
 
 def digest(path: Path) -> str:

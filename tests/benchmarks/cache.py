@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.bench import machine
 from pipeline.cache import plan as planning
-from pipeline.cache.choice import Choice, resolved
+from pipeline.cache.choice import Choice, resolved, stated
 from pipeline.shards.pool import settle_torch
 from schemas.config import ModelConfig
 from schemas.manifest import read_manifest, same_tokens
@@ -78,7 +78,8 @@ def main(
     shape = shape_of(ModelConfig.parse(values["teacher"], "benchmark"))
     choice = Choice("mta-dsa", None, layers, None, None)
     same = same_tokens(read_manifest(dataset))
-    config, notes = resolved(values, "benchmark", choice, shape, same)
+    wanted, notes = stated(values, "benchmark", choice, same)
+    config = resolved(wanted, choice, shape)
     plan = planning.plan_cache(config, notes, shape)
     deepest = max(each.layer for each in config.layers)
     cores = planning.threads_of(1, planning.ALONE)

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from pipeline.bench import machine, parser
+from pipeline.bench.documents import documents_of, sample_documents
 from pipeline.parse.treebank import read_trees, words_of
 from pipeline.text import Words
 
@@ -37,8 +38,8 @@ def main(
 ) -> None:
     """Measure; without inputs on some of the embedded sample."""
     documents = [doc for path in trees or [] for doc in from_trees(path, sentences_a_treebank, longest)]
-    documents += parser.documents_of(text, longest) if text else []
-    chosen = documents or parser.sample_documents(longest)
+    documents += documents_of(text, longest) if text else []
+    chosen = documents or sample_documents(longest)
     result = parser.measure(parser_model, chosen, rounds, cores, lambda line: print(line, flush=True))
     machine.report(result, as_json)
 

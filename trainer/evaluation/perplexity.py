@@ -10,24 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from schemas.config import Strict
 from schemas.errors import UserError
 from trainer.batches.documents import Documents
 from trainer.batches.tokenization import differing_row
+from trainer.evaluation.results import HeldOutResult
 from trainer.models.head import Head
 from trainer.models.hidden_states import Forward, Request, batches_of
 from trainer.models.loading import LanguageModel
-
-
-class HeldOutResult(Strict):
-    """In nats a token, over all response tokens together; `perplexity` is e to that."""
-
-    dataset: str
-    fingerprint: str
-    rows: int
-    tokens: int
-    loss: float
-    perplexity: float
 
 
 def open_documents(folder: Path, limit: int | None, model: LanguageModel, tokenizer: Any) -> Documents:

@@ -10,7 +10,6 @@ from pydantic import Field, ValidationError
 from schemas.config import Strict
 from schemas.errors import UserError
 from trainer.evaluation.bootstrap import interval, resampled_means
-from trainer.evaluation.perplexity import HeldOutResult
 
 FORMAT: Final = "mta-prep/evaluation"
 #: Of a result's config, what decides scores; the rest is of speed, or shows in the rows.
@@ -28,6 +27,17 @@ _DECISIVE: Final = (
     "rouge_tokenizer",
 )
 _OF_SAMPLING: Final = frozenset({"temperature", "top_p", "top_k"})
+
+
+class HeldOutResult(Strict):
+    """In nats a token, over all response tokens together; `perplexity` is e to that."""
+
+    dataset: str
+    fingerprint: str
+    rows: int
+    tokens: int
+    loss: float
+    perplexity: float
 
 
 class Score(Strict):

@@ -4,8 +4,7 @@ import json
 from collections.abc import Callable
 
 from schemas import console
-from trainer.evaluation.perplexity import HeldOutResult
-from trainer.evaluation.results import Comparison, Difference, FileResult, Means, Result, Score
+from trainer.evaluation.results import Comparison, Difference, FileResult, HeldOutResult, Means, Result, Score
 
 Measure = Callable[[FileResult | Means], Score]
 

@@ -223,6 +223,15 @@ def _in_our_sandbox() -> Iterator[None]:
         setattr(chat_template_utils, _SANDBOX, usual)
 
 
+def require_known(name: str) -> None:
+    """Raises `UsageError` for what is no name of a template and no file."""
+    if name in ("native", *BUILT_IN) or Path(name).is_file():
+        return
+    near = nearest(name, ["native", *BUILT_IN])
+    hint = f"Did you mean {near}?" if near else f"Built in: native, {', '.join(BUILT_IN)}."
+    raise UsageError(f"Chat template {name!r} is neither built in nor a file. {hint}")
+
+
 def _templates(name: str, tokenizer: Any, subject: str, flags: str) -> dict[str, str]:
     """The Jinja texts by name, among them `default`."""
     if name in BUILT_IN:
@@ -239,10 +248,7 @@ def _templates(name: str, tokenizer: Any, subject: str, flags: str) -> dict[str,
                 f"{', '.join(BUILT_IN)}, or a Jinja file."
             )
         return own if isinstance(own, dict) else {"default": own}
-    if not Path(name).is_file():
-        near = nearest(name, ["native", *BUILT_IN])
-        hint = f"Did you mean {near}?" if near else f"Built in: native, {', '.join(BUILT_IN)}."
-        raise UsageError(f"Chat template {name!r} is neither built in nor a file. {hint}")
+    require_known(name)
     try:
         return {"default": Path(name).read_text(encoding="utf-8-sig")}
     except (OSError, UnicodeDecodeError) as error:

@@ -53,6 +53,18 @@ def locate(config: ModelConfig, role: str = "teacher") -> ModelFiles:
     `config.model` may also be a GGUF file, or an embedded one's name. `role`: what messages call it. Raises UserError if it
     is neither there nor on the hub.
     """
+    files = located_here(config, role)
+    if files is not None:
+        return files
+    commit = hub_commit(f"The {role} {config.model!r}", config.model, config.revision)
+    if commit is None:
+        return ModelFiles(config.model, config.revision, config.gguf_file, local_only=True)
+    return ModelFiles(config.model, commit, config.gguf_file)
+
+
+def located_here(config: ModelConfig, role: str = "teacher") -> ModelFiles | None:
+    """As `locate`, of this machine's own files alone: None for what must be a hub id. Raises UserError for what cannot be
+    one either."""
     subject = f"The {role} {config.model!r}"
     path = Path(embedded.resolve(config.model)).expanduser()
     if path.is_file() and path.suffix == ".gguf":
@@ -69,10 +81,7 @@ def locate(config: ModelConfig, role: str = "teacher") -> ModelFiles:
         return ModelFiles(str(path), gguf_file=config.gguf_file)
     if path.is_file() or path.is_absolute() or config.model.startswith((".", "~")) or config.model.count("/") > 1:
         raise UserError(f"{subject}: no such folder. Give a folder with a config.json, a GGUF file, or a hub id.")
-    commit = hub_commit(subject, config.model, config.revision)
-    if commit is None:
-        return ModelFiles(config.model, config.revision, config.gguf_file, local_only=True)
-    return ModelFiles(config.model, commit, config.gguf_file)
+    return None
 
 
 def hub_commit(subject: str, name: str, revision: str | None) -> str | None:

@@ -3,15 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import transformers
-from torch import Tensor
-
 from schemas.config import ModelConfig
 from schemas.errors import UserError
 from schemas.manifest import CacheManifest
 from trainer.models.hub import locate
-from trainer.models.loading import description, embedding_matrix, explained
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,11 @@ def shape_of(config: ModelConfig) -> TeacherShape:
 
     Raises `UserError` if there is no such model, or it is no causal language model.
     """
+    import torch  # here, since what is known of a teacher otherwise needs none of these, and they take seconds
+    import transformers
+
+    from trainer.models.loading import description, explained
+
     source = locate(config)
     subject = f"The teacher {config.model!r}"
     described = description(config, source, subject)
@@ -102,8 +102,10 @@ def shape_of(config: ModelConfig) -> TeacherShape:
     )
 
 
-def _embeddings(model: Any) -> Tensor | None:
+def _embeddings(model: Any) -> Any:
     """A model's input embeddings; None where there are none to be had, which matters to those alone who ask for them."""
+    from trainer.models.loading import embedding_matrix
+
     try:
         return embedding_matrix(model)
     except UserError:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.cache.choice import Choice, automatic_layers, listed_layers, mapped_layers, resolved
+from pipeline.cache.choice import Choice, automatic_layers, listed_layers, mapped_layers, resolved, stated
 from schemas.errors import UsageError
 from schemas.signals import LAYER_SIGNALS, RECIPES
 from trainer.teacher.shape import TeacherShape
@@ -12,7 +12,8 @@ VALUES = {"dataset": "d", "teacher": {"model": "m"}}
 
 
 def settle(choice=Choice(), same_tokens=True, **values):  # noqa: B008  # frozen
-    return resolved(VALUES | values, "test", choice, SHAPE, same_tokens)
+    config, notes = stated(VALUES | values, "test", choice, same_tokens)
+    return resolved(config, choice, SHAPE), notes
 
 
 def pairs(layers):

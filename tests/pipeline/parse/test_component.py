@@ -15,6 +15,7 @@ from spacy.tokens import Doc, DocBin
 
 from pipeline.parse import model
 from pipeline.parse.component import SPACE_TAG, sentences_of
+from pipeline.parse.places import EMBEDDED
 from schemas import embedded
 from schemas.errors import StateError, UsageError
 
@@ -36,7 +37,7 @@ def nlp():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stock")
-    model.export_for_benepar(model.EMBEDDED, folder)
+    model.export_for_benepar(EMBEDDED, folder)
     return str(folder)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.parse import model, network
 from pipeline.parse.benepar import split_points
 from pipeline.parse.engine import Engine
+from pipeline.parse.places import EMBEDDED
 from pipeline.text import Words
 from schemas.errors import UserError
 
@@ -39,14 +40,14 @@ def test_a_second_round_trip_changes_nothing(embedded_parser):
 
 
 def test_the_embedded_model_is_small_and_holds_no_pickle():
-    files = list(model.EMBEDDED.iterdir())
+    files = list(EMBEDDED.iterdir())
     assert sum(file.stat().st_size for file in files) < 25e6
     assert {file.suffix for file in files} <= {".json", ".safetensors", ".md"}
 
 
 @pytest.mark.parametrize("missing", ["config.json", "parser.safetensors"])
 def test_a_folder_that_is_no_parser_is_named(tmp_path, missing):
-    for file in model.EMBEDDED.iterdir():
+    for file in EMBEDDED.iterdir():
         if file.name != missing:
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(UserError, match=tmp_path.name):
@@ -98,7 +99,7 @@ def test_trees_equal_those_of_stock_benepar(embedded_parser, tmp_path_factory, s
     import benepar
 
     folder = tmp_path_factory.mktemp("stock")
-    model.export_for_benepar(model.EMBEDDED, folder)
+    model.export_for_benepar(EMBEDDED, folder)
     stock = benepar.Parser(str(folder))._parser
     sentences = [words_of(text) for text in SENTENCES] + sample_sentences[:250]
     inputs = [
