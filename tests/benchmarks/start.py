@@ -34,6 +34,11 @@ def cases(folder: Path) -> dict[str, tuple[list[str], int]]:
         "wrong flag refused": (["parse", row, *TOKENIZERS, "-o", out, "--max-lenght", "5"], 2),
         "wrong path refused": (["parse", str(folder / "rows.jsonl"), *TOKENIZERS, "-o", out], 3),
         "wrong tokenizer refused": (["parse", row, *unknown, "-o", out], 5),
+        "wrong dataset refused": (["info", str(folder / "prepared")], 4),
+        "wrong dataset of a cache refused": (
+            ["cache-teacher", str(folder), "--teacher", "embedded:teacher", "-o", out],
+            4,
+        ),
     }
 
 
