@@ -207,6 +207,7 @@ def test_a_step_with_every_term(source, student, name):
     [
         {"dskd": {}},
         {"dwa": {"normalise": "product", "scale": "document"}},
+        {"dskd": {"top": 3}},
         {"dskd_eta": {}},
         {"dskd_eta": {"count": "kept"}},
         {"soft_dtw": {}, "dskd": {}},

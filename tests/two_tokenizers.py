@@ -16,6 +16,7 @@ from trainer.student.output_head import LogitWork, OutputHead
 
 STUDENT, TEACHER = 5, 7
 STUDENT_VOCABULARY, TEACHER_VOCABULARY = 23, 31
+TOP = 6  # of the teacher's likeliest tokens
 #: Tokens before what is learnt, and learnt ones; of the student, of the teacher. In some a side has nothing to learn.
 DOCUMENTS = (((2, 4), (1, 6)), ((1, 1), (2, 1)), ((3, 5), (1, 2)))
 #: The student's id and the teacher's of tokens that both have; the likeliest ones of the teacher are not all among them.
@@ -67,6 +68,8 @@ class TwoTokenizers:
             final=teacher.final,
             argmax=logits.argmax(1),
             entropy=-(logprobs.exp() * logprobs).sum(1).float(),
+            likeliest=logprobs.topk(TOP).indices,
+            likeliest_logprobs=logprobs.topk(TOP).values.float(),
         )
         return Batch(torch.arange(len(documents)), *sides[0], teacher=teacher)
 
@@ -92,7 +95,12 @@ class TwoTokenizers:
 
     def give_matrices(self, term):
         term.matrices = Matrices(
-            self.embedding, self.head.product, self._sums, self.teacher_head, self.teacher_embeddings
+            self.embedding,
+            self.head.product,
+            self._sums,
+            self.teacher_head,
+            self.teacher_embeddings,
+            lambda tokens: self.teacher_head.of(tokens.to(self.teacher_head.weight.device)),
         )
 
     def _sums(self, work):
@@ -127,7 +135,7 @@ class TwoTokenizers:
         theirs, _, there = of(batch.teacher)
         of_positions = {
             name: None if values is None else values[there]
-            for name in ("final", "argmax", "entropy")
+            for name in ("final", "argmax", "entropy", "likeliest", "likeliest_logprobs")
             for values in [getattr(batch.teacher, name)]
         }
         pairs = batch.pairs

@@ -356,7 +356,9 @@ class Run:
         head, embeddings = self._teacher_matrices(needs)
         device = self.engine.device
         self.distiller.set_teacher(
-            None if head is None else head.to(device), None if embeddings is None else embeddings.to(device)
+            head.to(device) if head is not None and needs.output_matrix else None,
+            None if embeddings is None else embeddings.to(device),
+            None if head is None else lambda tokens: head.of(tokens.to(head.weight.device)).to(device),
         )
         if newest is not None:
             self.checkpoints.load(self.engine, newest[0], universal)

@@ -41,6 +41,8 @@ class TeacherTokens:
     final: Float[Tensor, "teacher_positions teacher_hidden"] | None = None  # its last states at `positions`
     argmax: Int64[Tensor, " teacher_positions"] | None = None  # its likeliest next tokens there; CPU
     entropy: Float32[Tensor, " teacher_positions"] | None = None  # of its distributions there, in nats
+    likeliest: Int64[Tensor, "teacher_positions k"] | None = None  # its k likeliest next tokens there, best first; CPU
+    likeliest_logprobs: Float32[Tensor, "teacher_positions k"] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Batch:
 
 #: what stays on the CPU
 _STRUCTURE: Final = frozenset(
-    {"documents", "rows", "position_rows", "spans", "state_index", "student", "pairs", "argmax"}
+    {"documents", "rows", "position_rows", "spans", "state_index", "student", "pairs", "argmax", "likeliest"}
 )
 
 Path = tuple[str | int, ...]  # of a tensor: fields, and layers, from the batch on

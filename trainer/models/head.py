@@ -47,13 +47,18 @@ class Head:
             raw = torch.tanh(raw / self.soft_cap) * self.soft_cap
         return raw
 
+    def of(self, tokens: Int64[Tensor, " tokens"]) -> "Head":
+        """The same for some tokens alone, in their order; a copy."""
+        bias = None if self.bias is None else self.bias[tokens]
+        return replace(self, weight=self.weight[tokens], bias=bias)
+
     def to(self, device: torch.device) -> "Head":
         """The same on a device."""
         return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
     def portions(self, positions: int, matrices: int = 1) -> Iterator[slice]:
         """Positions in order, so many at a time that `matrices` of their logits are `LOGITS_AT_ONCE` at most."""
-        return slices(0, positions, LOGITS_AT_ONCE // (len(self.weight) * matrices))
+        return slices(0, positions, LOGITS_AT_ONCE // max(len(self.weight) * matrices, 1))
 
 
 def slices(first: int, end: int, size: int) -> Iterator[slice]:

@@ -94,7 +94,7 @@ def accumulate(
         by_bias = None if gradients.bias is None or bias is None else gradients.bias.new_zeros(bias.shape)
     matrix = Head(weight, bias, head.soft_cap, head.scale)
     count = len(streams[0].rows)
-    in_cache = IN_CACHE // len(weight) if weight.device.type == "cpu" else count
+    in_cache = IN_CACHE // max(len(weight), 1) if weight.device.type == "cpu" else count
     for part in matrix.portions(count, len(streams)):
         rows_of = [each.rows[part].detach().to(weight.dtype) for each in streams]
         raw = [F.linear(rows, weight, bias if each.bias else None) for rows, each in zip(rows_of, streams, strict=True)]

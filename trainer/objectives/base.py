@@ -48,14 +48,16 @@ class Needs:
     embeddings: bool = False  # its input embeddings
     argmax: bool = False  # its likeliest tokens, at its own positions
     entropy: bool = False  # that of its distributions there
+    likeliest: int = 0  # so many of its likeliest tokens there, with their probabilities
     pairs: bool = False  # positions whose next tokens are the same text
     spans: SpanNeed | None = None
     shared: bool = False  # tokens that both vocabularies have
+    output_matrix: bool = False  # its output matrix, for states that come otherwise
 
     @property
     def head(self) -> bool:
         """Whether the teacher's logits are."""
-        return self.final or self.teacher_final
+        return self.final or self.teacher_final or self.output_matrix
 
     @property
     def same_tokens(self) -> bool:
@@ -130,6 +132,8 @@ class Matrices:
     sums: Callable[[RowWork], Float[Tensor, " losses"]]
     teacher_head: Head | None = None
     teacher_embeddings: Embed | None = None
+    #: rows of the teacher's output matrix for some tokens, which are on the CPU, brought to where terms compute
+    teacher_rows: Callable[[Int64[Tensor, " tokens"]], Head] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, ClassVar, Final, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -103,11 +103,46 @@ class TeacherSpace:
         teacher = self.head.logits(self.final[part])
 
         def evaluate(student: Sequence[Tensor], rows: slice, within: slice) -> Tensor:
-            own = at_least_float32(teacher[within])
-            losses = diverging(student[0], own, self.temperature, self.rule)
+            events = self.events(student[0], at_least_float32(teacher[within]), rows)
+            losses = diverging(*events, self.temperature, self.rule)
             return (losses if self.weights is None else losses * self.weights[rows]).sum()[None]
 
         return evaluate
+
+    def events(
+        self,
+        student: Float[Tensor, "some vocabulary"],
+        teacher: Float[Tensor, "some vocabulary"],
+        rows: slice,
+    ) -> tuple[Float[Tensor, "some events"], Float[Tensor, "some events"]]:
+        """Logits of what is compared, the student's and the teacher's, of some rows: every token."""
+        return student, teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikeliestTokens(TeacherSpace):
+    """The same on the k likeliest tokens of each row and all others as one event; `head` is of the tokens that are among them.
+
+    What the others have is told of the teacher alone. It is taken as given on both sides: of the student it would take the
+    whole output matrix.
+    """
+
+    places: Int64[Tensor, "rows k"]  # of the likeliest among the head's tokens
+    logprobs: Float[Tensor, "rows k"]  # the teacher's
+
+    def events(
+        self,
+        student: Float[Tensor, "some tokens"],
+        teacher: Float[Tensor, "some tokens"],
+        rows: slice,
+    ) -> tuple[Float[Tensor, "some events"], Float[Tensor, "some events"]]:
+        """Logits of the likeliest tokens, and the teacher's of all others."""
+        own = teacher.gather(1, self.places[rows])
+        together = self.logprobs[rows].to(own).logsumexp(1, keepdim=True)
+        # what the others leave of 1, as far as that can be told: at least its rounding error
+        left = -torch.expm1(together.clamp_max(0))
+        others = left.clamp_min(torch.finfo(left.dtype).eps).log() + own.logsumexp(1, keepdim=True) - together
+        return torch.cat([student.gather(1, self.places[rows]), others], 1), torch.cat([own, others], 1)
 
 
 def teacher_space(work: TeacherSpace) -> Float[Tensor, ""]:

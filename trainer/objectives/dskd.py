@@ -20,6 +20,10 @@ it does here with projected rows; biases of output matrices are left out of them
 itself: neither depends on what else is in a batch. Where both sides have the same tokens there is no attention, embedding
 or gate: Z^{ts} = (H^t W_v) sg(W_s)ᵀ, and Z^{st} likewise.
 
+With `top` L_tea is on the teacher's k likeliest tokens and all others as one event. Of its output matrix that takes those
+tokens' rows alone, wherever the rest is kept; what the others have is then told of the teacher, and taken as given on both
+sides. The signal `topk` names the tokens.
+
 DWA-KD (Vu et al. 2026, arXiv 2602.21669) is the term `dwa`: the same with weights of positions, all of them constants.
 
     ĥ_i = H(p^s_i) n / Σ_i H(p^s_i)                          L_stu = Σ_i ĥ_i gate_i · D(…)
@@ -38,7 +42,7 @@ from typing import ClassVar, Final, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from schemas.errors import UsageError
@@ -57,7 +61,7 @@ from trainer.objectives.base import (
     Setting,
     Weighed,
 )
-from trainer.objectives.cross_space import CrossSpaceOptions, TeacherSpace, diverging, teacher_space
+from trainer.objectives.cross_space import CrossSpaceOptions, LikeliestTokens, TeacherSpace, diverging, teacher_space
 from trainer.objectives.divergence import forward_kl
 
 #: Documents that the dataset's scales are of.
@@ -73,6 +77,15 @@ class DualSpaceOptions(CrossSpaceOptions):
 
     gate: Gate = "correct"
     scale: Literal["dataset", "document"] = "dataset"
+    top: int | None = Field(
+        default=None, ge=1
+    )  # of L_tea: the teacher's likeliest tokens, and the rest; None: all tokens
+
+    @model_validator(mode="after")
+    def _top_is_used(self) -> "DualSpaceOptions":
+        if self.top is not None and not self.teacher_space:
+            raise ValueError("`top` is of the teacher's space, and `teacher_space` is false")
+        return self
 
 
 class WeightedOptions(DualSpaceOptions):
@@ -121,10 +134,17 @@ class DualSpace(LogitObjective):
 
     def needs(self) -> Needs:
         """Last states at the teacher's own positions, and its input embeddings where there is attention."""
-        return Needs(teacher_final=True, embeddings=not self.setting.same_tokens)
+        return Needs(
+            teacher_final=True,
+            embeddings=not self.setting.same_tokens,
+            likeliest=self.config.top or 0,
+            output_matrix=self.config.teacher_space and self.config.top is None,
+        )
 
     def begin(self, beginning: Beginning) -> None:
         """Measures the scales. Raises UsageError for embeddings that are not as wide as the teacher's last states."""
+        assert beginning.teacher_head is not None
+        self._vocabulary = len(beginning.teacher_head.weight)
         if self.setting.same_tokens:
             return
         embeddings = beginning.teacher_embeddings
@@ -166,12 +186,8 @@ class DualSpace(LogitObjective):
             )
         numerator = None
         if back is not None:
-            head = self.matrices.teacher_head
-            assert head is not None
-            weights = at_least_float32(there) * self._teacher_weights(teacher, len(head.weight))
-            numerator = teacher_space(
-                TeacherSpace(head, teacher.final, back, weights, self.config.temperature, forward_kl)
-            )
+            weights = at_least_float32(there) * self._teacher_weights(teacher)
+            numerator = teacher_space(self._in_teacher_space(teacher, back, weights))
         return Aside(projected, numerator, {"here": at_least_float32(here)}, self._weighed(batch, projected))
 
     def per_token(self, logits: Logits) -> Float[Tensor, " positions"]:
@@ -273,7 +289,34 @@ class DualSpace(LogitObjective):
         )
         return keys, states, targets
 
-    def _teacher_weights(self, teacher: TeacherTokens, vocabulary: int) -> float | Float[Tensor, " teacher_positions"]:
+    def _in_teacher_space(
+        self,
+        teacher: TeacherTokens,
+        back: Float[Tensor, "teacher_positions teacher_hidden"],
+        weights: Float[Tensor, " teacher_positions"],
+    ) -> TeacherSpace:
+        """L_tea."""
+        assert teacher.final is not None
+        if self.config.top is None:
+            head = self.matrices.teacher_head
+            assert head is not None
+            return TeacherSpace(head, teacher.final, back, weights, self.config.temperature, forward_kl)
+        assert self.matrices.teacher_rows is not None
+        assert teacher.likeliest is not None
+        assert teacher.likeliest_logprobs is not None
+        tokens, places = torch.unique(teacher.likeliest[:, : self.config.top], return_inverse=True)
+        return LikeliestTokens(
+            self.matrices.teacher_rows(tokens),
+            teacher.final,
+            back,
+            weights,
+            self.config.temperature,
+            forward_kl,
+            places=places.to(back.device, non_blocking=True),
+            logprobs=teacher.likeliest_logprobs[:, : self.config.top],
+        )
+
+    def _teacher_weights(self, teacher: TeacherTokens) -> float | Float[Tensor, " teacher_positions"]:
         """Of its positions."""
         return 1.0
 
@@ -295,12 +338,12 @@ class WeightedDualSpace(DualSpace):
     def _gated(self) -> bool:
         return super()._gated and self.config.normalise == "entropy"
 
-    def _teacher_weights(self, teacher: TeacherTokens, vocabulary: int) -> float | Float[Tensor, " teacher_positions"]:
+    def _teacher_weights(self, teacher: TeacherTokens) -> float | Float[Tensor, " teacher_positions"]:
         """ĉ"""
         if self.config.teacher_weight == "none":
             return 1.0
         assert teacher.entropy is not None
-        certainty = (1 - at_least_float32(teacher.entropy) / math.log(vocabulary)).clamp(0, 1)
+        certainty = (1 - at_least_float32(teacher.entropy) / math.log(self._vocabulary)).clamp(0, 1)
         return _to_length(certainty, teacher.position_rows)
 
     def _weighed(self, batch: Batch, projected: Float[Tensor, "positions hidden"]) -> Weighed | None:

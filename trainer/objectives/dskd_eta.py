@@ -132,7 +132,13 @@ class AlignedDualSpace(LogitObjective):
 
     def needs(self) -> Needs:
         """Last states and likeliest tokens at the teacher's own positions, and which of these go with the student's."""
-        return Needs(teacher_final=True, argmax=True, pairs=True, shared=not self.setting.same_tokens)
+        return Needs(
+            teacher_final=True,
+            argmax=True,
+            pairs=True,
+            shared=not self.setting.same_tokens,
+            output_matrix=self.config.teacher_space,
+        )
 
     def begin(self, beginning: Beginning) -> None:
         """P_ts of both output matrices. Raises UsageError where the vocabularies share too few tokens for it."""

@@ -1,6 +1,6 @@
 """The student with the terms of its loss: what DeepSpeed trains."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float, Int64
@@ -33,10 +33,12 @@ class Distiller(nn.Module):
         self._layers = sorted({layer for each in objectives.values() for layer in each.student_layers()})
         self.set_teacher(teacher_head, teacher_embeddings)
 
-    def set_teacher(self, head: Head | None, embeddings: Embed | None = None) -> None:
-        """The teacher's matrices, on the student's device."""
+    def set_teacher(
+        self, head: Head | None, embeddings: Embed | None = None, rows: Callable[[Tensor], Head] | None = None
+    ) -> None:
+        """The teacher's matrices, on the student's device; `rows`: of its output matrix, for tokens on the CPU."""
         self.teacher_head = head
-        matrices = Matrices(self._embed, self._output_product, self._sums, head, embeddings)
+        matrices = Matrices(self._embed, self._output_product, self._sums, head, embeddings, rows)
         for term in self.terms.values():
             term.matrices = matrices
 

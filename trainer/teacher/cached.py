@@ -103,10 +103,7 @@ class CachedTeacher:
         if self._demand.final:
             final = self._final("student", chosen, len(batch.positions))
         if self._demand.topk:
-            cache = self._serving[None, "topk"]
-            distributions = [cache.topk(row, part) for row, part in self._learnt("student", chosen, cache)[0]]
-            indices, logprobs = (torch.cat(parts) for parts in zip(*distributions, strict=True))
-            _require_as_many(cache, len(indices), len(batch.positions), "distributions")
+            indices, logprobs = self._topk("student", chosen, len(batch.positions))
         if self._demand.teacher_tokens:
             teacher = self._teacher_tokens(chosen)
         return replace(
@@ -154,12 +151,28 @@ class CachedTeacher:
         """The teacher's own tokens, and what is demanded at those before a learnt one, whatever tokens the student has."""
         tokens = self.documents.teacher_tokens(rows)
         positions = len(tokens.positions)
+        likeliest = logprobs = None
+        if self._demand.likeliest:
+            most = slice(self._demand.likeliest)
+            likeliest, logprobs = (values[:, most] for values in self._topk("teacher", rows, positions))
         return replace(
             tokens,
             final=self._final("teacher", rows, positions) if self._demand.teacher_final else None,
             argmax=self._scalars("argmax", rows, positions) if self._demand.argmax else None,
             entropy=self._scalars("entropy", rows, positions) if self._demand.entropy else None,
+            likeliest=likeliest,
+            likeliest_logprobs=logprobs,
         )
+
+    def _topk(
+        self, side: Side, rows: Rows, positions: int
+    ) -> tuple[Int64[Tensor, "positions k"], Float[Tensor, "positions k"]]:
+        """The teacher's likeliest next tokens before each learnt token of a side, and their log-probabilities."""
+        cache = self._serving[None, "topk"]
+        distributions = [cache.topk(row, part) for row, part in self._learnt(side, rows, cache)[0]]
+        indices, logprobs = (torch.cat(parts) for parts in zip(*distributions, strict=True))
+        _require_as_many(cache, len(indices), positions, "distributions")
+        return indices, logprobs
 
     def _final(self, side: Side, rows: Rows, positions: int) -> Float[Tensor, "positions hidden"]:
         """The teacher's last states before each learnt token of a side."""
@@ -255,6 +268,8 @@ class CachedTeacher:
                 has = layer is None or cache.layers.get(layer) == self._demand.granularities[layer]
             if need != _WEIGHTS:
                 has = has and _SIGNALS.get(need, need) in cache.config.signals
+            if need == "topk":
+                has = has and cache.config.topk >= self._demand.likeliest
             if need in ("position_states", "span_states"):
                 has = has and cache.config.state_tokens == "all"
             if layer is not None and need in _OF_TOKENS and "states" in self._demand.layers[layer]:
@@ -267,6 +282,8 @@ class CachedTeacher:
         layer, need = missing[0]
         if layer is None:
             what = f"No cache in `data.caches` has the signal `{need}`"
+            if need == "topk" and self._demand.likeliest:
+                what += f" of {self._demand.likeliest} tokens"
         elif need in _SPAN_NEEDS:
             signal = {"span_states": "states of all learnt tokens", "attention": "signal `attention`"}[need]
             what = f"No cache in `data.caches` has the {signal} (recipe sra) of teacher layer {layer}"
@@ -316,10 +333,14 @@ class CachedTeacher:
             weights=self._demand.weights,
             limit=self.documents.limit,
         )
+        if "topk" in signals and self._demand.likeliest:
+            wanted = wanted.model_copy(update={"topk": self._demand.likeliest})
         if not self._caches.caches:
             return commands.cache_teacher(wanted)
         first = self._caches.caches[0]  # what this does not say of it is as there
         changed = wanted.model_dump(include={"signals", "state_tokens", "response_only", "weights"})
+        if "topk" in signals and self._demand.likeliest:
+            changed["topk"] = wanted.topk
         rows = self.documents.rows if first.config.limit is not None else wanted.limit
         return first.command(**changed, dataset=wanted.dataset, layers=wanted.layers, limit=rows)
 
@@ -328,7 +349,7 @@ def _once_a_document(demand: TeacherNeeds) -> list[Signal]:
     """What is demanded that is of no layer."""
     needed: dict[Signal, bool] = {
         "final": demand.head,
-        "topk": demand.topk,
+        "topk": demand.topk or demand.likeliest > 0,
         "argmax": demand.argmax,
         "entropy": demand.entropy,
         "embeddings": demand.embeddings,

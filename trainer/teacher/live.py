@@ -45,11 +45,12 @@ class LiveTeacher:
         self.rows = documents.rows
         self._demand = demand
         of_spans = () if demand.spans is None else tuple(sorted(demand.spans.layers))
+        self._topk = topk if demand.topk else 0
         request = Request(
             layers=tuple(sorted({*demand.layers, *of_spans})),
             attention=of_spans if demand.spans is not None and demand.spans.weights == "attention" else (),
             final=demand.head,
-            topk=topk if demand.topk else None,
+            topk=max(self._topk, demand.likeliest) or None,
             scalars=tuple(name for name in ("entropy", "argmax") if getattr(demand, name)),
         )
         teacher = load_model(config, request.deepest)
@@ -80,8 +81,8 @@ class LiveTeacher:
         final = indices = logprobs = teacher = None
         if self._demand.final and captured.final is not None:
             final = _at(captured.final, batch.positions)
-        if captured.topk is not None:
-            indices, logprobs = (_at(values, batch.positions) for values in captured.topk)
+        if captured.topk is not None and self._topk:
+            indices, logprobs = (_at(values[:, : self._topk], batch.positions) for values in captured.topk)
             indices = indices.to(torch.int64)
         if self._demand.teacher_tokens:
             teacher = self._teacher_tokens(captured, chosen)
@@ -111,11 +112,18 @@ class LiveTeacher:
         """The teacher's own tokens, and what is demanded at those before a learnt one."""
         tokens = self.documents.teacher_tokens(rows)
         final, argmax, entropy = captured.final, captured.scalars.get("argmax"), captured.scalars.get("entropy")
+        likeliest = logprobs = None
+        if captured.topk is not None and self._demand.likeliest:
+            likeliest, logprobs = (
+                _at(values[:, : self._demand.likeliest], tokens.positions) for values in captured.topk
+            )
         return replace(
             tokens,
             final=_at(final, tokens.positions) if self._demand.teacher_final and final is not None else None,
             argmax=None if argmax is None else _at(argmax, tokens.positions).to("cpu", torch.int64),
             entropy=None if entropy is None else _at(entropy, tokens.positions),
+            likeliest=None if likeliest is None else likeliest.to("cpu", torch.int64),
+            likeliest_logprobs=logprobs,
         )
 
     def _layer(self, captured: Captured, layer: int, needs: frozenset[LayerNeed], batch: Batch) -> LayerTargets:

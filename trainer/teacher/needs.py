@@ -25,6 +25,8 @@ class TeacherNeeds:
     embeddings: bool = False
     argmax: bool = False
     entropy: bool = False
+    likeliest: int = 0
+    output_matrix: bool = False
     pairs: bool = False
     spans: SpanNeed | None = None
 
@@ -35,13 +37,13 @@ class TeacherNeeds:
 
     @property
     def head(self) -> bool:
-        """Whether some term looks at the teacher's logits."""
-        return self.final or self.teacher_final
+        """Whether some term looks at the teacher's last states, or what its output matrix makes of others."""
+        return self.final or self.teacher_final or self.output_matrix
 
     @property
     def teacher_tokens(self) -> bool:
         """Whether some term looks at the teacher's own tokens."""
-        return self.teacher_final or self.embeddings or self.argmax or self.entropy or self.pairs
+        return self.teacher_final or self.embeddings or self.argmax or self.entropy or self.likeliest > 0 or self.pairs
 
     @property
     def units(self) -> frozenset[Granularity]:
@@ -74,6 +76,8 @@ def teacher_needs(
         embeddings=any(needs.embeddings for needs in terms.values()),
         argmax=any(needs.argmax for needs in terms.values()),
         entropy=any(needs.entropy for needs in terms.values()),
+        likeliest=max((needs.likeliest for needs in terms.values()), default=0),
+        output_matrix=any(needs.final or needs.output_matrix for needs in terms.values()),
         pairs=any(needs.pairs for needs in terms.values()),
         spans=_spans({name: needs.spans for name, needs in terms.items() if needs.spans is not None}),
     )

@@ -1,6 +1,7 @@
 """DSKD and DWA-KD against plain loops in float64, written from the equations; and what learns from what."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from schemas.errors import UsageError
 from trainer.models.embeddings import Embeddings
 from trainer.objectives import build
+from trainer.objectives.cross_space import teacher_space
 from trainer.objectives.dskd import Spread, WeightedDualSpace
-from two_tokenizers import DOCUMENTS, TwoTokenizers, after, divergence
+from two_tokenizers import DOCUMENTS, TEACHER_VOCABULARY, TOP, TwoTokenizers, after, divergence
 
 CAPPED = {"soft_cap": 3.0, "scale": 0.7}
 WEIGHTS = ("student_weight", "teacher_weight")
@@ -62,7 +64,12 @@ def plain(problem, term, weighted=False):
             gate = {"none": 1.0, "correct": float(z_ts[i].argmax() == y[i]), "confidence": confidence[i]}[config.gate]
             parts["student"] += h[i] * gate * divergence(config.divergence, z_ts[i] / tau, z_s[i] / tau)
         for j in range(d - c):
-            parts["teacher"] += g[j] * divergence("fkl", z_t[j] / tau, z_st[j] / tau)
+            compared = z_t[j], z_st[j]
+            if config.top:
+                own = z_t[j].argsort(descending=True)
+                others = z_t[j][own[config.top :]].logsumexp(0)
+                compared = [torch.cat([each[own[: config.top]], others[None]]) for each in compared]
+            parts["teacher"] += g[j] * divergence("fkl", *(each / tau for each in compared))
     return {name: part / len(batch.targets) for name, part in parts.items()}
 
 
@@ -73,6 +80,8 @@ CASES = [
     ("dwa", {}),
     ("dwa", {"divergence": "sfkl", "normalise": "product"}),
     ("dwa", {"student_weight": "none"}),
+    ("dskd", {"top": TOP}),
+    ("dwa", {"top": TOP - 2}),
     ("dwa", {"teacher_weight": "none", "gate": "none"}),
 ]
 
@@ -147,6 +156,37 @@ def test_a_side_without_anything_to_learn(name, documents):
     assert all(gradient.isfinite().all() for gradient in problem.gradients(loss, term).values() if gradient is not None)
 
 
+def test_the_likeliest_tokens_are_all_there_is_where_all_are_kept():
+    problem = TwoTokenizers()
+    whole = problem.value(term_of(problem, "dskd", gate="none"))
+    logprobs = problem.teacher_head.logits(problem.batch.teacher.final).log_softmax(1)
+    every = logprobs.topk(TEACHER_VOCABULARY)
+    problem.batch = replace(
+        problem.batch,
+        teacher=replace(problem.batch.teacher, likeliest=every.indices, likeliest_logprobs=every.values.float()),
+    )
+    term = term_of(problem, "dskd", gate="none", top=TEACHER_VOCABULARY)
+    torch.testing.assert_close(problem.value(term), whole, rtol=1e-5, atol=0)
+
+
+def test_the_likeliest_tokens_take_their_own_rows_of_the_output_matrix():
+    """And the term falls to 0 where the student's projected states give them what the teacher's give."""
+    problem = TwoTokenizers((((2, 4), (2, 4)),))
+    teacher = problem.batch.teacher
+    term = term_of(problem, "dskd", top=3)
+    asked = []
+    rows = term.matrices.teacher_rows
+    term.matrices = replace(
+        term.matrices, teacher_head=None, teacher_rows=lambda tokens: asked.extend(tokens.tolist()) or rows(tokens)
+    )
+    problem.value(term)
+    assert sorted(asked) == sorted({*teacher.likeliest[:, :3].flatten().tolist()})
+    space = term._in_teacher_space(teacher, teacher.final, torch.ones(4, dtype=torch.float64))
+    unbiased = replace(space, head=replace(space.head, bias=None))
+    assert float(teacher_space(unbiased)) == pytest.approx(0, abs=1e-12)
+    assert float(teacher_space(replace(unbiased, projected=-teacher.final))) > 0.1
+
+
 def test_weights_of_the_oracle():
     """H = [0.2, 0.6], g = [0.9, 0.4]: weights of the loss 0.45 and 0.6; of the product 0.857 and 1.143."""
     from trainer.maths.ragged import pointers
@@ -210,4 +250,14 @@ def test_a_weighted_term_asks_for_entropies():
     assert term_of(problem, "dwa").needs().entropy
     assert not term_of(problem, "dskd").needs().entropy
     assert not term_of(problem, "dwa", teacher_weight="none").needs().entropy
+
+
+def test_no_whole_output_matrix_is_asked_for_where_none_is_used():
+    problem = TwoTokenizers()
+    assert term_of(problem, "dskd").needs().output_matrix
+    assert not term_of(problem, "dskd", teacher_space=False).needs().output_matrix
+    needs = term_of(problem, "dwa", top=3).needs()
+    assert (needs.output_matrix, needs.likeliest) == (False, 3)
+    with pytest.raises(UsageError, match="`top` is of the teacher's space, and `teacher_space` is false"):
+        term_of(problem, "dskd", top=3, teacher_space=False)
     assert WeightedDualSpace.options.parse({}, "test").divergence == "srkl"

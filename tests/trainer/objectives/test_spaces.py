@@ -17,6 +17,7 @@ TERMS = {
     "dskd of documents": {"dskd": {"scale": "document", "gate": "confidence"}},
     "dwa": {"dwa": {}},
     "dwa of products": {"dwa": {"normalise": "product", "scale": "document"}},
+    "dskd of the likeliest tokens": {"dskd": {"top": 4}},
     "dskd_eta": {"dskd_eta": {}},
     "dskd_eta of what is kept": {"dskd_eta": {"count": "kept"}},
     "soft_dtw": {"soft_dtw": {"band": {"width": 0.3, "entropy": 0.4}}, "dskd": {}},
@@ -71,7 +72,11 @@ def test_numbers_of_tokens_are_names(objectives):
         ids=ours[batch.ids],
         targets=ours[batch.targets],
         teacher=replace(
-            teacher, ids=theirs[teacher.ids], targets=theirs[teacher.targets], argmax=theirs[teacher.argmax]
+            teacher,
+            ids=theirs[teacher.ids],
+            targets=theirs[teacher.targets],
+            argmax=theirs[teacher.argmax],
+            likeliest=theirs[teacher.likeliest],
         ),
     )
     problem.shared = torch.stack([ours[problem.shared[:, 0]], theirs[problem.shared[:, 1]]], 1)

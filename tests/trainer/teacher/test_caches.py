@@ -213,6 +213,20 @@ def test_what_cross_tokenizer_terms_need_and_no_cache_has(make_cache, prepared, 
     assert ("--set response_only=true" in command) == (need != "embeddings")
 
 
+def test_more_likeliest_tokens_than_a_cache_has(make_cache, prepared):
+    cache = make_cache(layers=[], signals=["final", "topk"], topk=9, response_only=True)
+    assert source_of(prepared, [cache], needs=(), likeliest=9).fetch(ROWS).teacher.likeliest.shape[1] == 9
+    with pytest.raises(UsageError, match="the signal `topk` of 10 tokens; make one") as error:
+        source_of(prepared, [cache], needs=(), likeliest=10)
+    assert (
+        command_in(error)
+        == f"mta-prep cache-teacher --config {cache}/config.yaml --signals topk --set topk=10 -o OTHER"
+    )
+    with pytest.raises(UsageError, match="the signal `topk` of 10 tokens") as error:
+        source_of(prepared, [], needs=(), likeliest=10)
+    assert "--set topk=10" in command_in(error)
+
+
 def test_embeddings_that_were_not_asked_for(make_cache, prepared):
     cache = make_cache(**TOP)
     source = source_of(prepared, [cache], CHUNKS)

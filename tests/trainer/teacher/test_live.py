@@ -209,6 +209,23 @@ def test_the_teachers_own_tokens_whatever_the_students(make_cache, teacher_of_a_
     assert torch.equal(live.embeddings(ids), model.get_input_embeddings().weight[ids])
 
 
+def test_the_likeliest_of_the_teachers_own_tokens(make_cache, teacher_config, prepared):
+    """No more than are needed, whatever the cache has and the student's side is given."""
+    documents = Documents(prepared)
+    cache = make_cache(layers=[], signals=["final", "topk"], topk=9, storage={"final": "fp32"}, response_only=True)
+    wanted = needing(documents, pairs=[], teacher_final=True, likeliest=5)
+    cached, live = CachedTeacher(Caches([cache], documents), wanted), LiveTeacher(teacher_config, documents, wanted)
+    mine, theirs = cached.fetch(ROWS).teacher, live.fetch(ROWS).teacher
+    expected = cached.head.logits(mine.final).log_softmax(1)
+    for tokens in (mine, theirs):
+        assert tokens.likeliest.shape == (len(tokens.positions), 5)
+        assert tokens.likeliest.dtype == torch.int64
+        torch.testing.assert_close(expected.gather(1, tokens.likeliest), expected.topk(5).values, rtol=0, atol=1e-4)
+    torch.testing.assert_close(theirs.likeliest_logprobs, expected.topk(5).values, rtol=0, atol=1e-4)
+    # float16 in a cache
+    torch.testing.assert_close(mine.likeliest_logprobs, theirs.likeliest_logprobs, rtol=2**-11, atol=1e-4)
+
+
 def test_against_a_plain_pass_of_the_model(teacher_config, tiny_teacher, same):
     """Live batches are right, not only equal to cached ones: one document by the model's own hidden states."""
     documents = Documents(same)
