@@ -18,11 +18,11 @@ from pipeline.text import Units
 from schemas.config import ParseConfig
 
 SHARD_ROWS = 20
-FEW, MANY = 4, 16
+FEW, MANY = 2, 8
 #: What is held of every row would make it several times as much.
 MARGIN = 1.25
 SIDES = {side: {"tokenizer": "embedded:sentencepiece-bpe"} for side in ("teacher", "student")}
-TEXT = "The quiet river ran behind the mill, and nobody in the village had ever counted its bridges or its boats. " * 8
+TEXT = "The quiet river ran behind the mill, and nobody in the village had ever counted its bridges or its boats. " * 5
 
 
 class NoParser:
@@ -103,7 +103,7 @@ def test_of_aligning(prepared_of, tmp_path):
 
 def test_of_caching(prepared_of, cache_plan, tmp_path):
     datasets = {shards: prepared_of(shards) for shards in (1, FEW, MANY)}
-    values = {"signals": ["relations", "units", "states", "final"], "shard_tokens": 800}
+    values = {"signals": ["relations", "units", "states", "final"], "shard_tokens": 600}
     plans = {shards: cache_plan(dataset=str(dataset), **values) for shards, dataset in datasets.items()}
     assert plans[MANY].shards > 3 * plans[FEW].shards > 3
 

@@ -32,6 +32,8 @@ from pipeline.read.segment import Segmenter
 from pipeline.text import Document, Units
 from schemas.config import ParserConfig, SegmentConfig
 
+pytestmark = pytest.mark.xdist_group("robustness")  # one process parses the inputs, for all of these
+
 INPUTS = Path(__file__).with_name("inputs.jsonl")
 PUBLISHED = Path(__file__).with_name("published.json")
 #: Bound on the CPU time of one input, far above what is usual, far below what any quadratic step takes on the long ones.

@@ -154,6 +154,8 @@ def test_verify_finds_a_flipped_byte_a_missing_shard_and_a_false_count(prepared,
     missing = broken(lambda folder: (folder / "data-00004-of-00005.arrow").unlink())
     assert any("data-00004-of-00005.arrow is missing" in problem for problem in missing)
     assert any("rows in" in problem for problem in broken(false_count))
+    if not quick:  # what lies beside the shards is looked at alike, before anything is decoded
+        return
     for name in ("state.json", "dataset_info.json"):  # which `load_from_disk` reads
         for change in (
             lambda folder, name=name: flip(folder, name),
