@@ -1,7 +1,8 @@
 """Which files of a folder are data, and of which split, by their names alone.
 
 Splits are told as `datasets` tells them: `train-00000-of-00004.parquet` by what stands before the numbers, other names by
-a word that stands apart (`dolly_test.jsonl`, `dev.csv`). A file that names no split counts as train beside files that do.
+a word that stands apart (`dolly_test.jsonl`, `dev.csv`). A file that names no split (`heldout.jsonl`) is of none beside files
+that do.
 """
 
 import re
@@ -12,9 +13,8 @@ from typing import Final
 #: What `datasets` and the hub keep beside the rows, in formats that rows have too.
 METADATA: Final = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
-TRAIN: Final = "train"
 _WORDS: Final = {
-    TRAIN: (TRAIN, "training"),
+    "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
@@ -36,12 +36,13 @@ def split_of(path: Path) -> str | None:
     return _SPLIT_OF[word[1]] if word else None
 
 
-def splits_of(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files by split, in order of the splits' names; empty where no name tells one."""
-    told = {path: split_of(path) for path in paths}
-    if not any(told.values()):
-        return {}
+def splits_of(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Files by split, in order of the splits' names, and those whose names tell none."""
     splits: dict[str, list[Path]] = {}
-    for path, split in told.items():
-        splits.setdefault(split or TRAIN, []).append(path)
-    return dict(sorted(splits.items()))
+    untold = []
+    for path in paths:
+        if (split := split_of(path)) is None:
+            untold.append(path)
+        else:
+            splits.setdefault(split, []).append(path)
+    return dict(sorted(splits.items())), untold

@@ -17,6 +17,7 @@ from pipeline.read.folders import METADATA, canonical, splits_of
 from pipeline.read.json_rows import JsonLines
 from pipeline.read.sources import KNOWN, LoadedDataset, Source, TextFile, file_source, is_data_file
 from schemas.config import CsvConfig
+from schemas.console import counted
 from schemas.errors import ResourceError, UsageError, UserError, nearest
 from schemas.files import written
 
@@ -32,17 +33,16 @@ _HUB_URL: Final = re.compile(rf"{HUB}(?P<id>{_PART}/{_PART})(?:@(?P<revision>[^/
 
 @dataclass(frozen=True)
 class Opened:
-    """The sources, in order, and the files beside them that are no data and were left out."""
+    """The sources, in order, and the files beside them that were left out."""
 
     sources: list[Source]
     skipped: tuple[str, ...]
+    unsplit: tuple[str, ...]  # data of no split, beside the split that was asked for
 
     def notes(self) -> tuple[str, ...]:
         """What was left out, in words."""
-        if not self.skipped:
-            return ()
-        more = f" and {len(self.skipped) - _SHOWN} more" if len(self.skipped) > _SHOWN else ""
-        return (f"Not read, for they are no data: {', '.join(self.skipped[:_SHOWN])}{more}.",)
+        left_out = {"they are no data": self.skipped, "their names tell no split": self.unsplit}
+        return tuple(f"Not read, for {why}: {_first(names)}." for why, names in left_out.items() if names)
 
 
 def open_inputs(
@@ -62,7 +62,7 @@ def open_inputs(
     opener = _Opener(split, revision, spool, csv or CsvConfig())
     sources = [source for given in inputs for source in opener.open(given)]
     opener.check_flags(sources, inputs)
-    return Opened(sources, tuple(opener.skipped))
+    return Opened(sources, tuple(opener.skipped), tuple(opener.unsplit))
 
 
 class _Opener:
@@ -72,6 +72,7 @@ class _Opener:
         self._split, self._revision, self._spool, self._csv = split, revision, spool, csv
         self._chose_split = False
         self.skipped: list[str] = []
+        self.unsplit: list[str] = []
 
     def open(self, given: str) -> list[Source]:
         """The sources that one input names."""
@@ -137,10 +138,25 @@ class _Opener:
             data = self._data_files(_files_in(folder / "data"))
         if not data:
             raise UserError(f"{where}/ holds no data file. Known formats: {KNOWN}.{_deeper(folder)}")
-        by_split = splits_of(data)
-        if len(by_split) > 1 or (by_split and self._split is not None):
-            data = by_split[self._choose(list(by_split), where)]
-        return [self._file(path) for path in data]
+        return [self._file(path) for path in self._of_split(data, where)]
+
+    def _of_split(self, data: list[Path], where: str) -> list[Path]:
+        """Of data files those of the one split, or of that which was asked for; all, where no name tells one.
+
+        Raises `UsageError` where it cannot be told, or files without a split would go with it unsaid.
+        """
+        by_split, untold = splits_of(data)
+        if not by_split or (self._split is None and len(by_split) == 1 and not untold):
+            return data
+        names = [path.name for path in untold]
+        split = self._choose(list(by_split), where)
+        if self._split is None:
+            raise UsageError(
+                f"{where} has the split {split} and {counted(len(names), 'file')} whose name tells none "
+                f"({_first(names)}): --split {split} leaves such files out; to read them as well, name all files."
+            )
+        self.unsplit += [path.as_posix() for path in untold]
+        return by_split[split]
 
     def _data_files(self, paths: Sequence[Path]) -> list[Path]:
         """Those with rows; a README between them is no mistake, but told."""
@@ -180,6 +196,11 @@ class _Opener:
             loaded = loaded[self._choose(list(loaded), given)]
         place = f"{HUB}{name}" + (f"@{revision}" if revision else "") + (f"/{path}" if path else "")
         return LoadedDataset(f"{place}#{loaded.split}", loaded)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _files_in(folder: Path) -> list[Path]:

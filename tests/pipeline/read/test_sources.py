@@ -501,12 +501,30 @@ def test_a_folder_of_several_splits_asks_for_one() -> None:
         write(f"data/{name}", ROWS)
     with pytest.raises(UsageError, match="data has the splits test, train, validation: choose one with --split"):
         opened("data")
-    assert [source.name for source in opened("data", split="train")] == ["data/more.jsonl", "data/train.jsonl"]
+    assert [source.name for source in opened("data", split="train")] == ["data/train.jsonl"]
     assert [source.name for source in opened("data", split="dev")] == ["data/dev.csv"]
     assert [source.name for source in opened("data", split="validation")] == ["data/dev.csv"]
     with pytest.raises(UsageError, match="it has no split 'all'"):
         opened("data", split="all")
     assert len(opened("data/*")) == 4  # whoever names files gets those files
+
+
+@pytest.mark.parametrize("known", ["train.jsonl", "eval.jsonl", "rows-00000-of-00001.jsonl"])
+@pytest.mark.parametrize("other", ["heldout.jsonl", "held_out.csv", "more.jsonl"])
+def test_a_file_of_no_known_split_is_not_joined_with_one_that_is(known: str, other: str) -> None:
+    """As `datasets` does it, which reads the files whose names tell a split and no others, but not unsaid."""
+    Path("data").mkdir()
+    for name in (known, other):
+        write(f"data/{name}", ROWS)
+    split = split_of(Path(known))
+    with pytest.raises(
+        UsageError, match=rf"data has the split {split} and 1 file .*\({other}\): --split {split} leaves"
+    ):
+        opened("data")
+    found = open_inputs(["data"], split=split, revision=None, spool=Path("spool"))
+    assert [source.name for source in found.sources] == [f"data/{known}"]
+    assert found.notes() == (f"Not read, for their names tell no split: data/{other}.",)
+    assert len(opened(f"data/{known}", f"data/{other}")) == len(opened("data/*")) == 2
 
 
 def test_a_folder_as_it_lies_on_a_hub_is_read_split_by_split() -> None:
