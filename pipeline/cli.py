@@ -48,4 +48,5 @@ def mta_prep(
 
 def main() -> None:
     """Entry point."""
-    console.run(app, "mta-prep", "Interrupted. Finished shards are kept: run the same command again to go on.")
+    interrupted = "Interrupted. Finished shards are kept: run the same command again to go on."
+    console.run(app, "mta-prep", interrupted, may_be_empty=("--csv-quote",))

@@ -24,14 +24,26 @@ from schemas.errors import UsageError, nearest, quoted
 from schemas.signals import Signal, StateTokens, Storage, Weights
 
 Config = TypeVar("Config", bound="Strict")
+#: A name, a path, a word: an empty one names nothing, and as a path would be the current folder.
+Name = Annotated[str, Field(min_length=1)]
 #: How our keys are spelled. Where several kinds of values are possible, pydantic names the kind it tried (`Ramp`) as well.
 _KEY: Final = re.compile(r"[a-z0-9_]+")
 
 
 class Strict(BaseModel):
-    """Frozen, closed to keys that it does not know, and with finite numbers alone."""
+    """Frozen, closed to keys that it does not know, and with finite numbers alone, for which no true or false stands."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(
+        cls, value: Any, info: Any
+    ) -> Any:  # pydantic.ValidationInfo, which cannot be checked at run time
+        kinds = set(_plain_types(cls.model_fields[info.field_name].annotation))
+        if kinds & {int, float} and bool not in kinds and any(isinstance(item, bool) for item in _items(value)):
+            raise ValueError("a number is wanted, and not true or false")
+        return value
 
     @classmethod
     def parse(cls: type[Config], values: dict[str, Any], where: str) -> Config:
@@ -91,6 +103,17 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(part)
 
 
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    """The types in a type that hold no others."""
+    parts = get_args(annotation)
+    yield from (kind for part in parts for kind in _plain_types(part)) if parts else (annotation,)
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """A value, or what stands in a list of them."""
+    yield from (inner for item in value for inner in _items(item)) if isinstance(value, list | tuple) else (value,)
+
+
 #: What the fields of a row are to each other (see `pipeline.read.fields`).
 Form = Literal["conversation", "ready-made", "instruction", "prompt", "text"]
 
@@ -99,14 +122,14 @@ class FieldsConfig(Strict):
     """Which field of a row plays which part. A part that is not named is looked for, in every row, under the usual names."""
 
     form: Form | None = None  # None: by the first rows
-    id: str | None = None
-    prompt: str | None = None
-    response: str | None = None
-    instruction: str | None = None
-    input: str | None = None
-    output: str | None = None
-    messages: str | None = None
-    text: str | None = None
+    id: Name | None = None
+    prompt: Name | None = None
+    response: Name | None = None
+    instruction: Name | None = None
+    input: Name | None = None
+    output: Name | None = None
+    messages: Name | None = None
+    text: Name | None = None
 
 
 class CsvConfig(Strict):
@@ -145,11 +168,11 @@ _CHARACTERS: Final = {"tab": "\t", r"\t": "\t", "none": ""}
 class SideConfig(Strict):
     """One tokenizer, its chat template, how it ends a response, and its limits."""
 
-    tokenizer: str
-    revision: str | None = None
+    tokenizer: Name
+    revision: Name | None = None
     #: of conversations: `native`, `alpaca`, `plain`, `chatml` or a Jinja file; None: what the whole config says
-    template: str | None = None
-    eos: str | None = None  # ends a response; None: what the tokenizer puts there, or its own eos
+    template: Name | None = None
+    eos: Name | None = None  # ends a response; None: what the tokenizer puts there, or its own eos
     max_length: int | None = Field(default=None, ge=2)
     max_prompt_length: int | None = Field(default=None, ge=1)
 
@@ -159,8 +182,8 @@ class ParserConfig(Strict):
 
     kind: Literal["benepar", "spacy"] = "benepar"
     #: benepar: `embedded`, a folder, or a published name; spacy: an installed pipeline's name or folder
-    model: str = "embedded"
-    device: str = "cpu"
+    model: Name = "embedded"
+    device: Name = "cpu"
     #: of the linear layers; bf16 is meant for GPUs, int8 for CPUs with integer dot products
     precision: Literal["float32", "bf16", "int8"] = "float32"
     token_budget: int = Field(default=2048, ge=64)  # subwords in one batch; may move last bits, so it is recorded
@@ -175,7 +198,7 @@ class SegmentConfig(Strict):
     """How text becomes sentences and words."""
 
     #: `rules`, or `senter:NAME` for the `senter` of an installed spaCy pipeline
-    sentences: str = "rules"
+    sentences: Name = "rules"
     #: inside a paragraph: `hard`, every one ends a sentence; `soft`, none does; `auto`, all but those that wrapping made
     line_breaks: LineBreaks = "auto"
 
@@ -196,13 +219,13 @@ class ConversationsConfig(Strict):
 class ParseConfig(Strict):
     """Everything that decides the content of a prepared dataset."""
 
-    inputs: tuple[str, ...] = Field(min_length=1)
-    split: str | None = None  # of a hub dataset
-    input_revision: str | None = None  # of a hub dataset
+    inputs: tuple[Name, ...] = Field(min_length=1)
+    split: Name | None = None  # of a hub dataset
+    input_revision: Name | None = None  # of a hub dataset
     limit: int | None = Field(default=None, ge=1)
     csv: CsvConfig = CsvConfig()
     fields: FieldsConfig = FieldsConfig()
-    template: str = "auto"  # of both sides: auto, native, alpaca, plain, chatml, or a Jinja file
+    template: Name = "auto"  # of both sides: auto, native, alpaca, plain, chatml, or a Jinja file
     conversations: ConversationsConfig = ConversationsConfig()
     teacher: SideConfig
     student: SideConfig
@@ -220,12 +243,12 @@ class ParseConfig(Strict):
 class ModelConfig(Strict):
     """The model whose hidden states are cached, and how it runs. Numbers depend on all of it."""
 
-    model: str  # folder or hub id
-    revision: str | None = None
-    gguf_file: str | None = None  # of that folder or repository
+    model: Name  # folder or hub id
+    revision: Name | None = None
+    gguf_file: Name | None = None  # of that folder or repository
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "cpu"
-    device_map: str | None = None  # `auto` and the like: over several devices; `device` is not used then
+    device: Name = "cpu"
+    device_map: Name | None = None  # `auto` and the like: over several devices; `device` is not used then
     quantization: Literal["8bit", "4bit"] | None = None  # by bitsandbytes, if installed
     trust_remote_code: bool = False
 
@@ -263,7 +286,7 @@ def _bytes(value: Any) -> Any:
 class CacheConfig(Strict):
     """Everything that decides the content of a teacher cache."""
 
-    dataset: str
+    dataset: Name
     teacher: ModelConfig
     layers: tuple[LayerConfig, ...] = ()
     signals: tuple[Signal, ...] = Field(min_length=1)

@@ -12,9 +12,10 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final, NoReturn
 
 import typer
@@ -185,14 +186,16 @@ def positive(value: float) -> float:
     return value
 
 
-def run(app: typer.Typer, name: str, interrupted: str | None) -> NoReturn:
+def run(app: typer.Typer, name: str, interrupted: str | None, may_be_empty: Collection[str] = ()) -> NoReturn:
     """Run a command line, and turn every error into a sentence and an exit code (`schemas.errors.Exit`).
 
-    `interrupted`: what is said after Ctrl-C, if anything. `--debug` anywhere shows tracebacks.
+    `interrupted`: what is said after Ctrl-C, if anything. `may_be_empty`: flags that take an empty value. `--debug` anywhere
+    shows tracebacks.
     """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        _require_no_empty(arguments, may_be_empty)
         code = app(args=arguments, prog_name=name, standalone_mode=False)
         if code == Exit.INTERRUPTED and interrupted is not None:  # typer's own word for Ctrl-C
             stderr.print(interrupted)
@@ -206,6 +209,17 @@ def run(app: typer.Typer, name: str, interrupted: str | None) -> NoReturn:
             stderr.print(words.getvalue().rstrip())
             sys.exit(Exit.USAGE)
         sys.exit(explain(error, debug))
+
+
+def _require_no_empty(arguments: Sequence[str], may_be_empty: Collection[str]) -> None:
+    """Raises `UsageError` for an argument that is empty: as a path it would be the current folder."""
+    for before, argument in pairwise(["", *arguments]):
+        flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
+        if equals and not value and flag not in may_be_empty:
+            where = f"behind {flag} " if flag.startswith("-") else ""
+            raise UsageError(
+                f"The argument {where}is empty, as a shell's variable is that is not set. Give it a value."
+            )
 
 
 def explain(error: BaseException, debug: bool) -> Exit:

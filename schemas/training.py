@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.columns import Granularity
-from schemas.config import ModelConfig, Strict
+from schemas.config import ModelConfig, Name, Strict
 from schemas.signals import Weights
 
 #: What every generator of random numbers takes.
@@ -28,15 +28,15 @@ class LoraConfig(Strict):
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=64, gt=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    targets: tuple[str, ...] | None = None
+    targets: tuple[Name, ...] | None = None
 
 
 class StudentConfig(Strict):
     """The model that learns."""
 
-    model: str | None = None  # folder or hub id; None: described by `config` alone
-    revision: str | None = None
-    gguf_file: str | None = None  # of that folder or repository
+    model: Name | None = None  # folder or hub id; None: described by `config` alone
+    revision: Name | None = None
+    gguf_file: Name | None = None  # of that folder or repository
     #: its weights, fresh ones of its config, or some of its layers
     init: Literal["pretrained", "config"] | CutConfig = "pretrained"
     #: keys of the model's config to override; without `model`: `model_type` and the rest
@@ -93,8 +93,8 @@ class PairConfig(Strict):
 class DataConfig(Strict):
     """Which documents, in what portions. The order is a function of `seed` and the epoch alone."""
 
-    dataset: str
-    caches: tuple[str, ...] = ()
+    dataset: Name
+    caches: tuple[Name, ...] = ()
     limit: int | None = Field(default=None, ge=1)  # only the first rows
     held_out: int = Field(default=0, ge=0)  # rows kept for validation, chosen by `seed`
     batch_size: int = Field(default=16, ge=1)  # documents of one optimizer step, over all ranks
@@ -133,7 +133,7 @@ class LogConfig(Strict):
     tensorboard: bool = True
     wandb: bool = False
     trackio: bool = False
-    project: str = "mta-prep"  # of wandb and trackio
+    project: Name = "mta-prep"  # of wandb and trackio
 
 
 class TrainConfig(Strict):
@@ -153,12 +153,12 @@ class TrainConfig(Strict):
     epochs: float = Field(default=1, gt=0, le=1e6)
     steps: int | None = Field(default=None, ge=1)  # instead of epochs
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    deepspeed: str = "zero0"  # a name in trainer/configs/deepspeed, or a JSON file
+    deepspeed: Name = "zero0"  # a name in trainer/configs/deepspeed, or a JSON file
     seed: Seed = 42  # of fresh weights, and of dropout in a step, on a rank, in a micro-batch
     validate_every: int | None = Field(default=None, ge=1)  # steps; None: at checkpoints and at the end
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-    out: str = "runs/train"
+    out: Name = "runs/train"
 
     @model_validator(mode="after")
     def _taught(self) -> "TrainConfig":

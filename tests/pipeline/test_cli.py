@@ -43,6 +43,45 @@ def test_the_version_is_told(command):
     assert command("--version") == (0, f"mta-prep {version('mta-prep')}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["parse", ""], "The argument is empty"),
+        (["parse", "rows.jsonl", *TOKENIZERS, "-o", ""], "The argument behind -o is empty"),
+        (["parse", "rows.jsonl", *TOKENIZERS, "--out="], "The argument behind --out is empty"),
+        (
+            ["parse", "rows.jsonl", "--teacher", "", "--student", "s", "-o", "o"],
+            "The argument behind --teacher is empty",
+        ),
+        (
+            ["parse", "rows.jsonl", *TOKENIZERS, "-o", "o", "--set", "teacher.tokenizer=''"],
+            "`teacher.tokenizer`: string",
+        ),
+        (
+            ["parse", "rows.jsonl", *TOKENIZERS, "-o", "o", "--csv-escape", ""],
+            "The argument behind --csv-escape is empty",
+        ),
+        (["cache-teacher", "", "--teacher", "t", "-o", "o"], "The argument is empty"),
+        (["cache-teacher", "prepared", "--teacher", "", "-o", "o"], "The argument behind --teacher is empty"),
+        (["align", "", "--student", "s"], "The argument is empty"),
+        (["verify", ""], "The argument is empty"),
+        (["inspect", "prepared", "--id", ""], "The argument behind --id is empty"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(command, arguments, told):
+    code, out, err = command(*arguments)
+    assert (code, out) == (Exit.USAGE, "")
+    assert told in err
+
+
+@pytest.mark.parametrize("quote", [["--csv-quote", ""], ["--csv-quote="]])
+def test_a_quote_of_csv_may_be_none(command, tmp_path, quote):
+    path = tmp_path / "rows.csv"
+    path.write_text('instruction,output\nName a tree.,An "oak.\n')
+    code, _, err = command("parse", path, *TOKENIZERS, "-o", tmp_path / "o", "--workers", 1, *quote)
+    assert code == 0, err
+
+
 def test_a_config_is_set_by_file_flags_and_keys_in_that_order(command, sample_file, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("limit: 9\nteacher: {max_length: 50, max_prompt_length: 30}\nparser: {max_words: 70}\n")

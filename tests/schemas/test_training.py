@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
 
-from schemas.config import CacheConfig, ParseConfig, Strict
+from schemas.config import CacheConfig, CsvConfig, ParseConfig, Strict
 from schemas.errors import UsageError
 from schemas.training import OptimConfig, StudentConfig, TrainConfig
 from trainer.objectives import REGISTRY
@@ -49,9 +49,43 @@ def test_no_number_is_infinite_or_below_zero(model, name, value):
     assert any(error["loc"][0] == name and error["type"] != "missing" for error in caught.value.errors())
 
 
+def plain_types(annotation):
+    parts = get_args(annotation)
+    return {kind for part in parts for kind in plain_types(part)} if parts else {annotation}
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_true_and_false_are_no_numbers(model):
+    for name, field in model.model_fields.items():
+        kinds = plain_types(field.annotation)
+        if not kinds & {int, float} or bool in kinds:
+            continue
+        for value in (True, False):
+            for given in (value, [value], [0.5, value]):
+                with pytest.raises(ValidationError) as caught:
+                    model.model_validate({name: given})
+                told = {error["loc"]: error["msg"] for error in caught.value.errors()}
+                assert told[name,] == "Value error, a number is wanted, and not true or false"
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_no_name_is_empty(model):
+    """An empty path is the current folder. Only a quote of CSV may be none."""
+    for name, field in model.model_fields.items():
+        if str not in plain_types(field.annotation) or model is CsvConfig:
+            continue
+        if dict in {get_origin(field.annotation), *map(get_origin, get_args(field.annotation))}:
+            continue
+        for given in ("", [""]):
+            with pytest.raises(ValidationError) as caught:
+                model.model_validate({name: given})
+            assert name in {error["loc"][0] for error in caught.value.errors() if error["type"] != "missing"}, name
+
+
 @pytest.mark.parametrize(
     ("model", "values", "message"),
     [
+        (Options, {"weight": True}, r"`weight`: a number is wanted, and not true or false, got True"),
         (Options, {"weight": math.nan}, r"`weight`: input should be a finite number, got nan"),
         (Options, {"weight": -5}, r"`weight`: input should be greater than or equal to 0, got -5"),
         (
