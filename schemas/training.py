@@ -82,11 +82,16 @@ def _numbers(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(value, f"{key}.{name}" if key else str(name))
 
 
-class PairConfig(Strict):
-    """A student layer, the teacher layer it is aligned with (indices into `hidden_states`), and their units."""
+class LayerPair(Strict):
+    """A student layer and the teacher layer it is compared with: indices into `hidden_states`."""
 
     student: int = Field(ge=0)
     teacher: int = Field(ge=0)
+
+
+class PairConfig(LayerPair):
+    """The same, and the units that are compared."""
+
     granularity: Granularity
 
 
@@ -110,6 +115,7 @@ class OptimConfig(Strict):
     lr: float = Field(default=1e-4, gt=0)
     projector_lr: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    projector_weight_decay: float | None = Field(default=None, ge=0)  # None: the same
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -272,6 +272,8 @@ class Run:
             shared=None if vocabulary is None else vocabulary.shared,
         )
         terms = build(self.config.objectives, setting, "objectives")
+        if any(term.attention_layers() for term in terms.values()):
+            student.require_attention()
         for name, term in terms.items():
             if term.needs().shared:
                 self.documents.require_vocabulary(f"The term `{name}`")

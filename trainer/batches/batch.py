@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from trainer.maths.spans import LearntSpans
+
 
 @dataclass(frozen=True)
 class LayerTargets:
@@ -57,7 +59,7 @@ class SpanLayer:
 class SpanTargets:
     """Spans of text that begin and end in both tokenizations, and the teacher's side of them."""
 
-    student: Int64[Tensor, "spans 2"]  # [start, end) in the tokens of the batch; CPU
+    student: LearntSpans  # in what is learnt of the student's tokens
     rows: Int64[Tensor, " pointers"]  # spans of each document; CPU
     layers: Mapping[int, SpanLayer] = field(default_factory=dict)  # by teacher layer
 
@@ -80,6 +82,8 @@ class Batch:
     #: Places in `positions` and in `teacher.positions` whose next tokens are the same text; CPU.
     pairs: Int64[Tensor, "pairs 2"] | None = None
     spans: SpanTargets | None = None
+    #: What each document's last query pays its tokens in the student itself, by layer: known once that has run.
+    attention: Mapping[int, Float32[Tensor, " tokens"]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Its values on a device."""
@@ -92,11 +96,11 @@ class Batch:
 
 #: what stays on the CPU
 _STRUCTURE: Final = frozenset(
-    {"documents", "rows", "position_rows", "spans", "state_index", "student", "pairs", "argmax", "likeliest"}
+    {"documents", "rows", "position_rows", "spans", "state_index", "tokens", "pairs", "argmax", "likeliest"}
 )
 
 Path = tuple[str | int, ...]  # of a tensor: fields, and layers, from the batch on
-Part = TypeVar("Part", LayerTargets, TeacherTokens, SpanLayer, SpanTargets, Batch)
+Part = TypeVar("Part", LayerTargets, TeacherTokens, SpanLayer, LearntSpans, SpanTargets, Batch)
 
 
 def mapped(part: Part, change: Callable[[Path, Tensor], Tensor], path: Path = ()) -> Part:
@@ -108,7 +112,12 @@ def mapped(part: Part, change: Callable[[Path, Tensor], Tensor], path: Path = ()
         if isinstance(value, Tensor):
             values[each.name] = change(where, value)
         elif isinstance(value, Mapping):
-            values[each.name] = {layer: mapped(of_layer, change, (*where, layer)) for layer, of_layer in value.items()}
+            values[each.name] = {
+                layer: change((*where, layer), of_layer)
+                if isinstance(of_layer, Tensor)
+                else mapped(of_layer, change, (*where, layer))
+                for layer, of_layer in value.items()
+            }
         elif is_dataclass(value):
             values[each.name] = mapped(value, change, where)  # type: ignore[type-var]
     return replace(part, **values)

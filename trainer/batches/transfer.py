@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from trainer.batches.batch import Batch, LayerTargets, Path, SpanLayer, SpanTargets, TeacherTokens, tensors
+from trainer.maths.spans import LearntSpans
 
 #: Every tensor begins at a multiple of this many bytes: a line of a CPU's cache, and enough for any type.
 ALIGNMENT: Final = 64
@@ -66,6 +67,7 @@ _KINDS: Final[dict[Path, Callable[..., Any]]] = {
     ("layers",): LayerTargets,
     ("teacher",): TeacherTokens,
     ("spans",): SpanTargets,
+    ("spans", "student"): LearntSpans,
     ("spans", "layers"): SpanLayer,
 }
 

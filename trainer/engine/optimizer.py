@@ -26,11 +26,12 @@ def optimizer(
 
     `offloaded`: its states live on the CPU beside a GPU, where DeepSpeed's own is faster.
     """
+    projector_decay = config.weight_decay if config.projector_weight_decay is None else config.projector_weight_decay
     learning = [each for each in student.parameters() if each.requires_grad]
     groups = [
         ([each for each in learning if each.ndim >= 2], Role(config.lr, config.weight_decay)),
         ([each for each in learning if each.ndim < 2], Role(config.lr, 0.0)),
-        (list(projectors), Role(config.projector_lr, config.weight_decay)),
+        (list(projectors), Role(config.projector_lr, projector_decay)),
     ]
     present = [(parameters, role) for parameters, role in groups if parameters]
     values = [{"params": parameters, "lr": role.lr, "weight_decay": role.weight_decay} for parameters, role in present]

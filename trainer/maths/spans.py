@@ -1,24 +1,24 @@
 """Spans of learnt text pooled by weights of their tokens (SRA, arXiv 2605.01205).
 
     w_t = a_t / Σ a over the document's learnt tokens         a: the last query's attention, or the same for all
-    C_k = Σ_{t∈k} w_t H_t / max(Σ_{t∈k} w_t, 1e-5)
+    C_k = Σ_{t∈k} w_t H_t / Σ_{t∈k} w_t                       (`trainer.maths.geometry.pool`)
     ω_k = Σ_{t∈k} w_t, divided by its sum over the document's spans
 
-Weights have no gradient. Tokens are flat with row pointers (`trainer.maths.ragged`), of a batch or of what is learnt of one.
+Weights have no gradient. A span that is paid nothing, outside of the last query's sliding window, is the plain mean of its
+tokens, and a document of which no learnt token is paid anything has equal weights. The published floor of 1e-5 under the
+sum in C_k is left out: it would shrink spans that are paid little, and make zero vectors of those that are paid nothing.
+
+Tokens are flat with row pointers (`trainer.maths.ragged`), of a batch or of what is learnt of one.
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from trainer.maths.geometry import span_tokens, unit_weights, weighted_sums
-from trainer.maths.ragged import at_least_float32, normalize_rows, select, spread, sum_rows
-
-#: What the weights of a span count as at least.
-WEIGHT_EPSILON: Final = 1e-5
+from trainer.maths.geometry import pool, uniform_weights, unit_weights
+from trainer.maths.ragged import normalize_rows, select
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,22 @@ class LearntSpans:
             raise ValueError("a span holds a token that is not learnt")
         return cls(tokens, learnt_rows, places)
 
-    def weights(self, attention: Float[Tensor, " learnt_tokens"]) -> Float[Tensor, " learnt_tokens"]:
-        """w: attention to each learnt token, adding up to 1 in a document."""
+    def weights(
+        self, attention: Float[Tensor, " learnt_tokens"] | None, device: torch.device
+    ) -> Float[Tensor, " learnt_tokens"]:
+        """w of attention to each learnt token, or of None: all alike; adding up to 1 in a document."""
+        if attention is None:
+            return uniform_weights(self.rows, device)
         return normalize_rows(attention.detach(), self.rows)
 
+    def pool(
+        self, hidden: Float[Tensor, "learnt_tokens hidden"], weights: Float[Tensor, " learnt_tokens"]
+    ) -> Float[Tensor, "spans hidden"]:
+        """C of each span, at least in float32; differentiable in `hidden`."""
+        return pool(hidden, weights.detach(), self.spans)
 
-def pool_spans(
-    hidden: Float[Tensor, "tokens hidden"], weights: Float[Tensor, " tokens"], spans: Int64[Tensor, "spans 2"]
-) -> Float[Tensor, "spans hidden"]:
-    """C of each span, at least in float32; differentiable in `hidden`. A span without any weight is zero."""
-    rows, token = span_tokens(spans, len(hidden), hidden.device)
-    states = at_least_float32(hidden)
-    weight = weights.detach().to(states.dtype)[token]
-    shares = weight / spread(sum_rows(weight, rows).clamp_min(WEIGHT_EPSILON), rows)
-    return weighted_sums(states, token, shares, rows)
-
-
-def span_weights(
-    weights: Float[Tensor, " tokens"], spans: Int64[Tensor, "spans 2"], rows: Int64[Tensor, " pointers"]
-) -> Float[Tensor, " spans"]:
-    """ω of each span; `rows`: spans of each document."""
-    return unit_weights(weights.detach(), spans, rows)
+    def shares(
+        self, weights: Float[Tensor, " learnt_tokens"], span_rows: Int64[Tensor, " _"]
+    ) -> Float[Tensor, " spans"]:
+        """ω of each span; `span_rows`: spans of each document."""
+        return unit_weights(weights.detach(), self.spans, span_rows)

@@ -1,6 +1,6 @@
 """The teacher's forward pass: documents packed without padding, only as deep as needed, only what was asked for kept."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +16,7 @@ from schemas.signals import Scalar
 from trainer.maths.ragged import flat_index, flatten, normalize_rows, pointers, spread
 from trainer.models.head import NextTokens, next_tokens
 from trainer.models.loading import LanguageModel
-from trainer.models.packed_attention import Pack, packed
+from trainer.models.packed_attention import Pack, packed, told_layers
 from trainer.models.probes import close, probes
 
 #: Kinds of layers, as configs name them, that a pack may have.
@@ -182,10 +182,8 @@ class Forward:
         position = torch.arange(len(ids)) - spread(rows[:-1], rows)
         ids, position = (tokens[None].to(self.teacher.device, non_blocking=True) for tokens in (ids, position))
         pack = Pack(rows, self.teacher.hidden_size, attention, self._sliding)
-        with packed(self.teacher.model, pack):
-            states, _ = self._states(
-                {"input_ids": ids, "position_ids": position}, wanted, pack, max(attention, default=0)
-            )
+        with packed(self.teacher.model, pack), told_layers(self.teacher.layers, pack):
+            states, _ = self._states({"input_ids": ids, "position_ids": position}, wanted, max(attention, default=0))
         return {layer: state.squeeze(0) for layer, state in states.items()}, pack.kept
 
     def _run_padded(
@@ -200,25 +198,19 @@ class Forward:
             "attention_mask": mask.to(self.teacher.device),
         }
         if not attention:
-            states, _ = self._states(inputs, wanted, None)
+            states, _ = self._states(inputs, wanted)
             return {layer: flatten(state, index) for layer, state in states.items()}, {}
-        with _eager(self.teacher.model):
-            states, output = self._states(inputs | {"output_attentions": True}, wanted, None, stop=False)
-        matrices = getattr(output, "attentions", None) or ()
-        if len(matrices) != len(self.teacher.layers):
+        with eager(self.teacher.model):
+            states, output = self._states(inputs | {"output_attentions": True}, wanted, stop=False)
+        kept = attention_told(output, attention, len(self.teacher.layers), index, tokens)
+        if kept is None:
             raise UserError(
                 f"The teacher ({self.teacher.architecture}) does not give its attention; leave out the signal `attention`."
             )
-        last = mask.sum(1) - 1
-        kept = {}
-        for layer in attention:
-            matrix = matrices[layer - 1]
-            row = matrix.take_along_dim(last.to(matrix.device)[:, None, None, None], 2).squeeze(2)
-            kept[layer] = normalize_rows(flatten(row.float().sum(1)[..., None], index).squeeze(1), tokens)
         return {layer: flatten(state, index) for layer, state in states.items()}, kept
 
     def _states(
-        self, inputs: dict[str, Any], wanted: frozenset[int], pack: Pack | None, deepest: int = 0, stop: bool = True
+        self, inputs: dict[str, Any], wanted: frozenset[int], deepest: int = 0, stop: bool = True
     ) -> tuple[dict[int, Tensor], Any]:
         """Hidden states as the model has them; and its output, if it runs to its end.
 
@@ -229,16 +221,11 @@ class Forward:
         depth = self.teacher.depth
         deepest = max((*wanted, deepest)) if stop else depth
 
-        def before(layer: int) -> Callable[..., None]:
-            def note(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-                if pack is not None:
-                    pack.layer = layer
-                if layer == 1 and 0 in wanted:
-                    states[0] = self._vectors(0, arguments[0] if arguments else named.get("hidden_states"), ids)
-                if deepest == 0:
-                    raise _DeepEnough
-
-            return note
+        def before_all(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if 0 in wanted:
+                states[0] = self._vectors(0, arguments[0] if arguments else named.get("hidden_states"), ids)
+            if deepest == 0:
+                raise _DeepEnough
 
         def behind(layer: int) -> Callable[..., None]:
             def note(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
@@ -251,8 +238,8 @@ class Forward:
 
         with ExitStack() as hooks:
             for layer, module in enumerate(self.teacher.layers, 1):
-                if layer == 1 or pack is not None:
-                    hooks.callback(module.register_forward_pre_hook(before(layer), with_kwargs=True).remove)
+                if layer == 1:
+                    hooks.callback(module.register_forward_pre_hook(before_all, with_kwargs=True).remove)
                 # the last of all is taken behind the final norm
                 if layer < depth and (layer in wanted or layer == deepest):
                     hooks.callback(module.register_forward_hook(behind(layer)).remove)
@@ -310,9 +297,9 @@ class Forward:
         ids = torch.from_numpy(document.astype(np.int64))[None].to(self.teacher.device)
         wanted = frozenset(range(deepest + 1))
         if deepest < loaded:
-            states, _ = self._states({"input_ids": ids}, wanted, None)
+            states, _ = self._states({"input_ids": ids}, wanted)
             return {layer: state.squeeze(0) for layer, state in states.items()}
-        states, output = self._states({"input_ids": ids, "output_hidden_states": True}, wanted, None, stop=False)
+        states, output = self._states({"input_ids": ids, "output_hidden_states": True}, wanted, stop=False)
         told = getattr(output, "hidden_states", None) or ()
         # behind a cut, the last one told is wrongly normed
         known = {layer: state for layer, state in enumerate(told) if layer < loaded or self.teacher.whole}
@@ -324,8 +311,28 @@ class Forward:
         return {layer: state.squeeze(0) for layer, state in states.items()}
 
 
+def attention_told(
+    output: Any, wanted: Collection[int], depth: int, index: Int64[Tensor, " tokens"], rows: Int64[Tensor, " _"]
+) -> dict[int, Float32[Tensor, " tokens"]] | None:
+    """What the last query of each document pays its tokens, of wanted layers: from a padded output with `output_attentions`.
+
+    Over heads; adds up to 1 in a document. None if the output does not tell it of all `depth` layers. `index`, `rows`: of
+    `flat_index`, padding on the right.
+    """
+    matrices = getattr(output, "attentions", None) or ()
+    if len(matrices) != depth or any(matrix is None for matrix in matrices):
+        return None
+    last = rows.diff() - 1
+    paid = {}
+    for layer in wanted:
+        matrix = matrices[layer - 1]
+        line = matrix.take_along_dim(last.to(matrix.device)[:, None, None, None], 2).squeeze(2)
+        paid[layer] = normalize_rows(flatten(line.float().sum(1)[..., None], index).squeeze(1), rows)
+    return paid
+
+
 @contextmanager
-def _eager(model: Any) -> Iterator[None]:
+def eager(model: Any) -> Iterator[None]:
     """While it lasts, attention is computed as full matrices, which can be had."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")

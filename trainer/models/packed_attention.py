@@ -5,8 +5,8 @@ padding stands on the right, a causal document never sees it, so no mask is need
 the batch exists, and of a document only where a sliding window or a soft cap leaves no choice, in blocks of queries.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -146,6 +146,22 @@ def packed(model: Any, pack: Pack) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+@contextmanager
+def told_layers(layers: Iterable[nn.Module], pack: Pack) -> Iterator[None]:
+    """While it lasts, a pack knows which of these decoder layers is in work."""
+
+    def tell(layer: int) -> Callable[..., None]:
+        def before(_module: nn.Module, _arguments: tuple[Any, ...]) -> None:
+            pack.layer = layer
+
+        return before
+
+    with ExitStack() as hooks:
+        for layer, module in enumerate(layers, 1):
+            hooks.callback(module.register_forward_pre_hook(tell(layer)).remove)
+        yield
+
+
 def attend(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens features"],
@@ -173,7 +189,7 @@ def attend(
         raise NotPackable
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     parts = []
-    wanted = pack.layer in pack.attention
+    wanted = pack.layer in pack.attention and pack.layer not in pack.kept  # not once more when it is recomputed
     kept = torch.empty(query.shape[2], device=query.device) if wanted else None
     for block in pack.blocks(query.device):
         q, k, v = (block.gather(each[0]) for each in (query, key, value))
@@ -243,6 +259,7 @@ def _in_parts(
     return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
 
+@torch.no_grad()
 def last_query(
     q: Float[Tensor, "documents heads width features"],
     k: Float[Tensor, "documents key_heads width features"],

@@ -3,7 +3,8 @@
 1. A term says which teacher signals it needs (`Needs`) and which student layers it looks at.
 2. For a micro-batch it gives denominators, of data alone, and numerators, with gradients, in one part or several.
 3. The trainer divides by denominators added up over the whole step, so how documents are dealt out changes nothing.
-4. `StateObjective`s see hidden states, `LogitObjective`s logits, a few positions at a time. Projectors belong to terms.
+4. `StateObjective`s see hidden states, `LogitObjective`s logits, a few positions at a time, `RowObjective`s those of rows of
+   their own. Projectors belong to terms.
 5. A new method is one file and one entry of `REGISTRY`; on layers, it derives from `LayerTerm`, too.
 """
 
@@ -21,6 +22,7 @@ from trainer.objectives.fdd import FeatureDynamics
 from trainer.objectives.hidden import HiddenAlignment
 from trainer.objectives.layers import LayerTerm
 from trainer.objectives.soft_dtw import SoftDtw
+from trainer.objectives.spans import SpanCosine, SpanGeometry, SpanKl
 from trainer.objectives.structure import StructuralAlignment
 
 REGISTRY: Final[dict[str, type[Objective]]] = {
@@ -36,6 +38,9 @@ REGISTRY: Final[dict[str, type[Objective]]] = {
     "dwa": WeightedDualSpace,
     "dskd_eta": AlignedDualSpace,
     "soft_dtw": SoftDtw,
+    "span_cos": SpanCosine,
+    "span_geometry": SpanGeometry,
+    "span_kl": SpanKl,
 }
 
 

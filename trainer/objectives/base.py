@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from schemas.config import Strict
-from schemas.training import PairConfig
+from schemas.training import LayerPair, PairConfig
 from trainer.batches.batch import Batch
 from trainer.models.head import Head
 from trainer.models.row_losses import RowWork
@@ -87,7 +87,7 @@ class Setting:
         student, teacher = self.student_last, self.teacher_last
         return student[1] if student else self.student_size, teacher[1] if teacher else self.teacher_size
 
-    def sizes(self, pair: PairConfig) -> tuple[int, int]:
+    def sizes(self, pair: LayerPair) -> tuple[int, int]:
         """Features of the hidden states that a pair aligns: the student's and the teacher's."""
         student, teacher = (dict([last] if last else []) for last in (self.student_last, self.teacher_last))
         return student.get(pair.student, self.student_size), teacher.get(pair.teacher, self.teacher_size)
@@ -179,6 +179,10 @@ class Objective(nn.Module):
     def counts_by_model(self) -> bool:
         """Whether its denominators depend on the model as it is before a step, too. They are asked for on every rank alike."""
         return False
+
+    def attention_layers(self) -> tuple[int, ...]:
+        """Student layers, from 1, of which it looks at what the last query pays (`Batch.attention`)."""
+        return ()
 
     def denominators(self, batch: Batch) -> Float[Tensor, " parts"]:
         """float64, on the CPU: a denominator for each part, of this micro-batch alone."""

@@ -1,8 +1,9 @@
-"""One model's hidden states through the other's output matrix: what the terms of the DSKD family are made of.
+"""Distributions of two models compared row by row: what the terms of the DSKD family, and SRA's `span_kl`, are made of.
 
 Dual-space distillation compares distributions in two spaces. In the student's, the teacher's states are projected to the
 student's size and go through the student's output matrix, which is a constant to them (`Aside.projected`). In the
-teacher's, it is the other way round, and everything is a constant but the projected states: `teacher_space`.
+teacher's, it is the other way round, and everything is a constant but the projected states: `teacher_space`. Without any
+projection, distributions are compared over the tokens that both vocabularies have: `shared_ids`.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 from trainer.maths.ragged import at_least_float32
 from trainer.models.head import Head
 from trainer.models.row_losses import Evaluate, Gradients, Stream, accumulate, exact
-from trainer.objectives.base import Options
+from trainer.objectives.base import Options, Setting
 from trainer.objectives.divergence import (
     Rule,
     divergence,
@@ -72,29 +73,40 @@ def diverging(
     return divergence(log_q, log_p, rule)
 
 
+def shared_ids(setting: Setting, student_vocabulary: int, teacher_vocabulary: int) -> Int64[Tensor, "shared 2"]:
+    """The student's id and the teacher's of every token that both have, as far as their output matrices have rows for it."""
+    if setting.same_tokens:
+        return torch.arange(min(student_vocabulary, teacher_vocabulary))[:, None].repeat(1, 2)
+    assert setting.shared is not None
+    there = (setting.shared[:, 0] < student_vocabulary) & (setting.shared[:, 1] < teacher_vocabulary)
+    return setting.shared[there]
+
+
 @dataclass(frozen=True)
-class TeacherSpace:
-    """Divergences from the teacher's own distributions (protocol: `trainer.models.row_losses.RowWork`)."""
+class Divergences:
+    """Of rows from the teacher's own distributions (protocol: `trainer.models.row_losses.RowWork`)."""
 
     head: Head  # the teacher's
     final: Float[Tensor, "rows teacher_hidden"]  # its last states
-    projected: Float[Tensor, "rows teacher_hidden"]  # what the student's states become in its space
+    rows: Float[Tensor, "rows features"]  # that go through the output matrix at hand, and are differentiated
     weights: Float[Tensor, " rows"] | None  # of rows; None: all 1
     temperature: float
     rule: Rule
-    bias: bool = False  # whether projected rows get its head's bias
-    columns: None = None
+    own: bool = False  # whether the matrix learns from them
+    bias: bool = False  # whether they get its bias
+    columns: Int64[Tensor, " columns"] | None = None  # of it; those of `head`, one by one
+    factor: float = 1.0
 
     @property
     def factors(self) -> Sequence[float]:
-        """One loss, as it is."""
-        return [1.0]
+        """Of the one loss."""
+        return [self.factor]
 
     def streams(self) -> list[Stream]:
         """What is differentiated alone."""
-        return [Stream(self.projected, own=False, bias=self.bias)]
+        return [Stream(self.rows, own=self.own, bias=self.bias)]
 
-    def prepared(self, head: Head) -> "TeacherSpace":
+    def prepared(self, head: Head) -> "Divergences":
         """Itself: nothing depends on all rows."""
         return self
 
@@ -120,7 +132,7 @@ class TeacherSpace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikeliestTokens(TeacherSpace):
+class LikeliestTokens(Divergences):
     """The same on the k likeliest tokens of each row and all others as one event; `head` is of the tokens that are among them.
 
     What the others have is told of the teacher alone. It is taken as given on both sides: of the student it would take the
@@ -145,15 +157,15 @@ class LikeliestTokens(TeacherSpace):
         return torch.cat([student.gather(1, self.places[rows]), others], 1), torch.cat([own, others], 1)
 
 
-def teacher_space(work: TeacherSpace) -> Float[Tensor, ""]:
-    """The sum of its divergences, differentiable once in `projected`."""
-    total: Tensor = _TeacherSpace.apply(work, torch.is_grad_enabled(), work.projected)  # type: ignore[no-untyped-call]
+def teacher_space(work: Divergences) -> Float[Tensor, ""]:
+    """The sum of divergences of what the student's states become in the teacher's space, differentiable once in `rows`."""
+    total: Tensor = _TeacherSpace.apply(work, torch.is_grad_enabled(), work.rows)  # type: ignore[no-untyped-call]
     return total
 
 
 class _TeacherSpace(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, work: TeacherSpace, training: bool, projected: Tensor) -> Tensor:
+    def forward(ctx: Any, work: Divergences, training: bool, projected: Tensor) -> Tensor:
         kind = exact(work.head.weight.dtype)
         wanted = training and ctx.needs_input_grad[2]
         gradient = torch.zeros_like(projected, dtype=kind) if wanted else None

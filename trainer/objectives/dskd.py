@@ -61,7 +61,7 @@ from trainer.objectives.base import (
     Setting,
     Weighed,
 )
-from trainer.objectives.cross_space import CrossSpaceOptions, LikeliestTokens, TeacherSpace, diverging, teacher_space
+from trainer.objectives.cross_space import CrossSpaceOptions, Divergences, LikeliestTokens, diverging, teacher_space
 from trainer.objectives.divergence import forward_kl
 
 #: Documents that the dataset's scales are of.
@@ -294,13 +294,13 @@ class DualSpace(LogitObjective):
         teacher: TeacherTokens,
         back: Float[Tensor, "teacher_positions teacher_hidden"],
         weights: Float[Tensor, " teacher_positions"],
-    ) -> TeacherSpace:
+    ) -> Divergences:
         """L_tea."""
         assert teacher.final is not None
         if self.config.top is None:
             head = self.matrices.teacher_head
             assert head is not None
-            return TeacherSpace(head, teacher.final, back, weights, self.config.temperature, forward_kl)
+            return Divergences(head, teacher.final, back, weights, self.config.temperature, forward_kl)
         assert self.matrices.teacher_rows is not None
         assert teacher.likeliest is not None
         assert teacher.likeliest_logprobs is not None

@@ -39,7 +39,7 @@ from trainer.maths.ragged import at_least_float32
 from trainer.models.head import Head
 from trainer.models.row_losses import Evaluate, Stream
 from trainer.objectives.base import Aside, Beginning, LogitObjective, Logits, Needs, Options, Setting
-from trainer.objectives.cross_space import CrossSpaceOptions, TeacherSpace, diverging, teacher_space
+from trainer.objectives.cross_space import CrossSpaceOptions, Divergences, diverging, shared_ids, teacher_space
 
 
 class AlignedOptions(CrossSpaceOptions):
@@ -144,7 +144,9 @@ class AlignedDualSpace(LogitObjective):
         """P_ts of both output matrices. Raises UsageError where the vocabularies share too few tokens for it."""
         assert beginning.teacher_head is not None
         self._matrix_learns = beginning.student_head.weight.requires_grad
-        columns = self._shared(len(beginning.student_head.weight), len(beginning.teacher_head.weight))
+        columns = shared_ids(self.setting, len(beginning.student_head.weight), len(beginning.teacher_head.weight))
+        if not len(columns):
+            raise UsageError("`dskd_eta`: the two vocabularies have no token in common; take `dskd`, which needs none.")
         self._columns = columns
         self._labels = torch.full((len(beginning.teacher_head.weight),), -1)
         self._labels[columns[:, 1]] = columns[:, 0]
@@ -168,18 +170,6 @@ class AlignedDualSpace(LogitObjective):
             self.to_student.weight.copy_(solved)
         self._teacher_rows = teacher
         self._gram_inverse = torch.linalg.pinv(teacher.double().t() @ teacher.double(), hermitian=True)
-
-    def _shared(self, student_vocabulary: int, teacher_vocabulary: int) -> Int64[Tensor, "shared 2"]:
-        """O, as ids that both output matrices have rows of."""
-        if self.setting.same_tokens:
-            ids = torch.arange(min(student_vocabulary, teacher_vocabulary))
-            return torch.stack([ids, ids], 1)
-        shared = self.setting.shared
-        assert shared is not None
-        there = (shared[:, 0] < student_vocabulary) & (shared[:, 1] < teacher_vocabulary)
-        if not bool(there.any()):
-            raise UsageError("`dskd_eta`: the two vocabularies have no token in common; take `dskd`, which needs none.")
-        return shared[there]
 
     @property
     def counts_by_model(self) -> bool:
@@ -235,7 +225,7 @@ class AlignedDualSpace(LogitObjective):
             back = self._back(hidden[paired.mine])
             temperature, rule = self.config.temperature, self.config.rule
             final = batch.teacher.final[paired.theirs]
-            numerator = teacher_space(TeacherSpace(head, final, back, None, temperature, rule, bias=True))
+            numerator = teacher_space(Divergences(head, final, back, None, temperature, rule, bias=True))
         return Aside(projected, numerator, {"labels": of_positions})
 
     def per_token(self, logits: Logits) -> Float[Tensor, " positions"]:

@@ -1,6 +1,7 @@
 """The student with the terms of its loss: what DeepSpeed trains."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -30,7 +31,8 @@ class Distiller(nn.Module):
         self.student = student
         self.objectives = nn.ModuleDict(objectives)
         self.terms = dict(objectives)
-        self._layers = sorted({layer for each in objectives.values() for layer in each.student_layers()})
+        self._layers = sorted({layer for term in objectives.values() for layer in term.student_layers()})
+        self._attention = sorted({layer for term in objectives.values() for layer in term.attention_layers()})
         self.set_teacher(teacher_head, teacher_embeddings)
 
     def set_teacher(
@@ -68,7 +70,8 @@ class Distiller(nn.Module):
 
         `denominators`: of the whole step. Shares of all its micro-batches add up to the loss and its terms.
         """
-        states = self.student(batch, self._layers)
+        states, attention = self.student.attending(batch, self._layers, self._attention)
+        batch = replace(batch, attention=attention)
         # a part without elements has a numerator of 0 as well
         inverse = {name: torch.where(each > 0, 1 / each, 0.0) for name, each in denominators.items()}
         for name, term in self.terms.items():

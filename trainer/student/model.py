@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Collection
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -13,9 +14,9 @@ from schemas.errors import UsageError, UserError
 from schemas.training import StudentConfig
 from trainer.batches.batch import Batch
 from trainer.maths.ragged import flat_index, flatten, pointers, spread
-from trainer.models.hidden_states import Forward, Request
+from trainer.models.hidden_states import Forward, Request, attention_told, eager
 from trainer.models.loading import LanguageModel, UnknownLogits, decoder
-from trainer.models.packed_attention import NAME, PACK, NotPackable, Pack
+from trainer.models.packed_attention import NAME, PACK, NotPackable, Pack, told_layers
 from trainer.student.initialization import initial_model
 from trainer.student.lora import with_adapters
 from trainer.student.output_head import OutputHead
@@ -50,6 +51,7 @@ class Student(nn.Module):
         self.architecture = type(model).__name__
         body, layers = decoder(model, self.depth, "student")
         self._body = next(path for path, module in model.named_modules() if module is body)
+        self._layers = layers
         probe = LanguageModel(
             model=model,
             body=body,
@@ -78,6 +80,13 @@ class Student(nn.Module):
         return body
 
     @property
+    def layers(self) -> nn.ModuleList:
+        """Its decoder layers."""
+        layers = self.body.get_submodule(self._layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
     def head(self) -> OutputHead:
         """What turns last hidden states into logits."""
         head = self.model.get_output_embeddings()
@@ -94,26 +103,68 @@ class Student(nn.Module):
         A batch without documents gives states of no token, but still runs every module, as partitioned weights need of
         every rank. Raises UserError for a document longer than the model can take, UsageError for layers it does not have.
         """
-        for layer in layers:
-            if not 0 <= layer <= self.depth:
-                raise UsageError(
-                    f"The student ({self.architecture}) has layers 0 (embeddings) to {self.depth}, not {layer}."
-                )
+        return self.attending(batch, layers, ())[0]
+
+    def attending(
+        self, batch: Batch, layers: Collection[int], attention: Collection[int]
+    ) -> tuple[dict[int, Float[Tensor, "tokens _"]], dict[int, Float32[Tensor, " tokens"]]]:
+        """Hidden states as `forward` gives them; and what each document's last query pays its tokens, over heads.
+
+        `attention`: layers from 1, the decoder layer whose output is the hidden state of that index. It adds up to 1 in a
+        document and has no gradient. Where documents are padded it is had by a pass of its own, in eager attention.
+        """
+        for layer, least in (*((layer, 0) for layer in layers), *((layer, 1) for layer in attention)):
+            if not least <= layer <= self.depth:
+                first = "1" if least else "0 (embeddings)"
+                raise UsageError(f"The student ({self.architecture}) has layers {first} to {self.depth}, not {layer}.")
         tokens = len(batch.ids)
         ids, rows = (batch.ids, batch.rows) if tokens else (batch.ids.new_zeros(1), pointers([1]))
         self._check_length(int(rows.diff().max()))
-        inputs, index = self._packed_inputs(ids, rows) if self.packed else _padded_inputs(ids, rows)
         inner = {*layers} - {self.depth}
-        output = self.body(**inputs, use_cache=False, return_dict=True, output_hidden_states=bool(inner))
+        if self.packed:
+            pack = Pack(rows, self.hidden_size, frozenset(attention))
+            inputs, index = _packed_inputs(ids, pack)
+            paid = pack.kept  # filled on the way
+        else:
+            inputs, index, rows = _padded_inputs(ids, rows)
+            paid = self._padded_attention(inputs, index, rows, attention) if attention else {}
+        with told_layers(self.layers, pack) if self.packed and attention else nullcontext():
+            output = self.body(**inputs, use_cache=False, return_dict=True, output_hidden_states=bool(inner))
         states = {layer: output.hidden_states[layer] for layer in sorted(inner)} | {self.depth: output[0]}
-        return {layer: flatten(each, index)[:tokens] for layer, each in states.items()}
+        return (
+            {layer: flatten(state, index)[:tokens] for layer, state in states.items()},
+            {layer: paid[layer][:tokens] for layer in attention},
+        )
 
-    def _packed_inputs(
-        self, ids: Int64[Tensor, " tokens"], rows: Int64[Tensor, " pointers"]
-    ) -> tuple[dict[str, Any], Int64[Tensor, " tokens"]]:
-        index = torch.arange(len(ids))
-        position = (index - spread(rows[:-1], rows)).to(ids.device, non_blocking=True)
-        return {"input_ids": ids[None], "position_ids": position[None], PACK: Pack(rows, self.hidden_size)}, index
+    def require_attention(self) -> None:
+        """Raises UserError for a student that does not tell what its tokens attend to."""
+        if not self.packed:
+            ids = torch.zeros(2, dtype=torch.int64, device=self.model.get_input_embeddings().weight.device)
+            self._padded_attention(*_padded_inputs(ids, pointers([2])), attention=(1,))
+
+    @torch.no_grad()
+    def _padded_attention(
+        self,
+        inputs: dict[str, Any],
+        index: Int64[Tensor, " tokens"],
+        rows: Int64[Tensor, " pointers"],
+        attention: Collection[int],
+    ) -> dict[int, Float32[Tensor, " tokens"]]:
+        """As `attending` gives it, without dropout; `inputs`, `index`, `rows`: of `_padded_inputs`."""
+        training = self.body.training
+        self.body.eval()
+        try:
+            with eager(self.model):
+                output = self.body(**inputs, use_cache=False, return_dict=True, output_attentions=True)
+        finally:
+            self.body.train(training)
+        paid = attention_told(output, attention, self.depth, index, rows)
+        if paid is None:
+            raise UserError(
+                f"The student ({self.architecture}) does not tell what its tokens attend to; set `weights: uniform` in all "
+                "terms on spans, or choose another architecture."
+            )
+        return paid
 
     def _check_length(self, longest: int) -> None:
         if self.max_length is not None and longest > self.max_length:
@@ -162,7 +213,7 @@ class Student(nn.Module):
     def _hands_on(self, device: torch.device) -> bool:
         """Whether a pack given to the body gets to its attention; the packed forward pass itself has been tried."""
         rows = pointers([2, 1])
-        inputs, _ = self._packed_inputs(torch.zeros(3, dtype=torch.int64, device=device), rows)
+        inputs, _ = _packed_inputs(torch.zeros(3, dtype=torch.int64, device=device), Pack(rows, self.hidden_size))
         before = self.model.config._attn_implementation
         self.model.set_attn_implementation(NAME)
         try:
@@ -174,15 +225,22 @@ class Student(nn.Module):
         return True
 
 
+def _packed_inputs(ids: Int64[Tensor, " tokens"], pack: Pack) -> tuple[dict[str, Any], Int64[Tensor, " tokens"]]:
+    index = torch.arange(len(ids))
+    position = (index - spread(pack.rows[:-1], pack.rows)).to(ids.device, non_blocking=True)
+    return {"input_ids": ids[None], "position_ids": position[None], PACK: pack}, index
+
+
 def _padded_inputs(
     ids: Int64[Tensor, " tokens"], rows: Int64[Tensor, " pointers"]
-) -> tuple[dict[str, Any], Int64[Tensor, " tokens"]]:
+) -> tuple[dict[str, Any], Int64[Tensor, " tokens"], Int64[Tensor, " _"]]:
+    """Padded on the right; where the tokens then are, and pointers of the documents that have any."""
     lengths = rows.diff()
     lengths = lengths[lengths > 0]
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(torch.int64)
-    index, _ = flat_index(mask)
+    index, real_rows = flat_index(mask)
     padded = pad_sequence(list(torch.split(ids, lengths.tolist())), batch_first=True)
-    return {"input_ids": padded, "attention_mask": mask.to(ids.device, non_blocking=True)}, index
+    return {"input_ids": padded, "attention_mask": mask.to(ids.device, non_blocking=True)}, index, real_rows
 
 
 def load_student(config: StudentConfig, seed: int, dtype: torch.dtype = torch.float32) -> Student:

@@ -114,11 +114,11 @@ class CachedTeacher:
             topk_logprobs=logprobs,
             teacher=teacher,
             pairs=self.documents.exact_pairs(chosen) if self._demand.pairs else None,
-            spans=None if self._demand.spans is None else self._spans(self._demand.spans, chosen),
+            spans=None if self._demand.spans is None else self._spans(self._demand.spans, chosen, batch.rows),
         )
 
-    def _spans(self, need: SpanNeed, rows: Rows) -> SpanTargets:
-        """Spans that end in both tokenizations, pooled in the teacher's states."""
+    def _spans(self, need: SpanNeed, rows: Rows, student_rows: Int64[Tensor, " pointers"]) -> SpanTargets:
+        """Spans that end in both tokenizations, pooled in the teacher's states; `student_rows`: the student's tokens."""
         shared = self.documents.common_spans(rows, need.most)
         responses, response_rows = self.documents.responses("teacher", rows)
         token_rows = pointers(self.documents.lengths("teacher")[rows].tolist())
@@ -138,7 +138,8 @@ class CachedTeacher:
             attention = self._attention(layer, rows, token_rows) if need.weights == "attention" else None
             paid = None if attention is None else attention[learnt.tokens]
             layers[layer] = span_layer(states, paid, learnt, shared.rows)
-        return SpanTargets(shared.student, shared.rows, layers)
+        student = learnt_spans(student_rows, *self.documents.responses("student", rows), shared.student)
+        return SpanTargets(student, shared.rows, layers)
 
     def _attention(self, layer: int, rows: Rows, token_rows: Int64[Tensor, " pointers"]) -> Float[Tensor, " tokens"]:
         """What the last query of a layer pays each of the teacher's tokens."""

@@ -94,19 +94,22 @@ class LiveTeacher:
             topk_logprobs=logprobs,
             teacher=teacher,
             pairs=self.documents.exact_pairs(chosen) if self._demand.pairs else None,
-            spans=None if self._demand.spans is None else self._spans(self._demand.spans, captured, chosen),
+            spans=None if self._demand.spans is None else self._spans(self._demand.spans, captured, chosen, batch.rows),
         )
 
-    def _spans(self, need: SpanNeed, captured: Captured, rows: Rows) -> SpanTargets:
-        """Spans that end in both tokenizations, pooled in the teacher's states."""
+    def _spans(
+        self, need: SpanNeed, captured: Captured, rows: Rows, student_rows: Int64[Tensor, " pointers"]
+    ) -> SpanTargets:
+        """Spans that end in both tokenizations, pooled in the teacher's states; `student_rows`: the student's tokens."""
         shared = self.documents.common_spans(rows, need.most)
         learnt = learnt_spans(captured.rows, *self.documents.responses("teacher", rows), shared.teacher)
+        student = learnt_spans(student_rows, *self.documents.responses("student", rows), shared.student)
         layers = {}
         for layer in sorted(need.layers):
             attention = captured.attention.get(layer)
             paid = None if attention is None else _at(attention, learnt.tokens)
             layers[layer] = span_layer(_at(captured.states[layer], learnt.tokens), paid, learnt, shared.rows)
-        return SpanTargets(shared.student, shared.rows, layers)
+        return SpanTargets(student, shared.rows, layers)
 
     def _teacher_tokens(self, captured: Captured, rows: Rows) -> TeacherTokens:
         """The teacher's own tokens, and what is demanded at those before a learnt one."""

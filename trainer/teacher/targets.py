@@ -11,10 +11,10 @@ from torch import Tensor
 
 from trainer.batches.batch import LayerTargets, SpanLayer
 from trainer.batches.units import SharedUnits
-from trainer.maths.geometry import covered, uniform_weights
+from trainer.maths.geometry import covered
 from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import normalize_rows, spread
-from trainer.maths.spans import LearntSpans, pool_spans, span_weights
+from trainer.maths.spans import LearntSpans
 from trainer.objectives.base import LayerNeed
 
 
@@ -88,8 +88,8 @@ def span_layer(
 ) -> SpanLayer:
     """What a layer says of spans; on the states' device. `attention`: of the last query, None: all tokens weigh the same;
     `span_rows`: spans of each document."""
-    weights = uniform_weights(learnt.rows, states.device) if attention is None else learnt.weights(attention)
-    return SpanLayer(pool_spans(states, weights, learnt.spans), span_weights(weights, learnt.spans, span_rows))
+    weights = learnt.weights(attention, states.device)
+    return SpanLayer(learnt.pool(states, weights), learnt.shares(weights, span_rows))
 
 
 def _places(wanted: Tensor, there: Tensor | None, tokens: int) -> Tensor:
