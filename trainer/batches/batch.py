@@ -83,7 +83,7 @@ class Batch:
     pairs: Int64[Tensor, "pairs 2"] | None = None
     spans: SpanTargets | None = None
     #: What each document's last query pays its tokens in the student itself, by layer: known once that has run.
-    attention: Mapping[int, Float32[Tensor, " tokens"]] = field(default_factory=dict)
+    attention: Mapping[int, Float[Tensor, " tokens"]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Its values on a device."""

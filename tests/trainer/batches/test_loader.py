@@ -21,6 +21,7 @@ from trainer.batches.batch import Batch, SpanLayer, SpanTargets, mapped
 from trainer.batches.loader import StepLoader
 from trainer.batches.order import stream
 from trainer.batches.transfer import pack
+from trainer.maths.spans import LearntSpans
 
 
 def loader_of(source, rank=0, ranks=1, **data):
@@ -135,7 +136,9 @@ def with_every_part(source, rows):
     batch = source.fetch(rows)
     pairs = torch.arange(2 * len(batch.positions)).reshape(-1, 2)
     layers = {layer: SpanLayer(torch.randn(len(rows), 5), torch.ones(len(rows))) for layer in (2, 4)}
-    spans = SpanTargets(torch.stack([batch.rows[:-1], batch.rows[1:]], dim=1), torch.arange(len(rows) + 1), layers)
+    whole = torch.stack([batch.rows[:-1], batch.rows[1:]], dim=1)
+    student = LearntSpans.of(torch.ones(len(batch.ids), dtype=torch.bool), batch.rows, whole)
+    spans = SpanTargets(student, torch.arange(len(rows) + 1), layers)
     teacher = source.documents.teacher_tokens(batch.documents.numpy())
     count = len(teacher.positions)
     teacher = replace(teacher, final=torch.randn(count, 5), argmax=torch.arange(count), entropy=torch.ones(count))

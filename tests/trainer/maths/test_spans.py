@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.maths.ragged import pointers
-from trainer.maths.spans import LearntSpans, pool_spans, span_weights
+from trainer.maths.spans import LearntSpans
 from trainer.teacher.targets import span_layer
 
 HIDDEN = 3
@@ -57,8 +57,9 @@ def test_spans_against_plain_loops(parts, uniform, seed):
         weights = {token: value / total if total else 1 / len(mine) for token, value in paid.items()}
         of_spans = [sum(weights[first + token] for token in range(a, b)) for a, b in spans]
         for (a, b), weight in zip(spans, of_spans, strict=True):
-            vector = sum(weights[first + token] * hidden[first + token] for token in range(a, b))
-            vectors.append(vector / max(weight, 1e-5))
+            # what nothing is paid to, as outside of a sliding window, is the plain mean
+            share = {token: weights[first + token] / weight if weight else 1 / (b - a) for token in range(a, b)}
+            vectors.append(sum(share[token] * hidden[first + token] for token in range(a, b)))
         omegas += [each / sum(of_spans) if sum(of_spans) else 1 / len(spans) for each in of_spans]
     expected = torch.stack(vectors) if vectors else torch.zeros(0, HIDDEN, dtype=torch.float64)
     torch.testing.assert_close(found.vectors, expected, rtol=1e-6, atol=1e-6)
@@ -75,8 +76,8 @@ def test_a_span_of_what_is_not_learnt():
 def test_gradients_reach_states_and_not_weights():
     hidden, attention = torch.randn(4, HIDDEN, requires_grad=True), torch.rand(4, requires_grad=True)
     within = LearntSpans.of(torch.ones(4, dtype=torch.bool), pointers([4]), torch.tensor([[0, 1], [1, 4]]))
-    weights = within.weights(attention)
-    pooled, omega = pool_spans(hidden, weights, within.spans), span_weights(weights, within.spans, pointers([2]))
+    weights = within.weights(attention, hidden.device)
+    pooled, omega = within.pool(hidden, weights), within.shares(weights, pointers([2]))
     assert not omega.requires_grad
     pooled.square().sum().backward()
     assert attention.grad is None

@@ -171,6 +171,77 @@ def test_loss_and_gradients_are_the_plain_models(student_of, folder_of, name, pa
     assert_close(gradients_of(student.model), gradients_of(model))
 
 
+#: With what may be done to queries, keys and scores: windows, caps small enough to matter, norms, groups of heads.
+ATTENDING = ALL | {
+    "gemma2": transformers.Gemma2Config(
+        **GROUPED,
+        head_dim=6,
+        query_pre_attn_scalar=9,
+        sliding_window=WINDOW,
+        layer_types=MIXED,
+        attn_logit_softcapping=1.5,
+    ),
+    "qwen3": transformers.Qwen3Config(**GROUPED, head_dim=6),
+}
+ATTENTION = tuple(range(1, DEPTH + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "packing"), [*((name, True) for name in ATTENDING), *((name, False) for name in ("llama", "gemma3"))]
+)
+def test_the_last_querys_attention_is_the_plain_models(folder_of, name, packing):
+    """Of each document's own last token, over heads, as eager attention tells it; the states are what they are without it."""
+    folder = folder_of(f"attending {name}", ATTENDING[name])
+    # eager softmax, in float32, has no number for a padding token that may see nothing in float64
+    dtype = torch.float64 if packing else torch.float32
+    student = load_student(StudentConfig(model=str(folder), packing=packing), 0, dtype)
+    assert student.packed == (packing and name not in PADDED)
+    batch, model = batch_of(LENGTHS), plain_of(folder).to(dtype).eval()
+    model.set_attn_implementation("eager")
+    states, paid = student.attending(batch, INNER, ATTENTION)
+    without = student(batch, INNER)
+    assert all(torch.equal(states[layer], without[layer]) for layer in without)
+    assert student.training
+    assert all(module.training for module in student.body.modules())
+    for first, last in zip(batch.rows, batch.rows[1:], strict=False):
+        told = model(batch.ids[first:last][None], use_cache=False, output_attentions=True).attentions
+        for layer in ATTENTION:
+            line = told[layer - 1][0, :, -1].detach().sum(0).double()
+            found = paid[layer][first:last]
+            assert not found.requires_grad
+            torch.testing.assert_close(found.double(), line / line.sum(), rtol=1e-4, atol=1e-6)
+            if ATTENDING[name].to_dict().get("layer_types", [""] * DEPTH)[layer - 1] == "sliding_attention":
+                assert not found[:-WINDOW].any()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom"])
+def test_attention_and_gradients_beside_it_are_the_same_when_layers_are_recomputed(student_of, name):
+    batch, told = batch_of(LENGTHS), []
+    for checkpointing in (False, True):
+        student = student_of(name, gradient_checkpointing=checkpointing)
+        states, paid = student.attending(batch, INNER, (1, 3))
+        kept = {layer: each.clone() for layer, each in paid.items()}
+        sum(each.square().sum() for each in states.values()).backward()
+        assert all(torch.equal(paid[layer], kept[layer]) for layer in kept)
+        told.append((paid, gradients_of(student.model)))
+    assert all(torch.equal(told[0][0][layer], told[1][0][layer]) for layer in (1, 3))
+    assert_close(told[1][1], told[0][1])
+
+
+def test_attention_that_cannot_be_had(student_of, folder_of):
+    student = student_of("llama")
+    with pytest.raises(UsageError, match=r"has layers 1 to 4, not 0"):
+        student.attending(batch_of(LENGTHS), (), (0,))
+    states, paid = student.attending(batch_of(()), (), (2,))
+    assert (len(states[DEPTH]), len(paid[2])) == (0, 0)
+    student.require_attention()
+    student_of("bloom").require_attention()
+    mixed = transformers.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"] * 2)
+    partly = load_student(StudentConfig(model=str(folder_of("lfm2", mixed))), 0)
+    with pytest.raises(UserError, match=r"student .Lfm2ForCausalLM. does not tell .* set `weights: uniform`"):
+        partly.require_attention()
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "bloom"])
 def test_recomputing_changes_nothing(student_of, name):
     """With several packs in flight, and the backward pass in a thread of its own, as on an accelerator."""

@@ -1,8 +1,6 @@
 """Cached equals live: the same batches from caches as from the teacher in memory, for every need."""
 
 import shutil
-from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -287,25 +285,9 @@ def test_a_row_that_is_too_long_is_told_before_the_first_step(prepared, tmp_path
         LiveTeacher(ModelConfig(model=str(tmp_path)), documents, needing(documents))
 
 
-def halves_of_responses(documents, rows):
-    """Every learnt span of the teacher's in halves, as if both sides ended there."""
-    responses, response_rows = documents.responses("teacher", rows)
-    starts = documents.tokens("teacher", rows)[1][:-1].repeat_interleave(response_rows.diff())
-    halves = []
-    for (first, last), start in zip(responses.tolist(), starts.tolist(), strict=True):
-        middle = (first + last) // 2
-        halves.append([[start + first, start + middle], [start + middle, start + last]][middle == first :])
-    spans = torch.tensor([span for each in halves for span in each])
-    counts = [sum(map(len, halves[first:last])) for first, last in pairwise(response_rows.tolist())]
-    return SimpleNamespace(student=spans, teacher=spans, rows=pointers(counts))
-
-
 @pytest.mark.parametrize("weights", ["attention", "uniform"])
 @pytest.mark.parametrize("response_only", [False, True])
-def test_spans(make_cache, teacher_config, prepared, monkeypatch, response_only, weights):
-    monkeypatch.setattr(
-        Documents, "common_spans", lambda self, rows, most: halves_of_responses(self, rows), raising=False
-    )
+def test_spans(make_cache, teacher_config, prepared, response_only, weights):
     documents = Documents(prepared)
     need = SpanNeed(frozenset({2, 4}), weights, 1024)
     wanted = needing(documents, pairs=[], spans=need)
@@ -321,6 +303,14 @@ def test_spans(make_cache, teacher_config, prepared, monkeypatch, response_only,
     equal(cached, live)
     assert cached.spans.layers.keys() == {2, 4}
     assert cached.spans.layers[4].vectors.shape == (int(cached.spans.rows[-1]), 48)
+    # the student's side is in what is learnt of its own tokens
+    responses, response_rows = documents.responses("student", np.array(ROWS))
+    assert len(cached.spans.student.tokens) == int(responses.diff(dim=1).sum())
+    assert torch.equal(
+        cached.spans.student.tokens[cached.spans.student.spans[:, 0]],
+        documents.common_spans(np.array(ROWS), 1024).student[:, 0],
+    )
+    assert len(cached.spans.student.spans) > len(response_rows)
 
 
 @pytest.mark.parametrize("weights", ["attention", "uniform"])
