@@ -51,7 +51,15 @@ SHORT = {
 }
 FDD = {"srkl": {}, "fdd": {}}
 #: Of terms that need no common tokens: one with the least that can turn over by a last bit.
-SPACES = {"ce": {}, "dwa": {"divergence": "fkl"}, "dskd": {"gate": "none"}, "dskd_eta": {"gate": "none"}}
+SPACES = {
+    "ce": {},
+    "dwa": {"divergence": "fkl"},
+    "dskd": {"gate": "none"},
+    "dskd_eta": {"gate": "none"},
+    "span_cos": {"layers": [{"student": 1, "teacher": 2}, {"student": 2, "teacher": 4}], "delta": True},
+    "span_geometry": {"weight": 50},
+    "span_kl": {"reduce": "mean"},
+}
 UNITS = {"ce": {}, "hidden": {"level": "unit"}, "dsa": {"metric": "distance"}}
 
 

@@ -7,12 +7,12 @@ from torch import nn
 from schemas.errors import UsageError
 from schemas.training import PairConfig, TrainConfig
 from trainer.objectives import REGISTRY, build, on_run_layers
-from trainer.objectives.base import LogitObjective, Objective, Setting, StateObjective
+from trainer.objectives.base import LogitObjective, Objective, RowObjective, Setting, StateObjective
 from trainer.objectives.layers import LayerTerm
 
 LOW = PairConfig(student=1, teacher=3, granularity="words")
 HIGH = PairConfig(student=2, teacher=6, granularity="chunks")
-SETTING = Setting((LOW, HIGH), student_size=4, teacher_size=6)
+SETTING = Setting((LOW, HIGH), student_size=4, teacher_size=6, student_last=(2, 4), teacher_last=(6, 6))
 
 
 def test_every_term_is_of_one_kind_and_has_its_own_options():
@@ -29,10 +29,13 @@ def test_every_term_is_of_one_kind_and_has_its_own_options():
         "dwa",
         "dskd_eta",
         "soft_dtw",
+        "span_cos",
+        "span_geometry",
+        "span_kl",
     ]
     assert len(set(REGISTRY.values())) == len(REGISTRY)
     for term in REGISTRY.values():
-        assert issubclass(term, StateObjective) != issubclass(term, LogitObjective)
+        assert sum(issubclass(term, kind) for kind in (StateObjective, LogitObjective, RowObjective)) == 1
         assert term.options.parse({}, "test").weight_at(0.3) == 1.0
 
 
