@@ -7,8 +7,9 @@ import torch
 from schemas.training import PairConfig
 from trainer.batches.batch import tensors
 from trainer.batches.documents import Documents
+from trainer.models.head import Head
 from trainer.objectives import build
-from trainer.objectives.base import Needs, Setting
+from trainer.objectives.base import Beginning, Needs, Setting, SpanNeed
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
 from trainer.teacher.needs import teacher_needs
@@ -34,6 +35,12 @@ TERMS = {
     "dsa row_kl": {"metric": "row_kl", "reduce": "sum"},
     "hidden": {},
     "hidden unit": {"level": "unit"},
+    "span_cos": {
+        "layers": [{"student": 1, "teacher": 2}, {"student": 3, "teacher": 4}],
+        "delta": True,
+    },
+    "span_geometry": {},
+    "span_kl": {"reduce": "mean"},
 }
 
 
@@ -49,15 +56,21 @@ def source_of(folder, caches, *pairs, limit=None, **wanted):
 
 def source_of_everything(make_cache, same):
     """What every one of `TERMS` needs, of both layers."""
-    cache = make_cache(signals=["relations", "units", "states", "final", "topk"], state_tokens="all")
+    cache = make_cache(signals=["relations", "units", "states", "final", "topk", "attention"], state_tokens="all")
     needs = ("relations", "units", "states", "position_states")
-    return source_of(same, [cache], WORDS, CHUNKS, needs=needs, final=True, topk=True)
+    spans = SpanNeed(frozenset({2, 4}), "attention", 1024)
+    return source_of(same, [cache], WORDS, CHUNKS, needs=needs, final=True, topk=True, spans=spans)
 
 
 def term_of(name, student):
     """One of `TERMS`, built for a student and the sample's teacher."""
-    setting = Setting((WORDS, CHUNKS), student.hidden_size, TEACHER_SIZE)
-    return build({name.split()[0]: TERMS[name]}, setting, "objectives")
+    last = {"student_last": (student.depth, student.hidden_size), "teacher_last": (CHUNKS.teacher, TEACHER_SIZE)}
+    setting = Setting((WORDS, CHUNKS), student.hidden_size, TEACHER_SIZE, same_tokens=True, **last)
+    terms = build({name.split()[0]: TERMS[name]}, setting, "objectives")
+    head = Head(student.head.weight)  # of as many tokens as the teacher's
+    for term in terms.values():
+        term.begin(Beginning(lambda _: iter(()), head, head, None))
+    return terms
 
 
 def assert_same_batch(one, two):

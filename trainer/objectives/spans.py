@@ -20,11 +20,11 @@ and soft cap, is done here too.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -202,6 +202,14 @@ class SpanGeometry(SpanTerm, StateObjective):
         return (2 * sum_rows(both * difference.square(), pairs) / total).sum()[None]
 
 
+@dataclass(frozen=True)
+class SharedRows:
+    """Tokens that both vocabularies have, where the models are."""
+
+    columns: Int64[Tensor, " shared"]  # the student's ids
+    teacher: Head  # of these tokens alone, in the same order
+
+
 class SpanKl(SpanTerm, RowObjective):
     """Spans predict, over the tokens that both vocabularies have, what they do in the teacher."""
 
@@ -217,7 +225,7 @@ class SpanKl(SpanTerm, RowObjective):
         self._ids = shared_ids(self.setting, len(beginning.student_head.weight), len(beginning.teacher_head.weight))
         if not len(self._ids):
             raise UsageError("`span_kl`: the two vocabularies have no token in common; leave it out.")
-        self._teacher: tuple[Head, Head] | None = None
+        self._shared: tuple[Head, SharedRows] | None = None
 
     def work(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float) -> Divergences:
         """The divergence of every span."""
@@ -227,8 +235,9 @@ class SpanKl(SpanTerm, RowObjective):
         weights = None
         if self.config.reduce == "mean":
             weights = spread(1 / targets.rows.diff().to(spans.device, spans.dtype), targets.rows)
+        shared = self._shared_rows()
         return Divergences(
-            self._teacher_head(),
+            shared.teacher,
             targets.layers[pair.teacher].vectors,
             spans,
             weights,
@@ -236,19 +245,19 @@ class SpanKl(SpanTerm, RowObjective):
             forward_kl,
             own=True,
             bias=True,
-            columns=self._ids[:, 0].to(spans.device),
+            columns=shared.columns,
             factor=factor,
         )
 
-    def _teacher_head(self) -> Head:
-        """The teacher's, of shared tokens alone; made once, as it is a constant."""
+    def _shared_rows(self) -> SharedRows:
+        """Of the teacher's output matrix as it now is; made once, as it is a constant."""
         whole = self.matrices.teacher_head
         assert whole is not None
-        if self._teacher is None or self._teacher[0] is not whole:
-            ids = self._ids[:, 1].to(whole.weight.device)
+        if self._shared is None or self._shared[0] is not whole:
+            columns, ids = self._ids.to(whole.weight.device).unbind(1)
             bias = None if whole.bias is None else whole.bias[ids]
-            self._teacher = (whole, replace(whole, weight=whole.weight[ids], bias=bias))
-        return self._teacher[1]
+            self._shared = (whole, SharedRows(columns, replace(whole, weight=whole.weight[ids], bias=bias)))
+        return self._shared[1]
 
 
 def _targets(batch: Batch) -> SpanTargets:
