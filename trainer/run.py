@@ -360,7 +360,7 @@ class Run:
         self.distiller.set_teacher(
             head.to(device) if head is not None and needs.output_matrix else None,
             None if embeddings is None else embeddings.to(device),
-            None if head is None else lambda tokens: head.of(tokens.to(head.weight.device)).to(device),
+            None if head is None else lambda tokens: head.of(tokens).to(device),
         )
         if newest is not None:
             self.checkpoints.load(self.engine, newest[0], universal)

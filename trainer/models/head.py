@@ -48,7 +48,8 @@ class Head:
         return raw
 
     def of(self, tokens: Int64[Tensor, " tokens"]) -> "Head":
-        """The same for some tokens alone, in their order; a copy."""
+        """The same for some tokens alone, in their order; a copy. They may be on the CPU."""
+        tokens = tokens.to(self.weight.device, non_blocking=True)
         bias = None if self.bias is None else self.bias[tokens]
         return replace(self, weight=self.weight[tokens], bias=bias)
 

@@ -53,11 +53,12 @@ class Needs:
     spans: SpanNeed | None = None
     shared: bool = False  # tokens that both vocabularies have
     output_matrix: bool = False  # its output matrix, for states that come otherwise
+    output_rows: bool = False  # some rows of it alone, likewise
 
     @property
     def head(self) -> bool:
         """Whether the teacher's logits are."""
-        return self.final or self.teacher_final or self.output_matrix
+        return self.final or self.teacher_final or self.output_matrix or self.output_rows
 
     @property
     def same_tokens(self) -> bool:
@@ -119,6 +120,10 @@ class Options(Strict):
 Embed = Callable[[Int64[Tensor, " tokens"]], Float[Tensor, "tokens embedding"]]
 
 
+#: Rows of a model's output matrix for some tokens, which are on the CPU.
+TeacherRows = Callable[[Int64[Tensor, " tokens"]], Head]
+
+
 @dataclass(frozen=True)
 class Matrices:
     """What terms may use of both models besides hidden states."""
@@ -133,7 +138,7 @@ class Matrices:
     teacher_head: Head | None = None
     teacher_embeddings: Embed | None = None
     #: rows of the teacher's output matrix for some tokens, which are on the CPU, brought to where terms compute
-    teacher_rows: Callable[[Int64[Tensor, " tokens"]], Head] | None = None
+    teacher_rows: TeacherRows | None = None
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from trainer.objectives.base import (
     Setting,
     SpanNeed,
     StateObjective,
+    TeacherRows,
 )
 from trainer.objectives.cross_space import Divergences, shared_ids
 from trainer.objectives.divergence import forward_kl
@@ -216,8 +217,8 @@ class SpanKl(SpanTerm, RowObjective):
     options: ClassVar[type[Options]] = SpanKlOptions
 
     def needs(self) -> Needs:
-        """Also the teacher's output matrix, and which tokens both vocabularies have."""
-        return replace(super().needs(), output_matrix=True, shared=not self.setting.same_tokens)
+        """Also rows of the teacher's output matrix, and which tokens both vocabularies have."""
+        return replace(super().needs(), output_rows=True, shared=not self.setting.same_tokens)
 
     def begin(self, beginning: Beginning) -> None:
         """Raises UsageError where the vocabularies share no token."""
@@ -225,7 +226,7 @@ class SpanKl(SpanTerm, RowObjective):
         self._ids = shared_ids(self.setting, len(beginning.student_head.weight), len(beginning.teacher_head.weight))
         if not len(self._ids):
             raise UsageError("`span_kl`: the two vocabularies have no token in common; leave it out.")
-        self._shared: tuple[Head, SharedRows] | None = None
+        self._shared: tuple[TeacherRows, SharedRows] | None = None  # and what they were got by
 
     def work(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float) -> Divergences:
         """The divergence of every span."""
@@ -250,13 +251,13 @@ class SpanKl(SpanTerm, RowObjective):
         )
 
     def _shared_rows(self) -> SharedRows:
-        """Of the teacher's output matrix as it now is; made once, as it is a constant."""
-        whole = self.matrices.teacher_head
-        assert whole is not None
-        if self._shared is None or self._shared[0] is not whole:
-            columns, ids = self._ids.to(whole.weight.device).unbind(1)
-            bias = None if whole.bias is None else whole.bias[ids]
-            self._shared = (whole, SharedRows(columns, replace(whole, weight=whole.weight[ids], bias=bias)))
+        """Of the teacher's output matrix; made once, as it is a constant."""
+        rows = self.matrices.teacher_rows
+        assert rows is not None
+        if self._shared is None or self._shared[0] is not rows:
+            columns, ids = self._ids.unbind(1)
+            teacher = rows(ids)
+            self._shared = (rows, SharedRows(columns.to(teacher.weight.device), teacher))
         return self._shared[1]
 
 

@@ -1,6 +1,6 @@
 """The student with the terms of its loss: what DeepSpeed trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from trainer.batches.batch import Batch
 from trainer.models.head import Head
 from trainer.models.row_losses import RowWork
-from trainer.objectives.base import Aside, Embed, LogitObjective, Matrices, Objective, RowObjective, StateObjective
+from trainer.objectives.base import (
+    Aside,
+    Embed,
+    LogitObjective,
+    Matrices,
+    Objective,
+    RowObjective,
+    StateObjective,
+    TeacherRows,
+)
 from trainer.student.model import Student
 from trainer.student.output_head import LogitWork
 
@@ -35,11 +44,11 @@ class Distiller(nn.Module):
         self._attention = sorted({layer for term in objectives.values() for layer in term.attention_layers()})
         self.set_teacher(teacher_head, teacher_embeddings)
 
-    def set_teacher(
-        self, head: Head | None, embeddings: Embed | None = None, rows: Callable[[Tensor], Head] | None = None
-    ) -> None:
-        """The teacher's matrices, on the student's device; `rows`: of its output matrix, for tokens on the CPU."""
+    def set_teacher(self, head: Head | None, embeddings: Embed | None = None, rows: TeacherRows | None = None) -> None:
+        """The teacher's matrices, on the student's device; `rows`: of its output matrix, of `head` if that is not given."""
         self.teacher_head = head
+        if rows is None and head is not None:
+            rows = head.of
         matrices = Matrices(self._embed, self._output_product, self._sums, head, embeddings, rows)
         for term in self.terms.values():
             term.matrices = matrices

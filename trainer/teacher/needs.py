@@ -27,6 +27,7 @@ class TeacherNeeds:
     entropy: bool = False
     likeliest: int = 0
     output_matrix: bool = False
+    output_rows: bool = False
     pairs: bool = False
     spans: SpanNeed | None = None
 
@@ -38,7 +39,7 @@ class TeacherNeeds:
     @property
     def head(self) -> bool:
         """Whether some term looks at the teacher's last states, or what its output matrix makes of others."""
-        return self.final or self.teacher_final or self.output_matrix
+        return self.final or self.teacher_final or self.output_matrix or self.output_rows
 
     @property
     def teacher_tokens(self) -> bool:
@@ -78,6 +79,7 @@ def teacher_needs(
         entropy=any(needs.entropy for needs in terms.values()),
         likeliest=max((needs.likeliest for needs in terms.values()), default=0),
         output_matrix=any(needs.final or needs.output_matrix for needs in terms.values()),
+        output_rows=any(needs.output_rows for needs in terms.values()),
         pairs=any(needs.pairs for needs in terms.values()),
         spans=_spans({name: needs.spans for name, needs in terms.items() if needs.spans is not None}),
     )

@@ -184,7 +184,7 @@ def test_the_likeliest_tokens_take_their_own_rows_of_the_output_matrix():
     space = term._in_teacher_space(teacher, teacher.final, torch.ones(4, dtype=torch.float64))
     unbiased = replace(space, head=replace(space.head, bias=None))
     assert float(teacher_space(unbiased)) == pytest.approx(0, abs=1e-12)
-    assert float(teacher_space(replace(unbiased, projected=-teacher.final))) > 0.1
+    assert float(teacher_space(replace(unbiased, rows=-teacher.final))) > 0.1
 
 
 def test_weights_of_the_oracle():
