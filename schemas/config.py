@@ -31,19 +31,9 @@ _KEY: Final = re.compile(r"[a-z0-9_]+")
 
 
 class Strict(BaseModel):
-    """Frozen, closed to keys that it does not know, and with finite numbers alone, for which no true or false stands."""
+    """Frozen, closed to keys that it does not know, and with finite numbers alone."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(
-        cls, value: Any, info: Any
-    ) -> Any:  # pydantic.ValidationInfo, which cannot be checked at run time
-        kinds = set(_plain_types(cls.model_fields[info.field_name].annotation))
-        if kinds & {int, float} and bool not in kinds and any(isinstance(item, bool) for item in _items(value)):
-            raise ValueError("a number is wanted, and not true or false")
-        return value
 
     @classmethod
     def parse(cls: type[Config], values: dict[str, Any], where: str) -> Config:
@@ -101,17 +91,6 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models(part)
-
-
-def _plain_types(annotation: Any) -> Iterator[Any]:
-    """The types in a type that hold no others."""
-    parts = get_args(annotation)
-    yield from (kind for part in parts for kind in _plain_types(part)) if parts else (annotation,)
-
-
-def _items(value: Any) -> Iterator[Any]:
-    """A value, or what stands in a list of them."""
-    yield from (inner for item in value for inner in _items(item)) if isinstance(value, list | tuple) else (value,)
 
 
 #: What the fields of a row are to each other (see `pipeline.read.fields`).
