@@ -60,6 +60,8 @@ def test_groups_and_their_rates():
     config = OptimConfig(lr=1e-3, projector_lr=5e-3, weight_decay=0.1)
     adam, roles = optimizer(student, projectors, config, offloaded=False)
     assert roles == [Role(1e-3, 0.1), Role(1e-3, 0.0), Role(5e-3, 0.1)]
+    free = config.model_copy(update={"projector_weight_decay": 0.0})
+    assert optimizer(student, projectors, free, offloaded=False)[1] == [*roles[:2], Role(5e-3, 0.0)]
     members = [[tuple(parameter.shape) for parameter in group["params"]] for group in adam.param_groups]
     assert members == [[(2, 3)], [(2,), (2,)], [(2, 2)]]  # what is frozen learns in none
     for group in adam.param_groups:  # as a universal checkpoint leaves it

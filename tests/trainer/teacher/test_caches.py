@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from schemas.manifest import read_manifest, same_tokens
 from schemas.training import PairConfig
 from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
-from trainer.objectives.base import Needs
+from trainer.objectives.base import Needs, SpanNeed
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
 from trainer.teacher.needs import teacher_needs
@@ -202,7 +203,13 @@ def test_a_limited_cache(make_cache, prepared):
 
 @pytest.mark.parametrize(
     ("need", "signal"),
-    [("teacher_final", "final"), ("embeddings", "embeddings"), ("argmax", "argmax"), ("entropy", "entropy")],
+    [
+        ("teacher_final", "final"),
+        ("output_rows", "final"),
+        ("embeddings", "embeddings"),
+        ("argmax", "argmax"),
+        ("entropy", "entropy"),
+    ],
 )
 def test_what_cross_tokenizer_terms_need_and_no_cache_has(make_cache, prepared, need, signal):
     cache = make_cache(**TOP)
@@ -225,6 +232,24 @@ def test_more_likeliest_tokens_than_a_cache_has(make_cache, prepared):
     with pytest.raises(UsageError, match="the signal `topk` of 10 tokens") as error:
         source_of(prepared, [], needs=(), likeliest=10)
     assert "--set topk=10" in command_in(error)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (SpanNeed(frozenset({2}), "uniform", 9), "`weights: attention` and `span_kl` `weights: uniform`"),
+        (SpanNeed(frozenset({2}), "attention", 8), "`max_spans: 9` and `span_kl` `max_spans: 8`"),
+    ],
+)
+def test_a_batch_has_spans_of_one_kind(prepared, other, told):
+    documents = Documents(prepared)
+    spans = {"span_cos": Needs(spans=SpanNeed(frozenset({4}), "attention", 9)), "ce": Needs()}
+    wanted = teacher_needs(
+        spans | {"span_kl": Needs(spans=replace(other, weights="attention", most=9))}, [], "centrality", documents
+    )
+    assert wanted.spans == SpanNeed(frozenset({2, 4}), "attention", 9)
+    with pytest.raises(UsageError, match=f"`span_cos` has {told}; give all terms on spans the same"):
+        teacher_needs(spans | {"span_kl": Needs(spans=other)}, [], "centrality", documents)
 
 
 def test_embeddings_that_were_not_asked_for(make_cache, prepared):
