@@ -144,5 +144,39 @@ def test_the_scan_sees_flags_that_do_not_exist() -> None:
     ]
 
 
+#: What cannot need quotes: numbers.
+NUMBERS = re.compile(r"(\w+\.)*max_length")
+PROGRAM = re.compile(r"(mta-prep|python|deepspeed|torchrun|evaluate\.py|train\.py) ")
+
+
+def unquoted(source: str) -> list[str]:
+    """What an f-string puts into a command between backticks as it is, with its line: a blank in it would part it."""
+    wrong = []
+    for node in ast.walk(ast.parse(source)):
+        before = ""
+        for part in node.values if isinstance(node, ast.JoinedStr) else ():
+            if isinstance(part, ast.Constant):
+                before += part.value
+                continue
+            *whole, inside = before.split("`")
+            value = ast.unparse(part.value)
+            if len(whole) % 2 and PROGRAM.match(inside) and not value.startswith("shlex."):
+                wrong += [] if NUMBERS.fullmatch(value) else [f"{node.lineno}: {value}"]
+            before += HOLE
+    return wrong
+
+
+def test_what_a_message_puts_into_a_command_is_quoted() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{problem}"
+        for package in ("schemas", "pipeline", "trainer")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for problem in unquoted(path.read_text(encoding="utf-8"))
+    ]
+    assert not wrong
+    source = 'f"`a` of {b}: `mta-prep align {b} -o {shlex.quote(c)} --max-length {d.max_length}` or `mta-prep {e}`"'
+    assert unquoted(source) == ["1: b", "1: e"]
+
+
 def test_numbers_agree_with_their_nouns() -> None:
     assert [counted(count, "row") for count in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]

@@ -19,6 +19,7 @@ TOKENIZERS = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:
 REFUSED: dict[str, list[tuple[list[str], Exit]]] = {
     "pipeline.cli": [
         (["parse", "nope.jsonl", *TOKENIZERS, "-o", "out"], Exit.INPUT),
+        (["parse", "dataset", *TOKENIZERS, "-o", "out"], Exit.USAGE),
         (["parse", "rows.jsonl", *TOKENIZERS], Exit.USAGE),
         (["parse", "rows.jsonl", *TOKENIZERS, "-o", "out", "--lenght", "5"], Exit.USAGE),
         (["parse", "rows.jsonl", *TOKENIZERS, "-o", "out", "--config", "nope.yaml"], Exit.USAGE),

@@ -1,5 +1,6 @@
 """Whether a teacher and a prepared dataset belong together: the teacher's own tokenizer gives the dataset's tokens."""
 
+import shlex
 import unicodedata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +37,8 @@ def require_match(
     """Raises `UserError` if the dataset's teacher tokens are not this teacher's; else what could not be looked at."""
     source = locate(teacher)
     name = teacher.model if source.gguf_file is None else "TOKENIZER"
-    command = f"`mta-prep align {documents.folder} --teacher {name} -o NEW` makes a dataset for it."
+    again = shlex.join(["mta-prep", "align", str(documents.folder), "--teacher", name, "-o", "NEW"])
+    command = f"`{again}` makes a dataset for it."
     if measured.largest_id >= shape.vocabulary:
         raise UserError(
             f"The dataset {documents.folder} has the teacher token {measured.largest_id}, and the teacher "

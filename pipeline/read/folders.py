@@ -10,8 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-#: What `datasets` and the hub keep beside the rows, in formats that rows have too.
-METADATA: Final = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+#: What `datasets`, the hub, and models keep in formats that rows have too.
+METADATA: Final = frozenset(
+    {
+        *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
+        *("config.json", "generation_config.json", "adapter_config.json", "preprocessor_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+        *("model.safetensors.index.json", "pytorch_model.bin.index.json"),
+    }
+)
 
 _WORDS: Final = {
     "train": ("train", "training"),

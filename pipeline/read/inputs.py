@@ -16,10 +16,12 @@ from pipeline.read.csv_rows import Csv
 from pipeline.read.folders import METADATA, canonical, splits_of
 from pipeline.read.json_rows import JsonLines
 from pipeline.read.sources import KNOWN, LoadedDataset, Source, TextFile, file_source, is_data_file
+from schemas.commands import parse_again
 from schemas.config import CsvConfig
 from schemas.console import counted
 from schemas.errors import ResourceError, UsageError, UserError, nearest
 from schemas.files import written
+from schemas.manifest import DATASET_FORMAT, MADE_BY, format_of, is_finished
 
 STDIN: Final = "-"
 #: Names of files left out that are told.
@@ -126,6 +128,9 @@ class _Opener:
 
     def _folder(self, folder: Path) -> list[Source]:
         where = folder.as_posix()
+        if is_finished(folder) and (kind := format_of(folder)) in MADE_BY:
+            hint = f" `{parse_again(folder)}` makes it anew." if kind == DATASET_FORMAT else ""
+            raise UsageError(f"{where} is a {MADE_BY[kind][0]}, not rows to make one of.{hint}")
         if (folder / "dataset_dict.json").is_file():
             splits = sorted(path.name for path in folder.iterdir() if (path / "state.json").is_file())
             return [_saved_dataset(folder / self._choose(splits, where))]

@@ -9,6 +9,7 @@ import atexit
 import multiprocessing
 import multiprocessing.connection
 import os
+import shlex
 import signal
 import threading
 import weakref
@@ -59,7 +60,8 @@ class StepLoader:
         self._lengths = source.documents.lengths("student")
         if source.rows == 0:
             folder = source.documents.folder
-            raise UsageError(f"{folder} has no rows to train on; `mta-prep info {folder}` tells what became of them.")
+            look = shlex.join(["mta-prep", "info", str(folder)])
+            raise UsageError(f"{folder} has no rows to train on; `{look}` tells what became of them.")
         self._training, self._held_out = held_out(source.rows, config.held_out, config.seed)
         deal([0] * config.batch_size, ranks, config.micro_batches)
         if 0 < config.held_out < ranks:

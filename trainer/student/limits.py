@@ -1,5 +1,7 @@
 """Whether a student can read a dataset: known before the first step, and the same on every rank."""
 
+import shlex
+
 import numpy as np
 
 from schemas.columns import Side
@@ -12,10 +14,11 @@ from trainer.student.model import Student
 def require_vocabulary(student: Student, documents: Documents) -> None:
     """Raises `UsageError` if the dataset has tokens that the student does not know."""
     if documents.largest_student_id >= student.vocab_size:
+        again = shlex.join(["mta-prep", "align", str(documents.folder), "--student", "TOKENIZER", "-o", "NEW"])
         raise UsageError(
             f"{documents.folder} has the student token {documents.largest_student_id}, and the student knows "
             f"{student.vocab_size} tokens: it was prepared for another tokenizer. "
-            f"`mta-prep align {documents.folder} --student TOKENIZER -o NEW` prepares it for this one."
+            f"`{again}` prepares it for this one."
         )
 
 

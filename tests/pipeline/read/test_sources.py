@@ -24,6 +24,7 @@ from pipeline.read.records import RAW_LIMIT, Record, Rejected
 from pipeline.read.sources import Source, read_rows
 from schemas.config import CsvConfig
 from schemas.errors import ResourceError, UsageError, UserError
+from schemas.manifest import CACHE_FORMAT, DATASET_FORMAT, MANIFEST
 from schemas.rows import Unusable, unusable_in
 
 ROWS = [
@@ -527,19 +528,35 @@ def test_a_file_of_no_known_split_is_not_joined_with_one_that_is(known: str, oth
     assert len(opened(f"data/{known}", f"data/{other}")) == len(opened("data/*")) == 2
 
 
+@pytest.mark.parametrize(("kind", "told"), [(DATASET_FORMAT, "prepared dataset"), (CACHE_FORMAT, "teacher cache")])
+def test_a_folder_that_we_made_is_not_rows(kind, told) -> None:
+    Path("our own").mkdir()
+    write("our own/00000.parquet", ROWS)
+    Path("our own", MANIFEST).write_text(json.dumps({"format": kind}))
+    with pytest.raises(UsageError, match=f"^our own is a {told}, not rows to make one of") as refusal:
+        opened("our own")
+    assert ("`mta-prep parse --config 'our own/config.yaml' -o OTHER`" in str(refusal.value)) == (
+        kind == DATASET_FORMAT
+    )
+    Path("our own", MANIFEST).write_text(json.dumps({"name": "a page"}))  # of somebody else
+    assert [source.name for source in opened("our own")] == ["our own/00000.parquet", "our own/manifest.json"]
+
+
 def test_a_folder_as_it_lies_on_a_hub_is_read_split_by_split() -> None:
     Path("snapshot/data").mkdir(parents=True)
     for name in ("train_sft-00000-of-00002", "train_sft-00001-of-00002", "test_sft-00000-of-00001-0123abcd"):
         write(f"snapshot/data/{name}.parquet", ROWS)
     Path("snapshot/README.md").write_text("words")
     Path("snapshot/dataset_infos.json").write_text(json.dumps({"default": {"splits": [{"name": "train"}]}}))
+    Path("snapshot/config.json").write_text(json.dumps({"model_type": "llama"}, indent=1))
     Path("snapshot/.gitattributes").write_text("words")
     with pytest.raises(UsageError, match="snapshot has the splits test_sft, train_sft"):
         opened("snapshot")
     found = open_inputs(["snapshot"], split="train_sft", revision=None, spool=Path("spool"))
     assert [Path(source.name).name[:15] for source in found.sources] == ["train_sft-00000", "train_sft-00001"]
-    assert found.skipped == ("snapshot/README.md", "snapshot/dataset_infos.json")
-    assert found.notes() == ("Not read, for they are no data: snapshot/README.md, snapshot/dataset_infos.json.",)
+    skipped = ("snapshot/README.md", "snapshot/config.json", "snapshot/dataset_infos.json")
+    assert found.skipped == skipped
+    assert found.notes() == (f"Not read, for they are no data: {', '.join(skipped)}.",)
     Path("snapshot/data").rename("snapshot/train")
     with pytest.raises(UserError, match=r"snapshot/ holds no data file\..* name snapshot/train\."):
         opened("snapshot")
