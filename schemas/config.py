@@ -12,6 +12,7 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -21,6 +22,7 @@ from pydantic import (
 from schemas import keys
 from schemas.columns import Granularity
 from schemas.errors import UsageError, nearest, quoted
+from schemas.numbers import numbers_alone
 from schemas.signals import Signal, StateTokens, Storage, Weights
 
 Config = TypeVar("Config", bound="Strict")
@@ -31,9 +33,17 @@ _KEY: Final = re.compile(r"[a-z0-9_]+")
 
 
 class Strict(BaseModel):
-    """Frozen, closed to keys that it does not know, and with finite numbers alone."""
+    """Frozen, closed to keys that it does not know, and with finite numbers alone, for which no true or false stands."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """pydantic's, in which neither true nor false stands for a number."""
+        schema = handler(source)
+        model: Any = handler.resolve_ref_schema(schema)
+        model.update(numbers_alone(model, cls))
+        return schema
 
     @classmethod
     def parse(cls: type[Config], values: dict[str, Any], where: str) -> Config:

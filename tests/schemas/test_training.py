@@ -55,6 +55,23 @@ def plain_types(annotation):
 
 
 @pytest.mark.parametrize("model", CONFIGS)
+def test_true_and_false_are_no_numbers(model):
+    for name, field in model.model_fields.items():
+        kinds = plain_types(field.annotation)
+        if not kinds & {int, float} or bool in kinds:
+            continue
+        for value in (True, False):
+            for given in (value, [value], [0.5, value]):
+                with pytest.raises(ValidationError) as caught:
+                    model.model_validate({name: given})
+                told = [error for error in caught.value.errors() if error["loc"][0] == name]
+                assert told, (name, given)
+                if given is value:
+                    wanted = "Value error, a number is wanted, and not true or false"
+                    assert wanted in {error["msg"] for error in told} or tuple in map(get_origin, [field.annotation])
+
+
+@pytest.mark.parametrize("model", CONFIGS)
 def test_no_name_is_empty(model):
     """An empty path is the current folder. Only a quote of CSV may be none."""
     for name, field in model.model_fields.items():
@@ -71,6 +88,9 @@ def test_no_name_is_empty(model):
 @pytest.mark.parametrize(
     ("model", "values", "message"),
     [
+        (Options, {"weight": True}, r"`weight`: a number is wanted, and not true or false, got True"),
+        (OptimConfig, {"betas": [0.9, False]}, r"`betas\.1`: a number is wanted, and not true or false, got False"),
+        (Options, {"weight": {"start": True, "end": 1}}, r"`weight\.start`: a number is wanted"),
         (Options, {"weight": math.nan}, r"`weight`: input should be a finite number, got nan"),
         (Options, {"weight": -5}, r"`weight`: input should be greater than or equal to 0, got -5"),
         (
