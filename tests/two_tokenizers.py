@@ -89,7 +89,15 @@ class TwoTokenizers:
         """A term, ready to be computed, in the problem's precision."""
         term.to(self.hidden.dtype)
         student = Head(self.head.weight, self.head.bias, self.head.soft_cap, self.head.scale)
-        term.begin(Beginning(lambda _: iter([self.batch]), student, self.teacher_head, self.teacher_embeddings))
+        term.begin(
+            Beginning(
+                lambda _: iter([self.batch]),
+                student,
+                self.teacher_head,
+                self.teacher_embeddings,
+                "cache-teacher --recipe {}".format,
+            )
+        )
         self.give_matrices(term)
         return term
 

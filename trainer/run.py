@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -301,7 +302,10 @@ class Run:
 
         head = student.head
         beginning = Beginning(
-            batches, Head(head.weight, head.bias, head.soft_cap, head.scale), *self._teacher_matrices(needs)
+            batches,
+            Head(head.weight, head.bias, head.soft_cap, head.scale),
+            *self._teacher_matrices(needs),
+            partial(self.caches.command, teacher=self.config.teacher_model),
         )
         for term in self.terms.values():
             term.begin(beginning)

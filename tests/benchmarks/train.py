@@ -2,10 +2,14 @@
 
     python tests/benchmarks/train.py DATASET CACHE --teacher MODEL [--steps 20] [--ways sft,cached] [--json]
 
-DATASET has the same tokens on both sides; CACHE holds relations, states and final of three layers. Ways:
+With the same tokens on both sides of DATASET, CACHE holds relations, states and final of three layers. Ways:
 `sft` cross-entropy; `cached` with DSA and hidden alignment from the cache; `cached_srkl` with skewed reverse KL as
 well; `live` is `cached` with the teacher in the step; `usual` is written here from the method, without this project's terms:
 teacher in the step, spaCy in the loop, padded batches, one pair matrix over all units of the batch.
+
+With different tokens, CACHE holds what the methods for two tokenizers need of the last layer, and the ways are, beside `sft`,
+those of `FAMILY`. `…_counted` is the ratio of multiply-adds, as `multiply_adds.py` counts them, and `soft_dtw_over_dskd` of
+times.
 
 The ways take turns, step by step on the same documents, one at work while the others wait, so that what else the machine
 does meets them alike. Reading is part of a step and done in it, not ahead (`workers: 0`): what it costs cannot hide in
@@ -28,15 +32,26 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
+from multiply_adds import Sizes, of_step
 
 from pipeline.bench import machine
 
 WAYS = ("sft", "cached", "cached_srkl", "live", "usual")
+#: Methods for two tokenizers, beside cross-entropy.
+FAMILY: dict[str, dict[str, Any]] = {
+    "dskd": {"dskd": {}},
+    "dskd_top": {"dskd": {"top": 16}},
+    "dskd_student_space": {"dskd": {"teacher_space": False}},
+    "dwa": {"dwa": {}},
+    "soft_dtw": {"dskd": {}, "soft_dtw": {"weight": 0.2}},
+    "dskd_eta": {"dskd_eta": {}},
+    "dskd_eta_50": {"dskd_eta": {"refresh": 50}},
+}
 WARM_UP = 2  # steps
 MARK = "told: "  # before what a way tells of a step, among whatever else its libraries print
 BATCH_SIZE = 8
 SEED = 42
-STUDENT = {  # 33 million parameters with SmolLM2's vocabulary, tied
+STUDENT = {  # 31 to 33 million parameters with SmolLM2's vocabulary or GPT-2's, tied
     "model_type": "llama",
     "hidden_size": 384,
     "intermediate_size": 1024,
@@ -54,6 +69,8 @@ def config_of(
 ) -> dict[str, Any]:
     """The training config of one of our ways."""
     terms = {"sft": {"ce": {}}, "cached_srkl": ALIGNED | {"srkl": {}}}.get(way, ALIGNED)
+    if way in FAMILY:
+        terms = {"ce": {"weight": 0.5}, **FAMILY[way]}
     values: dict[str, Any] = {
         "student": {"init": "config", "config": STUDENT | {"vocab_size": vocabulary}},
         "data": {
@@ -79,20 +96,30 @@ def config_of(
     return values
 
 
-def ours(values: dict[str, Any], steps: int) -> Iterator[int]:
-    """Steps of the real trainer, reading included; gives the tokens of each."""
+def ours(values: dict[str, Any], steps: int) -> Iterator[tuple[int, int]]:
+    """Steps of the real trainer, reading included; gives the tokens and the counted multiply-adds of each."""
     from schemas.training import TrainConfig
     from trainer.run import Run
     from trainer.train import start_ranks
 
     start_ranks(0)
     run = Run(TrainConfig.parse(values, "benchmark"), fresh=True)
+    student, vocabulary = run.distiller.student, run.documents.vocabulary
+    teacher = run._teacher_shape()
+    matrices = {id(student.head.weight), id(student.model.get_input_embeddings().weight)}
+    sizes = Sizes(
+        body=sum(each.numel() for each in student.parameters() if id(each) not in matrices),
+        student=(student.hidden_size, student.vocab_size),
+        teacher=(0, 0) if teacher is None else (teacher.hidden_size, teacher.vocabulary),
+        shared=0 if vocabulary is None else len(vocabulary.shared),
+    )
     for step, batches in enumerate(run.loader.training(0, steps)):
-        yield run.stepper.step(step, batches, stop=False).tokens
+        tokens = run.stepper.step(step, batches, stop=False).tokens
+        yield tokens, sum(of_step(values["objectives"], batch, sizes) for batch in batches)
 
 
-def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps: int) -> Iterator[int]:
-    """The usual way, plainly: everything in the step, everything padded; gives the tokens of each step."""
+def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps: int) -> Iterator[tuple[int, int]]:
+    """The usual way, plainly: everything in the step, everything padded; gives the tokens of each step, and counts nothing."""
     import datasets
     import numpy as np
     import spacy
@@ -178,14 +205,18 @@ def usual(dataset: Path, cache: Path, teacher_name: str, vocabulary: int, steps:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        yield int(mask.sum())
+        yield int(mask.sum()), 0
 
 
 def one(way: str, dataset: Path, cache: Path, teacher: str, steps: int) -> None:
     """In a process of its own: a step for each line of standard input, and a line of what it took to standard output."""
+    from trainer.batches.documents import Documents
     from trainer.cache import TeacherCache
 
     vocabulary = TeacherCache(cache).manifest.teacher["vocabulary"]
+    documents = Documents(dataset)
+    if not documents.same_tokens:
+        vocabulary = len(documents.require_vocabulary("A student's size").lengths["student"])
     with tempfile.TemporaryDirectory() as folder:
         if way == "usual":
             turns = usual(dataset, cache, teacher, vocabulary, steps)
@@ -193,10 +224,10 @@ def one(way: str, dataset: Path, cache: Path, teacher: str, steps: int) -> None:
             turns = ours(config_of(way, dataset, cache, teacher, vocabulary, Path(folder) / "out", steps), steps)
         for _ in sys.stdin:
             began, busy = time.perf_counter(), time.process_time()
-            tokens = next(turns)
+            tokens, counted = next(turns)
             spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - busy}
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(MARK + json.dumps(spent | {"tokens": tokens, "peak_mib": peak}), flush=True)
+            print(MARK + json.dumps(spent | {"tokens": tokens, "counted": counted, "peak_mib": peak}), flush=True)
 
 
 def taken(process: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:
@@ -266,6 +297,10 @@ def main(
             result[f"{each}_over_sft"] = middle
             result[f"{each}_over_sft_spread"] = [low, high]
             result[f"{each}_over_sft_cpu"] = quartiles(told[each], told["sft"], "cpu_seconds")[1]
+            if told[each][-1]["counted"]:
+                result[f"{each}_counted"] = quartiles(told[each], told["sft"], "counted")[1]
+    if {"dskd", "soft_dtw"} <= {*chosen}:
+        result["soft_dtw_over_dskd"] = quartiles(told["soft_dtw"], told["dskd"], "seconds")
     if "cached" in chosen:
         tokens = sum(step["tokens"] for step in told["cached"][WARM_UP:])
         result["tokens_per_second"] = round(tokens / sum(measured["cached"]), 1)

@@ -283,6 +283,11 @@ REFUSED = {
     ),
     "tokens": ({"dataset": "other", "objectives": {"srkl": {}}}, 2, "token by token"),
     "portions": ({"data": {"batch_size": 1, "micro_batches": 2}}, 2, "data.batch_size"),
+    "signals": (
+        {"dataset": "other", "data": {"caches": []}, "objectives": {"dwa": {}}},
+        2,
+        "--signals final,entropy,embeddings --set response_only=true",
+    ),
     "held-out": ({"data": {"held_out": 100}}, 2, "hold out fewer"),
     "zero": ({"deepspeed": "zero7"}, 2, "zero0"),
     "key": ({"optim": {"lr": 1e-3, "warmpu": 2}}, 2, "did you mean `warmup`"),

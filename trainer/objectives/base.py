@@ -149,6 +149,8 @@ class Beginning:
     student_head: Head
     teacher_head: Head | None
     teacher_embeddings: Embed | None
+    #: of a recipe (`schemas.signals.RECIPES`) the command for a cache of the run's dataset that has its signals, for messages
+    cache_command: Callable[[str], str]
 
 
 class Objective(nn.Module):

@@ -157,7 +157,8 @@ class DualSpace(LogitObjective):
             if inputs.shape[1] != size:
                 raise UsageError(
                     f"The teacher's input embeddings have {inputs.shape[1]} features and its last states {size}; `dskd` and "
-                    "`dwa` add the two, so they cannot be had of this teacher."
+                    "`dwa` add the two, so they cannot be had of this teacher. The term `dskd_eta` needs no embeddings; for its "
+                    f"cache: `{beginning.cache_command('dskd-eta')}`."
                 )
             assert batch.teacher.final is not None
             keys.add(inputs)

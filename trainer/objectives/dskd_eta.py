@@ -146,7 +146,10 @@ class AlignedDualSpace(LogitObjective):
         self._matrix_learns = beginning.student_head.weight.requires_grad
         columns = shared_ids(self.setting, len(beginning.student_head.weight), len(beginning.teacher_head.weight))
         if not len(columns):
-            raise UsageError("`dskd_eta`: the two vocabularies have no token in common; take `dskd`, which needs none.")
+            raise UsageError(
+                "`dskd_eta`: the two vocabularies have no token in common. The term `dskd` needs none; for its cache: "
+                f"`{beginning.cache_command('dskd')}`."
+            )
         self._columns = columns
         self._labels = torch.full((len(beginning.teacher_head.weight),), -1)
         self._labels[columns[:, 1]] = columns[:, 0]

@@ -7,8 +7,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from schemas import commands
 from schemas.columns import Granularity
+from schemas.config import CacheConfig, ModelConfig
 from schemas.errors import UsageError
+from schemas.signals import RECIPES
 from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
 
@@ -45,6 +48,18 @@ class Caches:
                 f"`{shlex.join(['mta-prep', 'cache-teacher', str(self.documents.folder), '--teacher'])} MODEL -o CACHE`."
             )
         return self.caches[0].manifest.teacher
+
+    def command(self, recipe: str, teacher: ModelConfig | None = None) -> str:
+        """The command for a cache of the dataset that has a recipe's signals, and what the first cache has, if there is one.
+
+        `teacher`: whose it is where there is none.
+        """
+        folder, signals = str(self.documents.folder), RECIPES[recipe]
+        if self.caches:
+            first = self.caches[0]
+            return first.command(dataset=folder, signals=(*dict.fromkeys((*first.config.signals, *signals)),))
+        teacher = ModelConfig(model="MODEL") if teacher is None else teacher
+        return commands.cache_teacher(CacheConfig(dataset=folder, teacher=teacher, signals=signals, response_only=True))
 
     @property
     def rows(self) -> int:

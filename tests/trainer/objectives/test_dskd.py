@@ -241,7 +241,7 @@ def test_a_product_of_what_is_left_out_is_refused(options):
 def test_embeddings_that_are_not_as_wide_as_states_are_refused():
     problem = TwoTokenizers()
     problem.teacher_embeddings = Embeddings(torch.randn(31, 3, dtype=torch.float64))
-    with pytest.raises(UsageError, match="3 features and its last states 7;"):
+    with pytest.raises(UsageError, match=r"3 features and its last states 7; .*`cache-teacher --recipe dskd-eta`"):
         term_of(problem, "dskd")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from cached_batches import CHUNKS, ROWS, TOP, WORDS, assert_same_batch, command_in, needing, source_of
 from schemas import files
+from schemas.config import ModelConfig
 from schemas.errors import UsageError
 from schemas.manifest import read_manifest, same_tokens
 from schemas.training import PairConfig
@@ -218,6 +219,18 @@ def test_what_cross_tokenizer_terms_need_and_no_cache_has(make_cache, prepared, 
     command = command_in(error)
     assert f"--signals {signal}" in command
     assert ("--set response_only=true" in command) == (need != "embeddings")
+
+
+def test_a_cache_for_another_method(make_cache, prepared, command, tmp_path):
+    documents, cache = Documents(prepared), make_cache(**TOP)
+    told = Caches([cache], documents).command("dskd-eta")
+    assert told == f"mta-prep cache-teacher --config {cache}/config.yaml --signals relations,final,argmax -o OTHER"
+    code, _, error = command(*told.replace("OTHER", str(tmp_path / "other")).split()[1:], "--dry-run")
+    assert code == 0, error
+    teacher = ModelConfig(model="TEACHER")
+    assert Caches([], documents).command("dskd", teacher) == (
+        f"mta-prep cache-teacher {prepared} --teacher TEACHER --signals final,embeddings --set response_only=true -o OTHER"
+    )
 
 
 def test_more_likeliest_tokens_than_a_cache_has(make_cache, prepared):
