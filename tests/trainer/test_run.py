@@ -56,6 +56,7 @@ SPACES = {
     "dwa": {"divergence": "fkl"},
     "dskd": {"gate": "none"},
     "dskd_eta": {"gate": "none"},
+    "soft_dtw": {"weight": 0.2, "gamma": {"start": 2.0, "end": 0.8}},
     "span_cos": {"layers": [{"student": 1, "teacher": 2}, {"student": 2, "teacher": 4}], "delta": True},
     "span_geometry": {"weight": 50},
     "span_kl": {"reduce": "mean"},
