@@ -207,6 +207,19 @@ def after(logits, head):
 def divergence(name, p, q):
     """Of two rows of logits, differentiable in the second."""
     p, q = p.detach().softmax(0), q.softmax(0)
+    if name == "tvd":
+        return (p - q).abs().sum() / 2
+    if name == "js":
+        return (_kl(p, (p + q) / 2) + _kl(q, (p + q) / 2)) / 2
+    if name == "akl":
+        rising = p.argsort()
+        tail = rising[p[rising].cumsum(0) <= 0.5]
+        gaps = (p - q).abs().detach()
+        share = gaps[tail].sum() / gaps.sum()
+        return (1 - share) * _kl(p, q) + share * _kl(q, p)
     mixed = {"sfkl": 0.1 * p + 0.9 * q, "srkl": 0.9 * p + 0.1 * q}.get(name)
-    first, second = {"fkl": (p, q), "rkl": (q, p), "sfkl": (p, mixed), "srkl": (q, mixed)}[name]
+    return _kl(*{"fkl": (p, q), "rkl": (q, p), "sfkl": (p, mixed), "srkl": (q, mixed)}[name])
+
+
+def _kl(first, second):
     return (first * (first.log() - second.log())).sum()

@@ -15,7 +15,15 @@ from schemas.columns import Granularity
 from schemas.errors import UsageError, nearest
 from trainer.objectives.base import Objective, Setting
 from trainer.objectives.cross_entropy import CrossEntropy
-from trainer.objectives.divergence import ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL
+from trainer.objectives.divergence import (
+    AdaptiveKL,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    SkewedForwardKL,
+    SkewedReverseKL,
+    TotalVariation,
+)
 from trainer.objectives.dskd import DualSpace, WeightedDualSpace
 from trainer.objectives.dskd_eta import AlignedDualSpace
 from trainer.objectives.fdd import FeatureDynamics
@@ -31,6 +39,9 @@ REGISTRY: Final[dict[str, type[Objective]]] = {
     "rkl": ReverseKL,
     "sfkl": SkewedForwardKL,
     "srkl": SkewedReverseKL,
+    "akl": AdaptiveKL,
+    "js": JensenShannon,
+    "tvd": TotalVariation,
     "fdd": FeatureDynamics,
     "dsa": StructuralAlignment,
     "hidden": HiddenAlignment,

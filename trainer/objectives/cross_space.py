@@ -6,63 +6,40 @@ teacher's, it is the other way round, and everything is a constant but the proje
 projection, distributions are compared over the tokens that both vocabularies have: `shared_ids`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Final, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from trainer.maths.divergence import SKEWS, Name, Rule, divergence, rule_of
 from trainer.maths.ragged import at_least_float32
 from trainer.models.head import Head
 from trainer.models.row_losses import Evaluate, Gradients, Stream, accumulate, exact
 from trainer.objectives.base import Options, Setting
-from trainer.objectives.divergence import (
-    Rule,
-    divergence,
-    forward_kl,
-    reverse_kl,
-    skewed_forward_kl,
-    skewed_reverse_kl,
-)
-
-Name = Literal["fkl", "rkl", "sfkl", "srkl"]
-
-_RULES: Final[dict[str, Callable[..., tuple[Tensor, Tensor]]]] = {
-    "fkl": forward_kl,
-    "rkl": reverse_kl,
-    "sfkl": skewed_forward_kl,
-    "srkl": skewed_reverse_kl,
-}
-_SKEWED: Final = frozenset({"sfkl", "srkl"})
 
 
 class CrossSpaceOptions(Options):
     """Options of every term of the family."""
 
     divergence: Name = "fkl"  # in the student's space
-    skew: float | None = Field(default=None, gt=0, lt=1)  # λ of `sfkl` and `srkl`; None: 0.1
+    skew: float | None = Field(default=None, gt=0, lt=1)  # λ of `sfkl` and `srkl`, None: 0.1; of `js`, None: 0.5
     temperature: float = Field(default=2.0, gt=0)  # of the divergences, on both sides
     teacher_space: bool = True  # else the student's space alone
 
-    default_skew: ClassVar[float] = 0.1
-
     @model_validator(mode="after")
     def _skew_is_used(self) -> "CrossSpaceOptions":
-        if self.skew is not None and self.divergence not in _SKEWED:
-            raise ValueError(f"`skew` belongs to `divergence: sfkl` and `srkl`, not to `{self.divergence}`")
+        if self.skew is not None and self.divergence not in SKEWS:
+            raise ValueError(f"`skew` belongs to `divergence: sfkl`, `srkl` and `js`, not to `{self.divergence}`")
         return self
 
     @property
     def rule(self) -> Rule:
         """The divergence of the student's space."""
-        rule = _RULES[self.divergence]
-        if self.divergence in _SKEWED:
-            return partial(rule, skew=self.default_skew if self.skew is None else self.skew)
-        return rule
+        return rule_of(self.divergence, self.skew)
 
 
 def diverging(

@@ -4,6 +4,13 @@
     rkl     KL(q ‖ p)                     MiniLLM, Gu et al. 2024, arXiv 2306.08543
     sfkl    KL(p ‖ λp + (1 − λ)q)         DistiLLM, Ko et al. 2024, arXiv 2402.03898
     srkl    KL(q ‖ (1 − λ)p + λq)         the same; λ is `skew`
+    akl     (g_h KL(p ‖ q) + g_t KL(q ‖ p)) / (g_h + g_t)         Wu et al. 2024, arXiv 2404.02657
+    js      λ KL(p ‖ m) + (1 − λ) KL(q ‖ m), m = λp + (1 − λ)q    f-DISTILL, Wen et al. 2023, arXiv 2307.15190
+    tvd     ½ Σ |p − q|                                           the same
+
+In `akl`, the head are the fewest likeliest tokens of p that together have half of the probability, the tail all others; g_h and
+g_t are Σ |p − q| over each, as constants. Of tokens that are exactly as likely as the head's last, each is in it by its share.
+In `js`, λ is ½ by default; DistiLLM's is `skew: 0.1`.
 
 `temperature` divides the logits of both sides. The loss is not multiplied by its square, by which Hinton keeps its weight
 against another loss: that is what `weight` is for. p comes from one of two sources:
@@ -11,14 +18,15 @@ against another loss: that is what `weight` is for. p comes from one of two sour
     final   the teacher's last states through its output matrix: exact. Output matrices for the same tokens may be padded
             to different sizes: both distributions are cut to the smaller one, and renormalised
     topk    the likeliest tokens keep their probabilities, all others are one event with the rest, on both sides: exact
-            when all are kept. A token that the student's matrix lacks is cut, and the others are renormalised
+            when all are kept. A token that the student's matrix lacks is cut, and the others are renormalised. The others are
+            in the tail of `akl`, all of them, unless the k have less than half of the probability: then all in its head
 
-Where p is 0, as with tokens that a teacher masks, all but `rkl` are finite, and that is merely huge.
+Where p is 0, as with tokens that a teacher masks, all but `rkl` and `akl` are finite, and those are merely huge.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,18 +34,23 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from trainer.maths.divergence import (
+    LOG_ZERO,
+    SKEWS,
+    adaptive_kl,
+    divergence,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    skewed_forward_kl,
+    skewed_reverse_kl,
+    total_variation,
+)
 from trainer.objectives.base import LogitObjective, Logits, Needs, Options
-
-#: A logarithm as good as −∞: its exponential is 0; but 0 times it is 0, and its difference from itself.
-_LOG_ZERO: Final = -1e30
-#: A ratio counts as e^80 at most. Beyond, the event's smaller probability, and all that it adds, is below e^-80.
-_FAR: Final = 80.0
-
-Rule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # log q, log p -> divergence, its derivative by log q
 
 
 class DivergenceOptions(Options):
-    """Options of `fkl` and `rkl`."""
+    """Options of `fkl`, `rkl`, `akl` and `tvd`."""
 
     source: Literal["final", "topk"] = "final"
     temperature: float = Field(default=1.0, gt=0)
@@ -52,14 +65,25 @@ class DivergenceOptions(Options):
 class SkewedOptions(DivergenceOptions):
     """Options of `sfkl` and `srkl`."""
 
-    skew: float = Field(default=0.1, gt=0, lt=1)  # λ
+    skew: float = Field(default=SKEWS["srkl"], gt=0, lt=1)  # λ
+
+
+class JensenShannonOptions(DivergenceOptions):
+    """Options of `js`."""
+
+    skew: float = Field(default=SKEWS["js"], gt=0, lt=1)  # λ
 
 
 class Divergence(LogitObjective):
     """A divergence of q and p over events: every token, or k of them and the rest."""
 
     options: ClassVar[type[Options]] = DivergenceOptions
-    rule: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # of log q, log p, and λ where there is one
+    rule: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # of log q, log p, and `arguments`
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the rule takes besides."""
+        return {}
 
     def needs(self) -> Needs:
         """The source of p."""
@@ -79,7 +103,7 @@ class Divergence(LogitObjective):
         self, log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"]
     ) -> Float[Tensor, " positions"]:
         """Of log-probabilities."""
-        return divergence(log_q, log_p, type(self).rule)
+        return divergence(log_q, log_p, partial(type(self).rule, **self.arguments))
 
 
 class SkewedDivergence(Divergence):
@@ -87,11 +111,10 @@ class SkewedDivergence(Divergence):
 
     options: ClassVar[type[Options]] = SkewedOptions
 
-    def divergence(
-        self, log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"]
-    ) -> Float[Tensor, " positions"]:
-        """Of log-probabilities."""
-        return divergence(log_q, log_p, partial(type(self).rule, skew=self.config.skew))
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """λ"""
+        return {"skew": self.config.skew}
 
 
 def common_events(
@@ -118,78 +141,16 @@ def topk_events(
     missing = logits.topk_indices >= size
     index = logits.topk_indices.clamp_max(size)
     # a place more, for tokens that the student lacks
-    student = F.pad(logits.student, (0, 1), value=_LOG_ZERO)
+    student = F.pad(logits.student, (0, 1), value=LOG_ZERO)
     log_q = student.gather(1, index)
     likeliest = logits.topk_logprobs.to(log_q)
-    log_p = likeliest.masked_fill(missing, _LOG_ZERO)
+    log_p = likeliest.masked_fill(missing, LOG_ZERO)
     if count < size:
-        others = student.scatter(1, index, _LOG_ZERO).logsumexp(1, keepdim=True)
+        others = student.scatter(1, index, LOG_ZERO).logsumexp(1, keepdim=True)
         left = 1 - likeliest.exp().sum(1, keepdim=True)
         log_q = torch.cat([log_q, others], 1)
         log_p = torch.cat([log_p, left.clamp_min(torch.finfo(left.dtype).eps).log()], 1)
     return log_q.log_softmax(1), log_p.log_softmax(1)
-
-
-class _Divergence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, log_q: Tensor, log_p: Tensor, rule: Rule) -> Tensor:
-        value, derivative = rule(log_q, log_p)
-        ctx.save_for_backward(derivative)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("divergences can be differentiated only once: no `create_graph`")
-        (derivative,) = ctx.saved_tensors
-        return derivative * by_value[:, None], None, None
-
-
-def divergence(
-    log_q: Float[Tensor, "positions events"], log_p: Float[Tensor, "positions events"], rule: Rule
-) -> Float[Tensor, " positions"]:
-    """The divergence that a rule gives, differentiable in log q; p is constant."""
-    value: Tensor = _Divergence.apply(log_q, log_p, rule)  # type: ignore[no-untyped-call]
-    return value
-
-
-# Rules: each with its derivative by log q. On matrices as wide as a vocabulary what costs is the passes over memory, of
-# which this needs half as many as differentiating step by step; hence also the operations in place.
-
-
-def forward_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(p ‖ q) = Σ p (log p − log q)."""
-    p = log_p.exp()
-    log_ratio = (log_p - log_q).clamp_(min=_LOG_ZERO)
-    return torch.linalg.vecdot(p, log_ratio), p.neg_()
-
-
-def reverse_kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(q ‖ p) = Σ q (log q − log p)."""
-    q = log_q.exp()
-    log_ratio = (log_q - log_p).clamp_(max=-_LOG_ZERO)
-    return torch.linalg.vecdot(q, log_ratio), log_ratio.add_(1).mul_(q)
-
-
-def skewed_forward_kl(log_q: Tensor, log_p: Tensor, skew: float) -> tuple[Tensor, Tensor]:
-    """KL(p ‖ m) = −Σ p log(m/p), m = λp + (1 − λ)q."""
-    p = log_p.exp()
-    ratio = (log_q - log_p).clamp_(max=_FAR).exp_()
-    mixture = torch.add(ratio.new_full((), skew), ratio, alpha=1 - skew)  # m/p
-    value = -torch.linalg.vecdot(p, mixture.log())
-    return value, ratio.mul_(p).div_(mixture).mul_(skew - 1)
-
-
-def skewed_reverse_kl(log_q: Tensor, log_p: Tensor, skew: float) -> tuple[Tensor, Tensor]:
-    """KL(q ‖ m) = −Σ q log(m/q), m = (1 − λ)p + λq."""
-    q = log_q.exp()
-    weight = q.new_full((), skew)
-    mixture = (log_p - log_q).clamp_(max=_FAR).exp_()
-    mixture = torch.add(weight, mixture, alpha=1 - skew)  # m/q
-    log_mixture = mixture.log()
-    value = -torch.linalg.vecdot(q, log_mixture)
-    # q (1 − log(m/q) − λq/m)
-    return value, torch.addcmul(q, q, log_mixture.addcdiv_(weight, mixture), value=-1)
 
 
 class ForwardKL(Divergence):
@@ -214,3 +175,27 @@ class SkewedReverseKL(SkewedDivergence):
     """KL(q ‖ (1 − λ)p + λq)."""
 
     rule = staticmethod(skewed_reverse_kl)
+
+
+class AdaptiveKL(Divergence):
+    """KL(p ‖ q) and KL(q ‖ p), by how far q is from p in the head of p, and in its tail."""
+
+    rule = staticmethod(adaptive_kl)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Whether the last event is all others."""
+        return {"rest": self.config.source == "topk"}
+
+
+class JensenShannon(SkewedDivergence):
+    """λ KL(p ‖ m) + (1 − λ) KL(q ‖ m), m = λp + (1 − λ)q: at most log 2."""
+
+    options: ClassVar[type[Options]] = JensenShannonOptions
+    rule = staticmethod(jensen_shannon)
+
+
+class TotalVariation(Divergence):
+    """½ Σ |p − q|: at most 1."""
+
+    rule = staticmethod(total_variation)

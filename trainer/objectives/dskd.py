@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from schemas.errors import UsageError
 from trainer.batches.batch import Batch, TeacherTokens
+from trainer.maths.divergence import Name, forward_kl
 from trainer.maths.ragged import at_least_float32, normalize_rows, spread, sum_rows
 from trainer.models.head import Head
 from trainer.models.row_losses import entropies
@@ -62,7 +63,6 @@ from trainer.objectives.base import (
     Weighed,
 )
 from trainer.objectives.cross_space import CrossSpaceOptions, Divergences, LikeliestTokens, diverging, teacher_space
-from trainer.objectives.divergence import forward_kl
 
 #: Documents that the dataset's scales are of.
 SCALE_ROWS: Final = 1000
@@ -91,7 +91,7 @@ class DualSpaceOptions(CrossSpaceOptions):
 class WeightedOptions(DualSpaceOptions):
     """Options of `dwa`."""
 
-    divergence: Literal["fkl", "rkl", "sfkl", "srkl"] = "srkl"
+    divergence: Name = "srkl"
     gate: Gate = "confidence"
     student_weight: Literal["entropy", "none"] = "entropy"  # beside the gate
     teacher_weight: Literal["certainty", "none"] = "certainty"

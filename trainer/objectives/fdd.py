@@ -20,8 +20,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from trainer.maths.divergence import divergence, forward_kl
 from trainer.objectives.base import LogitObjective, Logits, Needs, Options, Setting
-from trainer.objectives.divergence import common_events, divergence, forward_kl
+from trainer.objectives.divergence import common_events
 from trainer.objectives.layers import LayerOptions, LayerTerm
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from schemas.errors import UsageError
 from schemas.training import LayerPair
 from trainer.batches.batch import Batch, SpanTargets
+from trainer.maths.divergence import forward_kl
 from trainer.maths.geometry import relations
 from trainer.maths.ragged import at_least_float32, spread, sum_rows
 from trainer.maths.triangle import pair_rows, unit_pairs
@@ -47,7 +48,6 @@ from trainer.objectives.base import (
     TeacherRows,
 )
 from trainer.objectives.cross_space import Divergences, shared_ids
-from trainer.objectives.divergence import forward_kl
 from trainer.objectives.hidden import misalignment
 
 #: What the weights of a document's pairs of spans count as at least.

@@ -80,6 +80,9 @@ CASES = [
     ("dwa", {}),
     ("dwa", {"divergence": "sfkl", "normalise": "product"}),
     ("dwa", {"student_weight": "none"}),
+    ("dskd", {"divergence": "js"}),
+    ("dskd", {"divergence": "tvd", "gate": "none"}),
+    ("dwa", {"divergence": "akl"}),
     ("dskd", {"top": TOP}),
     ("dwa", {"top": TOP - 2}),
     ("dwa", {"teacher_weight": "none", "gate": "none"}),
@@ -236,6 +239,12 @@ def test_a_run_that_goes_on_has_the_scales_it_began_with():
 def test_a_product_of_what_is_left_out_is_refused(options):
     with pytest.raises(UsageError, match="`normalise: product` is of entropy and gate"):
         term_of(TwoTokenizers(), "dwa", normalise="product", **options)
+
+
+def test_a_mixture_is_of_divergences_that_have_one():
+    with pytest.raises(UsageError, match="`skew` belongs to `divergence: sfkl`, `srkl` and `js`, not to `tvd`"):
+        term_of(TwoTokenizers(), "dskd", divergence="tvd", skew=0.2)
+    assert term_of(TwoTokenizers(), "dskd", divergence="js", skew=0.2).config.rule.keywords == {"skew": 0.2}
 
 
 def test_embeddings_that_are_not_as_wide_as_states_are_refused():

@@ -59,7 +59,16 @@ def plain(problem, term):
 
 
 @pytest.mark.parametrize("capped", [{}, {"soft_cap": 3.0, "scale": 0.7}], ids=["plain", "capped"])
-@pytest.mark.parametrize("options", [{}, {"divergence": "srkl", "gate": "none", "temperature": 1.5}, {"count": "kept"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"divergence": "srkl", "gate": "none", "temperature": 1.5},
+        {"divergence": "akl", "gate": "none"},
+        {"divergence": "tvd", "gate": "none"},
+        {"count": "kept"},
+    ],
+)
 def test_against_a_plain_loop(options, capped):
     problem = aligned(TwoTokenizers(**capped))
     term = term_of(problem, **options)

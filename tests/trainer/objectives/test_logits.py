@@ -1,7 +1,7 @@
 """Losses on logits against plain float64 loops over tokens and vocabulary, written from the equations."""
 
 import math
-from functools import partial
+from itertools import permutations
 
 import pytest
 import torch
@@ -10,24 +10,31 @@ from hypothesis import strategies as st
 
 from schemas.errors import UsageError
 from schemas.training import PairConfig
+from trainer.maths.divergence import SKEWS, adaptive_kl, divergence, in_head, rule_of
 from trainer.objectives.base import Logits, Needs, Setting
 from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.objectives.divergence import (
+    AdaptiveKL,
     ForwardKL,
+    JensenShannon,
     ReverseKL,
     SkewedForwardKL,
     SkewedReverseKL,
-    divergence,
-    forward_kl,
-    reverse_kl,
-    skewed_forward_kl,
-    skewed_reverse_kl,
+    TotalVariation,
 )
 from trainer.objectives.fdd import FeatureDynamics
 
 ROUNDING = 2.0**-24
 PAIRS = tuple(PairConfig(student=s, teacher=t, granularity="chunks") for s, t in ((2, 4), (3, 6), (4, 8)))
-DIVERGENCES = {"fkl": ForwardKL, "rkl": ReverseKL, "sfkl": SkewedForwardKL, "srkl": SkewedReverseKL}
+DIVERGENCES = {
+    "fkl": ForwardKL,
+    "rkl": ReverseKL,
+    "sfkl": SkewedForwardKL,
+    "srkl": SkewedReverseKL,
+    "akl": AdaptiveKL,
+    "js": JensenShannon,
+    "tvd": TotalVariation,
+}
 
 
 def term(kind, pairs=PAIRS, **options):
@@ -56,37 +63,68 @@ def mix(share, a, b):
     return [share * x + (1 - share) * y for x, y in zip(a, b, strict=True)]
 
 
-EQUATIONS = {
-    "fkl": lambda p, q, _skew: kl(p, q),
-    "rkl": lambda p, q, _skew: kl(q, p),
-    "sfkl": lambda p, q, skew: kl(p, mix(skew, p, q)),
-    "srkl": lambda p, q, skew: kl(q, mix(1 - skew, p, q)),
+def forward_share(p, q, rest):
+    """g_h / (g_h + g_t) of `akl`: the tail are the least likely events with half of the probability at most; `rest`: whether the
+    last event is all others together, each of them less likely than any of those before."""
+    rising = sorted(range(len(p) - rest), key=lambda event: p[event])
+    gaps, tail = [abs(x - y) for x, y in zip(p, q, strict=True)], []
+    for event in ([len(p) - 1] if rest else []) + rising:
+        if math.fsum(p[other] for other in [*tail, event]) > 0.5:
+            break
+        tail.append(event)
+    whole = math.fsum(gaps)
+    return 1 - math.fsum(gaps[event] for event in tail) / whole if whole else 1.0
+
+
+def adaptive(p, q, rest):
+    share = forward_share(p, q, rest)
+    return share * kl(p, q) + (1 - share) * kl(q, p)
+
+
+def jensen_shannon(p, q, skew):
+    mixture = mix(skew, p, q)
+    return skew * kl(p, mixture) + (1 - skew) * kl(q, mixture)
+
+
+EQUATIONS = {  # of p, q, λ, and whether the last event is the rest
+    "fkl": lambda p, q, _skew, _rest: kl(p, q),
+    "rkl": lambda p, q, _skew, _rest: kl(q, p),
+    "sfkl": lambda p, q, skew, _rest: kl(p, mix(skew, p, q)),
+    "srkl": lambda p, q, skew, _rest: kl(q, mix(1 - skew, p, q)),
+    "akl": lambda p, q, _skew, rest: adaptive(p, q, rest),
+    "js": lambda p, q, skew, _rest: jensen_shannon(p, q, skew),
+    "tvd": lambda p, q, _skew, _rest: math.fsum(abs(x - y) for x, y in zip(p, q, strict=True)) / 2,
 }
 
 
-def slow(name, student, teacher, temperature=1.0, skew=0.1):
+def slow(name, student, teacher, temperature=1.0, skew=None):
     size = min(student.shape[1], teacher.shape[1])
+    skew = SKEWS.get(name) if skew is None else skew
     return torch.tensor(
         [
-            EQUATIONS[name](softmax(t[:size], temperature), softmax(s[:size], temperature), skew)
+            EQUATIONS[name](softmax(t[:size], temperature), softmax(s[:size], temperature), skew, False)
             for s, t in zip(student.tolist(), teacher.tolist(), strict=True)
         ],
         dtype=torch.float64,
     )
 
 
-def slow_topk(name, student, indices, logprobs, skew=0.1):
-    """Events: the k tokens, and all others as one."""
-    found = []
+def events(student, indices, logprobs):
+    """p and q at each position, of the k tokens and all others as one event; and whether there are others."""
     for row, kept, log_p in zip(student.tolist(), indices.tolist(), logprobs.tolist(), strict=True):
         everything = softmax(row)
         p = [math.exp(x) for x in log_p]
         q = [everything[token] for token in kept]
-        if len(kept) < len(row):
+        rest = len(kept) < len(row)
+        if rest:
             p.append(1 - math.fsum(p))
             q.append(math.fsum(x for token, x in enumerate(everything) if token not in kept))
-        found.append(EQUATIONS[name](p, q, skew))
-    return torch.tensor(found, dtype=torch.float64)
+        yield p, q, rest
+
+
+def slow_topk(name, student, indices, logprobs):
+    values = [EQUATIONS[name](p, q, SKEWS.get(name), rest) for p, q, rest in events(student, indices, logprobs)]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def slow_fdd(inner, teacher_inner, temperature, trajectory):
@@ -131,6 +169,17 @@ def assert_derivative(function, at):
     assert torch.autograd.gradcheck(function, (at.clone().requires_grad_(),), eps=1e-6, atol=1e-8, rtol=1e-6)
 
 
+def assert_derivative_of(name, function, at, shares):
+    """Of `function(name)`. What `akl` takes for constants, `shares`, finite differences do not: they are of its two parts."""
+    if name != "akl":
+        assert_derivative(function(name), at)
+        return
+    x = at.clone().requires_grad_()
+    expected = shares @ function("fkl")(x) + (1 - shares) @ function("rkl")(x)
+    found = [torch.autograd.grad(value, x)[0] for value in (function("akl")(x).sum(), expected)]
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-14)
+
+
 @st.composite
 def problems(draw):
     """Logits of both sides, float64, in sizes and spreads of every kind."""
@@ -144,7 +193,7 @@ def problems(draw):
 def test_divergences_are_their_equations(problem, temperature, skew):
     student, teacher = problem
     for name, kind in DIVERGENCES.items():
-        skewed = {"skew": skew} if name.startswith("s") else {}
+        skewed = {"skew": skew} if name in SKEWS else {}
         objective = term(kind, temperature=temperature, **skewed)
         expected = slow(name, student, teacher, temperature, skew)
         found = objective.per_token(logits_of(student, teacher))
@@ -161,29 +210,95 @@ def test_divergences_are_their_equations(problem, temperature, skew):
 @pytest.mark.parametrize(("size", "teacher_size"), [(9, 9), (9, 11), (11, 9)])
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_derivatives_of_divergences(name, size, teacher_size, temperature):
-    objective, teacher = term(DIVERGENCES[name], temperature=temperature), normal(3, teacher_size, seed=1)
-    assert_derivative(lambda x: objective.per_token(logits_of(x, teacher)), normal(3, size))
+    student, teacher, cut = normal(3, size), normal(3, teacher_size, seed=1), min(size, teacher_size)
+    shares = [
+        forward_share(softmax(p[:cut], temperature), softmax(q[:cut], temperature), False)
+        for p, q in zip(teacher.tolist(), student.tolist(), strict=True)
+    ]
+
+    def function(name):
+        objective = term(DIVERGENCES[name], temperature=temperature)
+        return lambda x: objective.per_token(logits_of(x, teacher))
+
+    assert_derivative_of(name, function, student, torch.tensor(shares, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [forward_kl, reverse_kl, partial(skewed_forward_kl, skew=0.1), partial(skewed_reverse_kl, skew=0.1)],
-    ids=list(DIVERGENCES),
-)
-def test_derivatives_by_log_probabilities(rule):
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_derivatives_by_log_probabilities(name):
     """Each by itself, which a softmax behind them would partly hide."""
-    log_p = normal(3, 9, seed=1).log_softmax(1)
-    assert_derivative(lambda x: divergence(x, log_p, rule), normal(3, 9).log_softmax(1))
+    log_p, log_q = normal(3, 9, seed=1).log_softmax(1), normal(3, 9).log_softmax(1)
+    shares = [forward_share(p, q, False) for p, q in zip(log_p.exp().tolist(), log_q.exp().tolist(), strict=True)]
+    assert_derivative_of(
+        name,
+        lambda name: lambda x: divergence(x, log_p, rule_of(name)),
+        log_q,
+        torch.tensor(shares, dtype=torch.float64),
+    )
+
+
+def test_divergences_of_the_oracle():
+    p, q = torch.tensor([[0.6, 0.3, 0.1]]), torch.tensor([[0.2, 0.5, 0.3]])
+    expected = {"fkl": 0.396058, "rkl": 0.365274, "akl": 0.380666, "js": 0.091121, "tvd": 0.4}
+    for name, value in expected.items():
+        assert float(divergence(q.log(), p.log(), rule_of(name))) == pytest.approx(value, abs=1e-6)
+    # DistiLLM's: 0.9 KL(q ‖ m) + 0.1 KL(p ‖ m), m = 0.1p + 0.9q
+    m = [0.24, 0.48, 0.28]
+    skewed = 0.9 * kl([0.2, 0.5, 0.3], m) + 0.1 * kl([0.6, 0.3, 0.1], m)
+    assert float(divergence(q.log(), p.log(), rule_of("js", 0.1))) == pytest.approx(skewed, abs=1e-6)
+
+
+def test_akl_of_equally_likely_tokens_is_its_mean_over_their_orders():
+    p, q = [0.3, 0.3, 0.3, 0.1], [0.1, 0.5, 0.15, 0.25]
+    orders = [
+        forward_share([x + 1e-9 * order.index(event) for event, x in enumerate(p)], q, False)
+        for order in permutations(range(4))
+    ]
+    share = math.fsum(orders) / len(orders)
+    found, _ = adaptive_kl(*(torch.tensor([each], dtype=torch.float64).log() for each in (q, p)))
+    assert float(found) == pytest.approx(share * kl(p, q) + (1 - share) * kl(q, p), rel=1e-6)
+    assert max(orders) - min(orders) > 0.05
+
+
+def test_a_head_of_many_tokens():
+    """Of a row without likely tokens beside one with a single one: as a sort finds it."""
+    p = torch.cat([normal(3, 1000, scale=0.1), normal(3, 1000, scale=8.0, seed=1)]).softmax(1)
+    order = p.sort(1, descending=True)
+    before = order.values.cumsum(1) - order.values
+    expected = torch.zeros_like(p).scatter(1, order.indices, (before < 0.5).to(p))
+    assert torch.equal(in_head(p), expected)
+    assert expected.sum(1).min() < 10
+    assert expected.sum(1).max() > 400
 
 
 @pytest.mark.parametrize("k", [1, 3, 8, 9])
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_topk_is_its_equation(name, k):
     student, teacher = normal(4, 9), normal(4, 9, seed=1)
-    objective, kept = term(DIVERGENCES[name], source="topk"), best(teacher, k)
+    kept = best(teacher, k)
+
+    def function(name):
+        objective = term(DIVERGENCES[name], source="topk")
+        return lambda x: objective.per_token(logits_of(x, **kept))
+
     expected = slow_topk(name, student, kept["topk_indices"], kept["topk_logprobs"])
-    torch.testing.assert_close(objective.per_token(logits_of(student, **kept)), expected, rtol=1e-10, atol=1e-14)
-    assert_derivative(lambda x: objective.per_token(logits_of(x, **kept)), student)
+    torch.testing.assert_close(function(name)(student), expected, rtol=1e-10, atol=1e-14)
+    shares = [forward_share(*of_row) for of_row in events(student, kept["topk_indices"], kept["topk_logprobs"])]
+    assert_derivative_of(name, function, student, torch.tensor(shares, dtype=torch.float64))
+
+
+def test_akl_of_topk_has_the_head_of_all_tokens():
+    """The rest is likelier than some of the k, but each of its tokens is not."""
+    teacher = torch.tensor([[0.35, 0.2, 0.05, 0.04, *[0.036] * 10]], dtype=torch.float64).log()
+    student = normal(1, 14)
+    p, q = teacher[0].exp().tolist(), softmax(student[0].tolist())
+    gaps = [abs(x - y) for x, y in zip(p, q, strict=True)]
+    rest = abs(math.fsum(p[4:]) - math.fsum(q[4:]))
+    assert forward_share(p, q, False) == pytest.approx(sum(gaps[:2]) / sum(gaps), rel=1e-12)
+    share = sum(gaps[:2]) / (sum(gaps[:4]) + rest)
+    assert next(forward_share(*each) for each in events(student, *best(teacher, 4).values())) == pytest.approx(share)
+    found = term(AdaptiveKL, source="topk").per_token(logits_of(student, **best(teacher, 4)))
+    parts = [slow_topk(name, student, *best(teacher, 4).values()) for name in ("fkl", "rkl")]
+    torch.testing.assert_close(found, share * parts[0] + (1 - share) * parts[1], rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -219,10 +334,10 @@ def test_topk_of_a_token_that_the_student_lacks(name):
         logits_of(
             student,
             topk_indices=torch.tensor([[7, 2, 0]]),
-            topk_logprobs=torch.tensor([[0.5, 0.25, 0.125]], dtype=torch.float64).log(),
+            topk_logprobs=torch.tensor([[0.5, 0.3, 0.1]], dtype=torch.float64).log(),
         )
     )
-    kept = torch.tensor([[2, 0]]), torch.tensor([[0.5, 0.25]], dtype=torch.float64).log()
+    kept = torch.tensor([[2, 0]]), torch.tensor([[0.6, 0.2]], dtype=torch.float64).log()
     torch.testing.assert_close(found.detach(), slow_topk(name, student.detach(), *kept), rtol=1e-10, atol=1e-14)
     assert torch.autograd.grad(found.sum(), student)[0].isfinite().all()
 
@@ -239,13 +354,14 @@ def test_extreme_logits_are_finite(name, source):
     assert gradient.isfinite().all()
     # the others' probability counts as 2^-23 at least, and their logarithm is off by as much as 1e4
     assert float(found[1].detach()) == pytest.approx(0, abs=1e4 * 2.0**-23 if source == "topk" else 1e-30)
-    if name.startswith("s"):
-        torch.testing.assert_close(found[2].detach(), torch.tensor(math.log(10)), rtol=1e-5, atol=0)
+    bounds = {"sfkl": math.log(10), "srkl": math.log(10), "js": math.log(2), "tvd": 1.0}
+    if name in bounds:
+        torch.testing.assert_close(found[2].detach(), torch.tensor(bounds[name]), rtol=1e-5, atol=0)
     elif source == "final":
         assert float(found[2].detach()) == pytest.approx(2e4, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["fkl", "sfkl", "srkl"])
+@pytest.mark.parametrize("name", ["fkl", "sfkl", "srkl", "js", "tvd"])
 def test_tokens_that_the_teacher_masks(name):
     student, teacher = normal(3, 7), normal(3, 7, seed=1)
     teacher[:, 2] = -math.inf
@@ -334,6 +450,9 @@ def test_divergences_ask_for_their_source(name):
         (SkewedReverseKL, {"skew": 0}, "`skew`: input should be greater than 0"),
         (SkewedReverseKL, {"skew": 1}, "`skew`: input should be less than 1"),
         (ReverseKL, {"temperature": 0}, "`temperature`"),
+        (AdaptiveKL, {"skew": 0.1}, "unknown key `skew`"),
+        (JensenShannon, {"skew": 1.5}, "`skew`: input should be less than 1"),
+        (TotalVariation, {"source": "topk", "temperature": 2}, "take `source: final`"),
         (FeatureDynamics, {"layers": []}, "`layers`"),
     ],
 )
