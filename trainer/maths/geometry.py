@@ -131,23 +131,14 @@ def pool(
     A unit whose weights add up to nothing is the plain mean. Costs O(span tokens · d) time and O((tokens + units) · d)
     memory: a sparse product that copies no hidden state, though nested spans hold each token many times over.
     """
-    rows, token = span_tokens(spans, len(hidden), hidden.device)
+    rows, token = _span_tokens(spans, len(hidden), hidden.device)
     states = at_least_float32(hidden)
-    return weighted_sums(states, token, normalize_rows(weights.to(states.dtype)[token], rows), rows)
-
-
-def weighted_sums(
-    states: Float[Tensor, "tokens hidden"],
-    token: Int64[Tensor, " members"],
-    shares: Float[Tensor, " members"],
-    rows: Int64[Tensor, " pointers"],
-) -> Float[Tensor, "spans hidden"]:
-    """Σ of the states of each span's tokens, times their shares. `token`, `rows`: of `span_tokens`."""
+    shares = normalize_rows(weights.to(states.dtype)[token], rows)
     offsets = rows.to(states.device, non_blocking=True)
-    sums: Tensor = F.embedding_bag(
+    pooled: Tensor = F.embedding_bag(
         token, states, offsets, mode="sum", per_sample_weights=shares, include_last_offset=True
     )
-    return sums
+    return pooled
 
 
 def unit_weights(
@@ -158,7 +149,7 @@ def unit_weights(
     For some of the units only: `normalize_rows(unit_weights(…)[index], rows of those)`.
     """
     check_pointers(rows, len(spans))
-    members, token = span_tokens(spans, len(weights), weights.device)
+    members, token = _span_tokens(spans, len(weights), weights.device)
     return normalize_rows(sum_rows(weights[token], members), rows)
 
 
@@ -214,7 +205,7 @@ def _check_spans(spans: Tensor, tokens: int) -> None:
         raise ValueError(f"every span must hold at least one of the batch's {tokens} tokens and no others")
 
 
-def span_tokens(spans: Tensor, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _span_tokens(spans: Tensor, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The tokens of every span one after the other, on `device`, and the pointers of each span's tokens."""
     _check_spans(spans, tokens)
     rows = pointers(spans[:, 1] - spans[:, 0])

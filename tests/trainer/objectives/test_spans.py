@@ -11,6 +11,7 @@ from schemas.errors import UsageError
 from trainer.batches.batch import SpanLayer, SpanTargets
 from trainer.maths.ragged import pointers
 from trainer.maths.spans import LearntSpans
+from trainer.models import head, row_losses
 from trainer.objectives import build
 from trainer.objectives.base import StateObjective
 from two_tokenizers import DOCUMENTS, STUDENT, STUDENT_VOCABULARY, TEACHER, TEACHER_VOCABULARY, TwoTokenizers, after
@@ -274,10 +275,8 @@ def same_model(documents):
         problem.teacher_states[theirs] = problem.states[mine].detach()
         problem.teacher_paid[theirs] = problem.paid[mine]
     problem.fill()
-    head = problem.head
-    problem.teacher_head = replace(
-        problem.teacher_head, weight=head.weight.detach(), bias=head.bias.detach(), soft_cap=None, scale=None
-    )
+    own = {"weight": problem.head.weight.detach(), "bias": problem.head.bias.detach()}
+    problem.teacher_head = replace(problem.teacher_head, **own, soft_cap=None, scale=None)
     return problem
 
 
@@ -336,11 +335,23 @@ def test_ids_do_not_matter():
     orders = [torch.randperm(count) for count in (STUDENT_VOCABULARY, TEACHER_VOCABULARY)]
     for parameter in (problem.head.weight, problem.head.bias):
         parameter.data = parameter.data[orders[0]]
-    head = problem.teacher_head
-    problem.teacher_head = replace(head, weight=head.weight[orders[1]], bias=head.bias[orders[1]])
+    problem.teacher_head = problem.teacher_head.of(orders[1])
     places = [order.argsort() for order in orders]
     problem.shared = torch.stack([places[0][SHARED[:, 0]], places[1][SHARED[:, 1]]], 1)
     torch.testing.assert_close(problem.value(problem.term("span_kl")), value, rtol=1e-12, atol=0)
+
+
+def test_some_spans_at_a_time_are_all_of_them(monkeypatch):
+    problem = Spanned(**CAPPED)
+    term = problem.term("span_kl", reduce="mean")
+    whole = problem.value(term)
+    expected = problem.gradients(whole, term)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", 3 * len(SHARED))
+    monkeypatch.setattr(row_losses, "IN_CACHE", 2 * len(SHARED))
+    parted = problem.value(term)
+    torch.testing.assert_close(parted, whole, rtol=1e-12, atol=0)
+    for leaf, gradient in problem.gradients(parted, term).items():
+        torch.testing.assert_close(gradient, expected[leaf], rtol=1e-10, atol=1e-14, msg=leaf)
 
 
 @pytest.mark.parametrize("documents", [(((2, 0), (1, 3)),), ()])
