@@ -69,16 +69,17 @@ def skewed_forward_kl(log_q: Tensor, log_p: Tensor, skew: float) -> tuple[Tensor
     return value, ratio.mul_(p).div_(mixture).mul_(skew - 1)
 
 
-def skewed_reverse_kl(log_q: Tensor, log_p: Tensor, skew: float) -> tuple[Tensor, Tensor]:
-    """KL(q ‖ m) = −Σ q log(m/q), m = (1 − λ)p + λq."""
+def skewed_reverse_kl(log_q: Tensor, log_p: Tensor, skew: float, detach_mixture: bool = False) -> tuple[Tensor, Tensor]:
+    """KL(q ‖ m) = −Σ q log(m/q), m = (1 − λ)p + λq, which may be a constant."""
     q = log_q.exp()
     weight = q.new_full((), skew)
     mixture = (log_p - log_q).clamp_(max=_FAR).exp_()
     mixture = torch.add(weight, mixture, alpha=1 - skew)  # m/q
     log_mixture = mixture.log()
     value = -torch.linalg.vecdot(q, log_mixture)
-    # q (1 − log(m/q) − λq/m)
-    return value, torch.addcmul(q, q, log_mixture.addcdiv_(weight, mixture), value=-1)
+    # q (1 − log(m/q) − λq/m), of which the last is of the mixture
+    change = log_mixture if detach_mixture else log_mixture.addcdiv_(weight, mixture)
+    return value, torch.addcmul(q, q, change, value=-1)
 
 
 def adaptive_kl(log_q: Tensor, log_p: Tensor, rest: bool = False) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,11 @@
 
 In `akl`, the head are the fewest likeliest tokens of p that together have half of the probability, the tail all others; g_h and
 g_t are Σ |p − q| over each, as constants. Of tokens that are exactly as likely as the head's last, each is in it by its share.
-In `js`, λ is ½ by default; DistiLLM's is `skew: 0.1`.
+In `js`, λ is ½ by default; DistiLLM's is `skew: 0.1`. In `srkl` with `detach_mixture`, m is a constant, as DistiLLM-2 (Ko et al.
+2025, arXiv 2503.07067) has it.
+
+A term is the mean over response tokens. With `reduce: document` it is the mean over documents of their tokens' means, so that
+a long response counts no more than a short one.
 
 `temperature` divides the logits of both sides. The loss is not multiplied by its square, by which Hinton keeps its weight
 against another loss: that is what `weight` is for. p comes from one of two sources:
@@ -24,7 +28,7 @@ against another loss: that is what `weight` is for. p comes from one of two sour
 Where p is 0, as with tokens that a teacher masks, all but `rkl` and `akl` are finite, and those are merely huge.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -34,6 +38,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from trainer.batches.batch import Batch
 from trainer.maths.divergence import (
     LOG_ZERO,
     SKEWS,
@@ -46,7 +51,8 @@ from trainer.maths.divergence import (
     skewed_reverse_kl,
     total_variation,
 )
-from trainer.objectives.base import LogitObjective, Logits, Needs, Options
+from trainer.maths.ragged import at_least_float32, normalize_rows
+from trainer.objectives.base import Aside, LogitObjective, Logits, Needs, Options
 
 
 class DivergenceOptions(Options):
@@ -54,6 +60,7 @@ class DivergenceOptions(Options):
 
     source: Literal["final", "topk"] = "final"
     temperature: float = Field(default=1.0, gt=0)
+    reduce: Literal["token", "document"] = "token"  # mean over all tokens, or over documents of theirs
 
     @model_validator(mode="after")
     def _known(self) -> "DivergenceOptions":
@@ -63,9 +70,16 @@ class DivergenceOptions(Options):
 
 
 class SkewedOptions(DivergenceOptions):
-    """Options of `sfkl` and `srkl`."""
+    """Options of `sfkl`."""
+
+    skew: float = Field(default=SKEWS["sfkl"], gt=0, lt=1)  # λ
+
+
+class SkewedReverseOptions(DivergenceOptions):
+    """Options of `srkl`."""
 
     skew: float = Field(default=SKEWS["srkl"], gt=0, lt=1)  # λ
+    detach_mixture: bool = False  # no gradient through m
 
 
 class JensenShannonOptions(DivergenceOptions):
@@ -89,8 +103,25 @@ class Divergence(LogitObjective):
         """The source of p."""
         return Needs(final=self.config.source == "final", topk=self.config.source == "topk")
 
+    def denominators(self, batch: Batch) -> Float[Tensor, " parts"]:
+        """The number of response tokens, or of documents that have any."""
+        if self.config.reduce == "token":
+            return super().denominators(batch)
+        return torch.tensor([int((batch.position_rows.diff() > 0).sum())], dtype=torch.float64)
+
+    def aside(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch) -> Aside | None:
+        """With `reduce: document`, each position's share in its document's mean."""
+        if self.config.reduce == "token":
+            return None
+        ones = at_least_float32(states[max(states)].new_ones(len(batch.positions)))
+        return Aside(at_positions={"shares": normalize_rows(ones, batch.position_rows)})
+
     def per_token(self, logits: Logits) -> Float[Tensor, " positions"]:
-        """The divergence at each position."""
+        """The divergence at each position, times its share where documents are averaged."""
+        losses = self._losses(logits)
+        return losses if self.config.reduce == "token" else losses * logits.at_positions[self]["shares"]
+
+    def _losses(self, logits: Logits) -> Float[Tensor, " positions"]:
         if self.config.source == "topk":
             return self.divergence(*topk_events(logits))
         assert logits.teacher is not None
@@ -174,7 +205,13 @@ class SkewedForwardKL(SkewedDivergence):
 class SkewedReverseKL(SkewedDivergence):
     """KL(q ‖ (1 − λ)p + λq)."""
 
+    options: ClassVar[type[Options]] = SkewedReverseOptions
     rule = staticmethod(skewed_reverse_kl)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """λ, and whether the mixture is a constant."""
+        return {**super().arguments, "detach_mixture": self.config.detach_mixture}
 
 
 class AdaptiveKL(Divergence):

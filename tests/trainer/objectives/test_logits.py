@@ -380,6 +380,35 @@ def test_a_student_like_its_teacher_has_nothing_to_learn(name):
     assert float(gradient.abs().max()) < 16 * ROUNDING
 
 
+def test_mixtures_of_the_oracle():
+    """p = [.5, .5], q = [.9, .1]."""
+    log_p, log_q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    assert float(divergence(log_q, log_p, rule_of("sfkl", 0.1))) == pytest.approx(0.365321, abs=1e-6)
+    assert float(divergence(log_q, log_p, rule_of("srkl", 0.1))) == pytest.approx(0.307137, abs=1e-6)
+
+
+@pytest.mark.parametrize("source", ["final", "topk"])
+def test_a_mixture_that_is_a_constant(source):
+    """The same value; by a logit q (ln(q/m) − L), as finite differences have it of KL(q ‖ m) where m stays as it is."""
+    student, teacher = normal(3, 6).requires_grad_(), normal(3, 6, seed=1)
+    logits = logits_of(student, teacher, **best(teacher, 6))
+    found, whole = (
+        term(SkewedReverseKL, source=source, detach_mixture=wanted).per_token(logits) for wanted in (True, False)
+    )
+    assert torch.equal(found, whole)
+    (gradient,) = torch.autograd.grad(found.sum(), student, retain_graph=True)
+    for row, (s, t) in enumerate(zip(student.tolist(), teacher.tolist(), strict=True)):
+        p, q = softmax(t), softmax(s)
+        m = mix(0.9, p, q)
+        expected = [x * (math.log(x / y) - kl(q, m)) for x, y in zip(q, m, strict=True)]
+        assert gradient[row].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-14)
+        for token in range(6):
+            moved = [softmax([x + way * (each == token) for each, x in enumerate(s)]) for way in (1e-5, -1e-5)]
+            slope = (kl(moved[0], m) - kl(moved[1], m)) / 2e-5
+            assert float(gradient[row, token]) == pytest.approx(slope, rel=1e-6, abs=1e-9)
+    assert not torch.allclose(gradient, torch.autograd.grad(whole.sum(), student)[0], rtol=1e-3)
+
+
 def test_second_derivatives_are_refused():
     student = normal(2, 5).requires_grad_()
     found = term(SkewedReverseKL).per_token(logits_of(student, normal(2, 5, seed=1)))
@@ -448,6 +477,7 @@ def test_divergences_ask_for_their_source(name):
         (ForwardKL, {"skew": 0.1}, "unknown key `skew`"),
         (ForwardKL, {"source": "topk", "temperature": 2}, "take `source: final`"),
         (SkewedReverseKL, {"skew": 0}, "`skew`: input should be greater than 0"),
+        (SkewedForwardKL, {"detach_mixture": True}, "unknown key `detach_mixture`"),
         (SkewedReverseKL, {"skew": 1}, "`skew`: input should be less than 1"),
         (ReverseKL, {"temperature": 0}, "`temperature`"),
         (AdaptiveKL, {"skew": 0.1}, "unknown key `skew`"),

@@ -15,6 +15,7 @@ from trainer.batches.batch import Batch, LayerTargets
 from trainer.maths.ragged import pointers
 from trainer.models import head, row_losses
 from trainer.models.head import Head
+from trainer.objectives import REGISTRY
 from trainer.objectives.base import Logits, Setting
 from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.objectives.divergence import ForwardKL, ReverseKL, SkewedForwardKL, SkewedReverseKL
@@ -450,3 +451,52 @@ def test_losses_of_a_head_match_a_loop():
         expected += math.log(math.fsum(map(math.exp, row))) - row[target]
     assert float(values[0]) == pytest.approx(expected, rel=1e-12)
     assert float(loss.detach()) == pytest.approx(expected / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["fkl", "srkl", "akl", "tvd"])
+@pytest.mark.parametrize("source", ["final", "topk"])
+def test_documents_count_alike_whatever_micro_batches_they_are_in(name, source):
+    """`reduce: document`: the mean over documents of their tokens' means; one without a response is none."""
+    problem, sizes = Problem(), [6, 1, 0, 4]
+    objective = term(REGISTRY[name], source=source, reduce="document")
+
+    def value(documents, divided_by):
+        bounds = pointers(sizes).tolist()
+        rows = slice(bounds[documents.start], bounds[documents.stop])
+        counts = pointers(sizes[documents])
+        batch = Batch(
+            documents=torch.arange(len(counts) - 1),
+            ids=problem.targets[rows],
+            rows=counts,
+            positions=torch.arange(rows.stop - rows.start),
+            position_rows=counts,
+            targets=problem.targets[rows],
+            final=problem.final[rows],
+            topk_indices=problem.topk_indices[rows],
+            topk_logprobs=problem.topk_logprobs[rows].float(),
+        )
+        counted.append(float(objective.denominators(batch)))
+        states = {LAST: problem.hidden[rows]}
+        asides = {objective: objective.aside(states, batch)}
+        work = LogitWork.of(batch, states, [objective], [1 / divided_by], problem.teacher, asides)
+        return problem.head(problem.hidden[rows], work)[0]
+
+    counted = []
+    whole = value(slice(0, 4), 3)
+    parts = value(slice(0, 1), 3) + value(slice(1, 4), 3)
+    assert counted == [3, 1, 2]
+    alone = term(REGISTRY[name], source=source)
+    logits = Logits(
+        problem.head(problem.hidden),
+        problem.targets,
+        {},
+        problem.teacher.logits(problem.final),
+        topk_indices=problem.topk_indices,
+        topk_logprobs=problem.topk_logprobs.float(),
+    )
+    means = [each.mean() for each in alone.per_token(logits).split(sizes) if len(each)]
+    expected = sum(means) / len(means)
+    for found in (whole, parts):
+        assert_same(found.detach(), expected.detach())
+        gradients = (torch.autograd.grad(each, problem.leaves[:3], retain_graph=True) for each in (found, expected))
+        assert_same(*gradients)
