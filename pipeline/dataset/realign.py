@@ -21,6 +21,7 @@ from pipeline.dataset.prepare import load_tokenizers
 from pipeline.dataset.rows import ROW_COLUMNS, stored_rows
 from pipeline.dataset.seal import DATASET, Outcome
 from pipeline.read.records import RAW_LIMIT, Rejected
+from pipeline.read.template import require_no_prompt_limit
 from pipeline.shards import pool
 from pipeline.shards.publish import publish
 from schemas import console
@@ -186,9 +187,9 @@ def realign(
             "dataset of conversations."
         )
     changed = tuple(side for side in SIDES if side in sides)
-    for template in (getattr(config, side).template for side in changed):
-        if template is not None:
-            require_known(template)
+    for settings in (getattr(config, side) for side in changed if not rendered):
+        require_known(settings.template)
+        require_no_prompt_limit(settings)
     stage = RealignStage(config, changed)
     pool.settle_torch()
     sample = open_shard(dataset, before.shards[0], ROW_COLUMNS, content=True).slice(0, AUDIT_ROWS)

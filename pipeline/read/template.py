@@ -24,7 +24,7 @@ from pipeline.read.records import Record
 from pipeline.text import Rendered
 from schemas.alpaca import ALPACA, ALPACA_WITH_INPUT
 from schemas.columns import SIDES
-from schemas.config import FieldsConfig, Form, ParseConfig
+from schemas.config import FieldsConfig, Form, ParseConfig, SideConfig
 from schemas.errors import UsageError, nearest
 from schemas.part_names import names_of
 from schemas.ready_made import ready_made
@@ -74,15 +74,20 @@ def resolve_templates(config: ParseConfig) -> ParseConfig:
                 f"Template {name!r} renders prompts, so both sides must have it (--template). A template of the {side} "
                 "alone renders conversations, and uses `add_generation_prompt`."
             )
-        if getattr(config, side).max_prompt_length is not None:
-            raise UsageError(
-                "--max-prompt-length is for single prompts; a conversation is cut at its end, by --max-length."
-            )
+        require_no_prompt_limit(getattr(config, side))
     own: dict[str, Any] = {
         side: getattr(config, side).model_copy(update={"template": "native" if name == "auto" else name})
         for side, name in chosen.items()
     }
     return config.model_copy(update={"template": "auto", **own})
+
+
+def require_no_prompt_limit(side: SideConfig) -> None:
+    """Raises `UsageError` if a side of conversations has a limit that only single prompts can have."""
+    if side.max_prompt_length is not None:
+        raise UsageError(
+            "--max-prompt-length is for single prompts; a conversation is cut at its end, by --max-length."
+        )
 
 
 def _known(name: str) -> str:

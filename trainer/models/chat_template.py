@@ -6,14 +6,15 @@ rewrites them, leaves them out, or refuses a conversation rejects the row in its
 
 What a template may be told in more ways than one: a call's arguments are given as a mapping, and as JSON text where the
 template fails with it or does not show it; the same holds for a message with calls alone, whose content is left away, and
-else "". `strftime_now` tells a fixed date, for a dataset must not depend on the day on which it is made.
+else "". Reasoning is given as `reasoning_content`, or under the name by which the template asks for it.
+`strftime_now` tells a fixed date, for a dataset must not depend on the day on which it is made.
 """
 
 import datetime
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -38,6 +39,8 @@ from trainer.models.chat_placing import LEFT_OUT, MisfitError, Shown, placed
 __all__ = ["BUILT_IN", "ChatTemplate", "Layout"]
 
 #: A template that names any of these knows reasoning, and may leave it out where a model never sees it.
+#: Keys under which templates look for the reasoning of a message, the usual one first.
+_REASONING_KEYS: Final = ("reasoning_content", "thinking", "reasoning")
 _KNOWS_REASONING: Final = re.compile(r"reasoning_content|thinking|</think>")
 _ASKS_DATE: Final = "strftime_now"
 #: Directives of `strftime` that say something of a date; the time is midnight.
@@ -152,14 +155,16 @@ class ChatTemplate:
         return marks_for(conversation, chain(contents, [conversation.to_json()], self._templates.values()))
 
     def _knows_reasoning(self, conversation: Conversation) -> bool:
-        return _KNOWS_REASONING.search(self._chosen(conversation.tools)) is not None
+        template = self._chosen(conversation.tools)
+        return _reasoning_key(template) is not None or _KNOWS_REASONING.search(template) is not None
 
     def _apply(self, messages: Messages, tools: Sequence[Any], add_generation_prompt: bool) -> str:
         """The one place that renders. Raises `RowError` with the template's own words."""
+        key = _reasoning_key(self._chosen(tools)) or _REASONING_KEYS[0]
         try:
             with limited(), _in_our_sandbox():
                 rendered = self._tokenizer.apply_chat_template(
-                    list(messages),
+                    [_renamed(message, key) for message in messages],
                     tools=list(tools) or None,
                     chat_template=self._dated(self._chosen(tools)),
                     add_generation_prompt=add_generation_prompt,
@@ -221,6 +226,17 @@ def _in_our_sandbox() -> Iterator[None]:
         yield
     finally:
         setattr(chat_template_utils, _SANDBOX, usual)
+
+
+def _reasoning_key(template: str) -> str | None:
+    """Under which key of a message the template looks for reasoning; None where it looks under none."""
+    looks_under = (key for key in _REASONING_KEYS if re.search(rf"\.{key}\b|['\"]{key}['\"]", template))
+    return next(looks_under, None)
+
+
+def _renamed(message: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The message with its reasoning under that key."""
+    return {key if name == _REASONING_KEYS[0] else name: value for name, value in message.items()}
 
 
 def require_known(name: str) -> None:

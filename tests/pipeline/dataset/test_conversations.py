@@ -137,6 +137,17 @@ def test_another_template_needs_no_parsing(made, tmp_path, contents):
     assert rows_of(out).keys() | {"chat-009", "chat-010"} == rows_of(made(**NATIVE)).keys()
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [({"max_prompt_length": 5}, "for single prompts"), ({"template": "nope"}, "'nope' is neither built")],
+)
+def test_another_side_is_refused_what_conversations_have_not(made, tmp_path, values, told):
+    student = {"student": {"tokenizer": "embedded:bytelevel-bpe"} | values}
+    with pytest.raises(UsageError, match=told):
+        realign(made(**NATIVE), tmp_path / "out", student, None, workers=1, overwrite=False, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_rendered_dataset_has_no_template_to_change(prepared, tmp_path):
     with pytest.raises(UsageError, match="are rendered, so no template can be changed"):
         realign(

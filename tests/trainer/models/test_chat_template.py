@@ -131,6 +131,24 @@ def test_a_content_that_is_not_shown_as_it_stands_rejects_the_row(tokenizer, tex
         native(tokenizer, text).layout(conversation(("user", "short"), ("assistant", "longer than nine")))
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_given_under_the_name_that_the_template_asks_for(tokenizer, key):
+    template = native(
+        tokenizer,
+        "{% for m in messages %}{% if loop.last and not add_generation_prompt and 'KEY' in m %}"
+        "{{ '<analysis>' + m.KEY + '</analysis>' }}{% endif %}{{ m['content'] + '<|end|>' }}{% endfor %}"
+        "{# a word of reasoning is no name of it #}".replace("KEY", key),
+    )
+    row = conversation(
+        ("user", "a"), ("assistant", "b", {"reasoning": "R"}), ("user", "c"), ("assistant", "d", {"reasoning": "S"})
+    )
+    layout = check(template, row)
+    messages = [{key if name == "reasoning_content" else name: said[name] for name in said} for said in row.filled()]
+    assert layout.text == template._tokenizer.apply_chat_template(messages, tokenize=False)
+    assert layout.text == "a<|end|>b<|end|>c<|end|><analysis>S</analysis>d<|end|>"
+    assert template.prompt(row.before(3)) == "a<|end|>b<|end|>c<|end|>"
+
+
 def test_reasoning_is_left_out_by_templates_that_know_it_alone(tokenizer):
     row = conversation(
         ("user", "a"), ("assistant", "b", {"reasoning": "R"}), ("user", "c"), ("assistant", "d", {"reasoning": "S"})
