@@ -134,7 +134,7 @@ class TextFile:
                     yield line, row
         except OSError as error:
             what = f"the {codec} data is damaged or cut short" if codec else "it cannot be read further"
-            where = f"after the row on line {line}" if line else "at its start"
+            where = f"after the row on line {line}" if line else "before any row was read"
             raise UserError(f"{self.name}: {what} {where} ({error}). Fetch or write the file anew.") from None
 
 

@@ -1,19 +1,20 @@
 """A file as a stream of UTF-8 bytes: decompressed, freed of its byte order mark, hashed while it is read.
 
-gzip is pyarrow's, zstd the standard library's (as backported): both read members and frames that follow each other, and
-report a stream that ends too early, which `zstandard.stream_reader` passes over in silence. To decompress zstd takes as
+Both codecs are the standard library's (zstd as backported): they read members and frames that follow each other, also behind
+the zeros with which gzip may be padded, where pyarrow's gzip stops; and report a stream that ends too early, which
+`zstandard.stream_reader` passes over in silence. To decompress zstd takes as
 much memory as the frame's window. Windows up to 2 GiB are read, the largest that the format's own tools write
 (`zstd --long=31`); pyarrow takes none over 128 MiB. The memory is used as it fills: a small file needs little of it.
 """
 
+import gzip
 import hashlib
 import io
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, cast
-
-import pyarrow as pa
 
 from schemas.errors import ResourceError, UserError
 
@@ -62,6 +63,22 @@ class HashedFile(io.RawIOBase):
         return self._digest.hexdigest()
 
 
+class _Gzip(io.RawIOBase):
+    """Decompressed gzip, whose errors are `OSError`s as those of a file are."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        self._members = gzip.GzipFile(fileobj=cast("io.BufferedIOBase", file))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self._members.readinto(buffer)
+        except (zlib.error, EOFError) as error:
+            raise OSError(str(error)) from None
+
+
 class _Zstd(io.RawIOBase):
     """Decompressed zstd, whose errors are `OSError`s as those of a file are."""
 
@@ -95,7 +112,7 @@ def text_stream(file: io.RawIOBase, compression: str | None, name: str) -> Itera
     """
     raw: Any = file
     if compression == "gzip":
-        raw = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), compression)
+        raw = _Gzip(file)
     elif compression == "zstd":
         raw = _Zstd(file, name)
     with io.BufferedReader(raw, BUFFER) as stream:

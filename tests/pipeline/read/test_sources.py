@@ -401,6 +401,21 @@ def test_damaged_compression_is_told(name: str, damage: str) -> None:
         list(only(name).read())
 
 
+@pytest.mark.parametrize("zeros", [1, 512, 300_000])
+def test_gzip_may_be_padded_with_zeros(zeros: int) -> None:
+    """As tapes and blocks of fixed size leave it, and `gzip -d` reads it; also between members."""
+    lines = gzip.compress(json_lines(ROWS).encode())
+    padded = lines + bytes(zeros) + lines + bytes(zeros)
+    Path("a.jsonl.gz").write_bytes(padded)
+    assert fields(only("a.jsonl.gz")) == ROWS * 2
+    described = only("a.jsonl.gz").describe()
+    assert (described.rows, described.bytes) == (2 * len(ROWS), len(padded))
+    assert described.sha256 == hashlib.sha256(padded).hexdigest()
+    Path("a.jsonl.gz").write_bytes(padded + b"x")
+    with pytest.raises(UserError, match=r"damaged or cut short before any row was read \(Not a gzipped file"):
+        only("a.jsonl.gz").describe()
+
+
 def long_window(content: bytes, log: int) -> bytes:
     """A zstd frame whose header tells a window of 2**log bytes, as of a stream that `zstd --long=LOG` was given."""
     options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.checksum_flag: 1}
