@@ -234,7 +234,8 @@ def finish(outcome: Any, out: Path, allow_rejected: bool, as_json: bool, before:
     from pipeline.dataset import report
 
     if as_json:
-        console.emit_json({"out": str(out), **outcome.manifest.model_dump(mode="json")})
+        warnings = report.warnings_of(outcome.manifest, out, before)
+        console.emit_json({"out": str(out), **outcome.manifest.model_dump(mode="json"), "warnings": warnings})
     else:
         report.show_outcome(outcome, out, before)
     rows = outcome.manifest.rows_in if before is None else before.rows_out

@@ -35,19 +35,19 @@ def show_outcome(outcome: Outcome, out: Path, before: Manifest | None = None) ->
     assert manifest is not None
     if outcome.already_finished:
         console.stdout.print(f"{out} is already finished: this very run was done before. Nothing to do.")
-        return
-    show_rows(manifest)
-    show_alignment(manifest)
-    console.stdout.print(
-        f"Written to {out}: {counted(len(manifest.shards), 'shard')}, {console.size(_bytes(manifest))}."
-    )
-    console.stdout.print(f"Look at it: {shlex.join(['mta-prep', 'inspect', str(out)])}")
-    warnings = [*warnings_of(manifest, out), *(carried_losses(before, manifest, out) if before else ())]
-    for warning in warnings:
+        show_rows(manifest)
+    else:
+        show_rows(manifest)
+        show_alignment(manifest)
+        console.stdout.print(
+            f"Written to {out}: {counted(len(manifest.shards), 'shard')}, {console.size(_bytes(manifest))}."
+        )
+        console.stdout.print(f"Look at it: {shlex.join(['mta-prep', 'inspect', str(out)])}")
+    for warning in warnings_of(manifest, out, before):
         console.stderr.print(Text(warning, "yellow"))
 
 
-def carried_losses(before: Manifest, manifest: Manifest, out: Path) -> list[str]:
+def _carried_losses(before: Manifest, manifest: Manifest, out: Path) -> list[str]:
     """Of a dataset aligned anew: rows that the earlier run left out, which stay so, and how they would be tried again."""
     lost = {side: 0 for side in SIDES if before.tokenizers[side] != manifest.tokenizers[side]}
     for side in lost:
@@ -63,8 +63,8 @@ def carried_losses(before: Manifest, manifest: Manifest, out: Path) -> list[str]
     return [told]
 
 
-def warnings_of(manifest: Manifest, out: Path) -> list[str]:
-    """What a person should look at before using a dataset."""
+def warnings_of(manifest: Manifest, out: Path, before: Manifest | None = None) -> list[str]:
+    """What a person should look at before using a dataset; `before`: of the dataset that it was made from, if it was."""
     warnings = []
     lost = sum(manifest.rejected.values()) + sum(manifest.dropped.values())
     if lost:
@@ -89,7 +89,7 @@ def warnings_of(manifest: Manifest, out: Path) -> list[str]:
             f"{counted(repeated['rows'], 'row')} with the id of an earlier row (of {examples}): "
             "`mta-prep inspect --id` shows the first."
         )
-    return warnings
+    return warnings + (_carried_losses(before, manifest, out) if before else [])
 
 
 def _bytes(manifest: Manifest) -> int:

@@ -193,6 +193,10 @@ def test_standard_input_gives_what_the_file_gives(sample_file, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+def without_progress(err):
+    return [line for line in err.splitlines() if " rows/s, " not in line]
+
+
 def test_rows_left_out_count_in_the_exit_code_and_are_told(command, tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [
@@ -209,6 +213,12 @@ def test_rows_left_out_count_in_the_exit_code_and_are_told(command, tmp_path):
     assert "Not read: `text` in 1 row." in out
     assert f"1 row left out; see {tmp_path / 'dropped' / 'rejected.jsonl'}" in err.replace("\n", "")
     assert command(*long, "-o", tmp_path / "dropped", "--allow-rejected")[0] == 0
+    again, out_again, err_again = command(*long, "-o", tmp_path / "dropped")
+    assert (again, err_again.splitlines()) == (6, without_progress(err))
+    assert "already finished" in out_again
+    assert out_again.partition("\n")[2] == out[out.index("2 rows in") : out.index("Units and")]
+    told = json.loads(command(*long, "-o", tmp_path / "dropped", "--json")[1])["warnings"]
+    assert told == without_progress(err)
 
     code, _, _ = command("parse", path, *TOKENIZERS, "--workers", 1, "-o", tmp_path / "whole")
     assert code == 0
@@ -221,6 +231,10 @@ def test_rows_left_out_count_in_the_exit_code_and_are_told(command, tmp_path):
     code, _, err = command(*same, "-o", tmp_path / "same")
     assert code == 0
     assert "1 row the earlier run had left out already" in " ".join(err.split())
+    assert command(*same, "-o", tmp_path / "same")[2].splitlines() == without_progress(err)
+    code, out, nothing = command(*same, "-o", tmp_path / "same", "--json")
+    assert (code, nothing) == (0, "")
+    assert json.loads(out)["warnings"] == without_progress(err)
     # which the earlier teacher refused, and is not tried again by another student
     assert "tries them again" not in err
     other = ["align", tmp_path / "dropped", "--teacher", "embedded:bytelevel-bpe", "--workers", 1]
