@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from schemas.rows import UNPAIRED, RowError, Unusable, holds_something, type_of, unpaired_surrogate
+from schemas.rows import RowError, Unusable, holds_something, require_paired, type_of
 
 #: Far deeper than what a tool takes, and far from where Python's own stack ends.
 _DEEPEST: Final = 100
@@ -102,8 +102,7 @@ def _check(value: Any, what: str, where: str, depth: int = 0) -> None:
         for inner in value:
             _check(inner, what, where, depth + 1)
     elif isinstance(value, str):
-        if surrogate := unpaired_surrogate(value):
-            raise RowError(UNPAIRED, ", ".join(filter(None, (f"{surrogate} in {what}", where))))
+        require_paired(value, what, where)
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise RowError(f"{what} holds a number that is not finite", where)

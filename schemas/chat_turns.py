@@ -11,7 +11,7 @@ from typing import Any, Final
 from schemas.chat_tools import calls_of
 from schemas.conversations import Content, ContentRole
 from schemas.part_names import MEDIA, first_among
-from schemas.rows import UNPAIRED, RowError, Unusable, holds_something, listed, type_of, unpaired_surrogate
+from schemas.rows import RowError, Unusable, holds_something, listed, require_paired, type_of
 
 _ROLE_KEYS: Final = ("role", "from")
 _CONTENT_KEYS: Final = ("content", "value")
@@ -114,8 +114,7 @@ def string(value: Any, what: str, where: str = "") -> str:
         return ""
     if not isinstance(value, str):
         raise RowError(f"{what} is {type_of(value)}, text is wanted", where)
-    if surrogate := unpaired_surrogate(value):
-        raise RowError(UNPAIRED, ", ".join(filter(None, (f"{surrogate} in {what}", where))))
+    require_paired(value, what, where)
     return value
 
 

@@ -57,6 +57,12 @@ def unpaired_surrogate(text: str) -> str | None:
     return None
 
 
+def require_paired(text: str, what: str, where: str = "") -> None:
+    """Raises `RowError` for text with an unpaired surrogate, which UTF-8 cannot hold."""
+    if (surrogate := unpaired_surrogate(text)) is not None:
+        raise RowError(UNPAIRED, ", ".join(filter(None, (f"{surrogate} in {what}", where))))
+
+
 def unusable_in(value: Any) -> Unusable | None:
     """The first value in `value`, itself included, that is unusable."""
     if isinstance(value, Unusable):

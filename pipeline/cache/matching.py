@@ -21,8 +21,9 @@ from schemas.config import ModelConfig, ParseConfig
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.rows import Reason
+from trainer.models.chat_template import NoTemplateError
 from trainer.models.hub import ModelFiles, first_line, locate
-from trainer.models.tokenizer import TOKENIZER_FILES, load_tokenizer
+from trainer.models.tokenizer import TOKENIZER_FILES
 from trainer.teacher.shape import TeacherShape
 
 #: Rows that are tokenized again, spread over the dataset.
@@ -94,17 +95,13 @@ def _tokenizer(source: ModelFiles, teacher: ModelConfig, config: ParseConfig) ->
     if name.is_dir() and not any((name / file).is_file() for file in TOKENIZER_FILES):
         return without
     side = config.teacher.model_copy(update={"tokenizer": source.name, "revision": source.revision})
-    if (
-        side.template == "native"
-        and not load_tokenizer(
-            side.tokenizer, side.revision, f"The teacher's tokenizer {side.tokenizer!r}"
-        ).chat_template
-    ):
+    try:
+        return open_tokenizer("teacher", side, config), None
+    except NoTemplateError:
         return (
             f"{teacher.model} comes without a chat template, so the dataset's tokens were not compared with those that it "
             "would read."
         )
-    return open_tokenizer("teacher", side, config), None
 
 
 def _of_gguf(source: ModelFiles, config: ParseConfig) -> tuple[OffsetTokenizer, Any]:

@@ -18,14 +18,14 @@ from jaxtyping import Int32, Int64
 
 from pipeline.read.contents import learnt_turns
 from pipeline.read.offsets import TokenRanges
-from pipeline.read.tokenizers import UNTRACED, Encoding, OffsetTokenizer, Piece, encodable
+from pipeline.read.tokenizers import UNTRACED, Encoding, OffsetTokenizer, Piece
 from pipeline.text import Rendered
 from schemas import embedded
 from schemas.columns import MISSING, Side
 from schemas.config import Learn, ParseConfig, SideConfig
 from schemas.conversations import Conversation
 from schemas.errors import UserError
-from schemas.rows import Reason, RowError
+from schemas.rows import UNPAIRED, Reason, RowError, unpaired_surrogate
 from trainer.maths.characters import code_points, is_space
 from trainer.models.chat_ending import ending_of
 from trainer.models.chat_refusal import explained
@@ -114,7 +114,8 @@ class ChatTokenizer(OffsetTokenizer):
         except RowError as error:
             reason = explained(error, row.conversation, self.template.layout, "mta-prep parse")
             return Reason(f"{self.side}: {reason.kind}", reason.detail)
-        return layout if encodable(layout.text) else Reason(f"{self.side}: the template makes an unpaired surrogate")
+        whole = unpaired_surrogate(layout.text) is None
+        return layout if whole else Reason(f"{self.side}: the template makes an {UNPAIRED}")
 
     def _placed(self, row: Rendered, layout: Layout, piece: Piece) -> Encoding | Reason:
         assert row.conversation is not None

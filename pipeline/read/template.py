@@ -28,7 +28,7 @@ from schemas.config import FieldsConfig, Form, ParseConfig, SideConfig
 from schemas.errors import UsageError, nearest
 from schemas.part_names import names_of
 from schemas.ready_made import ready_made
-from schemas.rows import UNPAIRED, RowError, unpaired_surrogate
+from schemas.rows import RowError, require_paired
 from trainer.models.built_in_templates import BUILT_IN as BUILT_IN_OF_CHATS
 
 _PLACES: Final = {"instruction": "{{ instruction }}", "input": "{{ input }}"}
@@ -161,8 +161,7 @@ class Renderer:
             if self._plain:
                 prompt = ready_made(prompt, response)
         text = prompt + response
-        if found := unpaired_surrogate(text):  # which a template can make of none
-            raise RowError(UNPAIRED, f"{found} in the text")
+        require_paired(text, "the text")  # a template can make such of none
         own = parts.id()
         unused = parts.left_out()
         responses = ((len(prompt), len(text)),)

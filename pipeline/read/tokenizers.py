@@ -28,7 +28,7 @@ from pipeline.text import Rendered
 from schemas.columns import MISSING, Side
 from schemas.config import SideConfig
 from schemas.errors import UserError
-from schemas.rows import Reason
+from schemas.rows import UNPAIRED, Reason, unpaired_surrogate
 from trainer.maths.characters import code_points, is_space
 
 #: Words whose tokens the library keeps; fewer than its default cost no measurable time and bound memory.
@@ -207,7 +207,7 @@ class OffsetTokenizer:
     def _encode_rows(self, rows: Sequence[Rendered], counts: Counter[str]) -> list[tuple[Piece, Piece] | Reason]:
         """Prompt and response of each row, or why the row is refused."""
         texts, response_starts = [row.text for row in rows], [row.response_start for row in rows]
-        whole = [encodable(text) for text in texts]
+        whole = [unpaired_surrogate(text) is None for text in texts]
         safe = [text if good else "" for text, good in zip(texts, whole, strict=True)]
         cut = list(zip(safe, response_starts, strict=True))
         opening = self.pieces(self.backend, [text[:start] if start else text for text, start in cut], counts)
@@ -215,7 +215,7 @@ class OffsetTokenizer:
         pieces: list[tuple[Piece, Piece] | Reason] = []
         for good, start, first, second in zip(whole, response_starts, opening, continuing, strict=True):
             if not good:
-                pieces.append(Reason(f"{self.side}: text holds an unpaired surrogate"))
+                pieces.append(Reason(f"{self.side}: text holds an {UNPAIRED}"))
             elif first is None or second is None:
                 pieces.append(Reason(f"{self.side}: {UNTRACED}"))
             else:
@@ -322,12 +322,3 @@ class OffsetTokenizer:
         """Whether a row, its prompt's first tokens cut away, brings the prefix along."""
         blank = all(prompt.is_blank(token) for token in range(first, len(prompt)))
         return response.begins_with(self._prefix, 0) if blank else prompt.begins_with(self._prefix, first)
-
-
-def encodable(text: str) -> bool:
-    """False for text with unpaired surrogates."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -36,7 +36,7 @@ from schemas.part_names import (
     first_among,
 )
 from schemas.ready_made import ready_made
-from schemas.rows import RowError, holds_something, is_turns
+from schemas.rows import UNPAIRED, RowError, holds_something, is_turns, unpaired_surrogate
 
 _REFERENCES: Final = "references"
 #: Between contents of one answer, which are several where turns were merged.
@@ -247,8 +247,6 @@ def _text(fields: dict[str, Any], name: str, where: str) -> str:
         raise UserError(f"{where}: `{name}` is {json.dumps(value, ensure_ascii=False)[:40]}, a text is wanted.")
     if not value.strip():
         raise UserError(f"{where}: `{name}` is empty.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: `{name}` holds an unpaired surrogate, which is no character.") from None
+    if unpaired_surrogate(value) is not None:
+        raise UserError(f"{where}: `{name}` holds an {UNPAIRED}, which is no character.")
     return value

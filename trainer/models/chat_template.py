@@ -36,7 +36,7 @@ from trainer.models.chat_marked import MARKS_IN_TEXT, marks_for, message_of_cont
 from trainer.models.chat_outline import Outline, Position, contents_left_out, outline
 from trainer.models.chat_placing import LEFT_OUT, MisfitError, Shown, placed
 
-__all__ = ["BUILT_IN", "ChatTemplate", "Layout"]
+__all__ = ["BUILT_IN", "ChatTemplate", "Layout", "NoTemplateError"]
 
 #: A template that names any of these knows reasoning, and may leave it out where a model never sees it.
 #: Keys under which templates look for the reasoning of a message, the usual one first.
@@ -49,6 +49,10 @@ _DIRECTIVES: Final = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aA
 _SANDBOX: Final = "ImmutableSandboxedEnvironment"
 #: Outlines that are kept: most conversations are of a few frames.
 _KEPT_OUTLINES: Final = 256
+
+
+class NoTemplateError(UserError):
+    """A tokenizer without a chat template of its own was to have one."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +263,7 @@ def _templates(name: str, tokenizer: Any, subject: str, flags: str) -> dict[str,
                 f"{subject} has several chat templates ({', '.join(sorted(own))}), none of which is its default."
             )
         if not own:
-            raise UserError(
+            raise NoTemplateError(
                 f"{subject} has no chat template of its own. Choose one with {flags}: "
                 f"{', '.join(BUILT_IN)}, or a Jinja file."
             )

@@ -12,19 +12,22 @@ from datasets import load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, OPTConfig
 
-from pipeline.cache import sizes
+from pipeline.cache import matching, sizes
 from pipeline.cache.estimate import estimate
 from pipeline.cache.plan import cache
 from pipeline.cache.stage import CacheStage
 from pipeline.cache.verify import verify
 from pipeline.dataset.realign import realign
-from schemas.config import CacheConfig
+from pipeline.read import chat_tokenizer
+from schemas.config import CacheConfig, ModelConfig, ParseConfig
 from schemas.errors import ResourceError, UserError
 from schemas.manifest import CONFIG
 from schemas.signals import Signal
 from trainer.cache import TeacherCache
 from trainer.maths.geometry import centrality_weights, covered, pool, units_with_span
 from trainer.maths.ragged import normalize_rows, pointers
+from trainer.models.hub import ModelFiles
+from trainer.models.tokenizer import load_tokenizer
 
 EVERY = list(get_args(Signal))
 LAYERS = [
@@ -380,3 +383,17 @@ def test_states_that_final_does_not_hold_are_stored(cache_plan, tmp_path, values
     written(plan, tmp_path / "out")
     names = load_file(next((tmp_path / "out" / "shards").iterdir())).keys()
     assert f"layer{plan.config.layers[0].layer}.states" in names
+
+
+def test_a_teacher_without_a_chat_template_of_its_own_is_told_and_opened_once(tmp_path, monkeypatch):
+    load_tokenizer("embedded:sentencepiece-bpe", None, "Tokenizer").save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    opened = []
+    monkeypatch.setattr(chat_tokenizer, "load_tokenizer", lambda *given: opened.append(given) or load_tokenizer(*given))
+    side = {"tokenizer": str(tmp_path), "template": "native"}
+    values = {"inputs": ["rows.jsonl"], "fields": {"form": "conversation"}, "teacher": side, "student": side}
+    told = matching._tokenizer(ModelFiles(str(tmp_path)), ModelConfig(model="M"), ParseConfig.parse(values, "here"))
+    assert told == (
+        "M comes without a chat template, so the dataset's tokens were not compared with those that it would read."
+    )
+    assert len(opened) == 1
