@@ -8,7 +8,7 @@ V_t, O tokens in common, P pairs and K spans; each product counted once forward 
                + 3 m D V_t                                                    the teacher's own logits, and its space
                + 3 (4 n d D + 2 m d D) + Σ over documents n m (4 D + 5 d)     projectors, attention
     dwa        dskd + n d V_s                                                 entropies
-    dskd_eta   2 n d V_s + 3 P D V_t + O d D + d D² + 2 P d D
+    dskd_eta   2 n d V_s + 3 P D V_t + (O d D + d D²) / refresh + 2 P d D
     soft_dtw   Σ over documents 2 · 3 (n m + n² + m²) d + 3 · 2 m d D         cosines, projectors; tables are no products
     span_kl    K O (3 d + D)
 
@@ -52,7 +52,7 @@ def of_step(terms: Mapping[str, Mapping[str, Any]], batch: Batch, sizes: Sizes) 
         elif name == "dskd_eta" and batch.pairs is not None:
             pairs = len(batch.pairs)
             total += 2 * n * d * own + 3 * pairs * big * other
-            total += sizes.shared * d * big + d * big * big + 2 * pairs * d * big
+            total += (sizes.shared * d * big + d * big * big) // options.get("refresh", 1) + 2 * pairs * d * big
         elif name == "soft_dtw":
             squares = int((mine.square() + theirs.square()).sum())
             total += 2 * 3 * (tables + squares) * d + 3 * 2 * m * d * big
