@@ -25,7 +25,7 @@ from trainer.maths.spans import LearntSpans
 
 
 def loader_of(source, rank=0, ranks=1, **data):
-    config = DataConfig.parse({"dataset": "", "batch_size": 4, "micro_batches": 2, "workers": 0} | data, "test")
+    config = DataConfig.parse({"dataset": "d", "batch_size": 4, "micro_batches": 2, "workers": 0} | data, "test")
     return StepLoader(source, config, rank=rank, ranks=ranks, pinned=False)
 
 
@@ -172,7 +172,7 @@ def test_workers_that_stay_end_when_the_loader_is_closed(source):
 
 
 def test_a_process_ends_whose_iteration_an_error_holds(source, tmp_path):
-    config = DataConfig.parse({"dataset": "", "batch_size": 4, "workers": 1}, "test")
+    config = DataConfig.parse({"dataset": "d", "batch_size": 4, "workers": 1}, "test")
     (tmp_path / "source.pickle").write_bytes(pickle.dumps((source, config)))
     (tmp_path / "script.py").write_text(SCRIPT.replace("time.sleep(600)", "raise SystemExit(3)"), encoding="utf-8")
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "source.pickle")]
@@ -181,7 +181,7 @@ def test_a_process_ends_whose_iteration_an_error_holds(source, tmp_path):
 
 
 def test_workers_ignore_sigterm_and_end_with_the_process_that_started_them(source, tmp_path):
-    config = DataConfig.parse({"dataset": "", "batch_size": 4, "workers": 1}, "test")
+    config = DataConfig.parse({"dataset": "d", "batch_size": 4, "workers": 1}, "test")
     (tmp_path / "source.pickle").write_bytes(pickle.dumps((source, config)))
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "source.pickle")]
