@@ -69,7 +69,7 @@ def term_of(name, student):
     terms = build({name.split()[0]: TERMS[name]}, setting, "objectives")
     head = Head(student.head.weight)  # of as many tokens as the teacher's
     for term in terms.values():
-        term.begin(Beginning(lambda _: iter(()), head, head, None))
+        term.begin(Beginning(lambda _: iter(()), head, head, None, str))
     return terms
 
 
