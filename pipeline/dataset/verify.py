@@ -2,15 +2,16 @@
 
 Always: checksums, schema, rows of every shard against the manifest, rows in = rows out + rejected + dropped, fingerprints, both
 sides' tokens.
-Unless quick, on every row: spans in bounds and in order, offsets monotone and covering every letter and digit between
-the first and the last token, token spans that follow from them; and, where a tokenizer can be loaded, the row tokenized
-again and compared to the last id and offset, and what its tokens decode to held against offsets and token spans.
+Unless quick, on every row: spans in bounds and in order, trees of words, offsets monotone and covering every letter and
+digit between the first and the last token, token spans that follow from them; and, where a tokenizer can be loaded, the row
+tokenized again and compared to the last id and offset, and what its tokens decode to held against offsets and token spans.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,8 @@ from schemas.manifest import CONFIG, Manifest, read_manifest
 from schemas.rows import Reason
 from schemas.vocabulary import VOCABULARY
 
+#: How the tree of a sentence begins: its root, and what it holds.
+_TREE: Final = re.compile(r"\(TOP \(\S+ \S")
 #: Problems listed in full; more are counted.
 LISTED = 20
 
@@ -214,6 +217,11 @@ def _check_rows(
             wrong = span_problem(units[name], len(text), flat=name in flat)
             if wrong:
                 findings.problem(f"{place}: {name} {wrong}.")
+        if wrong := span_problem(documents.sentences[row], len(text), flat=True):
+            findings.problem(f"{place}: sentences {wrong}.")
+        trees = None if documents.trees is None else documents.trees[row]
+        if trees is not None and (wrong := tree_problem(trees, len(documents.sentences[row]))):
+            findings.problem(f"{place}: trees {wrong}.")
         for name in LABELLED:
             if len(documents.labels[name][row]) != len(units[name]):
                 findings.problem(f"{place}: {name} and their labels differ in number.")
@@ -266,6 +274,19 @@ def span_problem(spans: np.ndarray, length: int, flat: bool) -> str | None:
         return "are out of order"
     if flat and (starts[1:] < ends[:-1]).any():
         return "overlap"
+    return None
+
+
+def tree_problem(trees: Sequence[str], sentences: int) -> str | None:
+    """What is wrong with a row's bracketed trees, if anything: their number, or one that is no tree of words.
+
+    A sentence that was not parsed has an empty text, and none has a tree without words. Brackets of words are spelled.
+    """
+    if len(trees) != sentences:
+        return f"are {len(trees)}, and sentences {sentences}"
+    for number, tree in enumerate(trees, 1):
+        if tree and not (_TREE.match(tree) and tree.count("(") == tree.count(")") and tree.endswith("))")):
+            return f"have none of words for sentence {number}"
     return None
 
 

@@ -13,7 +13,7 @@ from datasets import load_from_disk
 from pipeline.align.spans import Tokens
 from pipeline.dataset.prepare import estimate, prepare
 from pipeline.dataset.realign import realign
-from pipeline.dataset.verify import verify
+from pipeline.dataset.verify import tree_problem, verify
 from pipeline.read.locating import Locator
 from schemas import embedded
 from schemas.columns import GRANULARITIES, SIDES, arrow_schema
@@ -91,7 +91,16 @@ def test_the_schema_is_the_contract(prepared):
         for name in GRANULARITIES:
             for side in SIDES:
                 assert len(row[name]) == len(row[f"{side}_{name}"])
-        assert len(row["trees"]) == len(row["sentences"])
+        assert tree_problem(row["trees"], len(row["sentences"])) is None
+        assert "are" in tree_problem([*row["trees"], ""], len(row["sentences"]))
+
+
+@pytest.mark.parametrize(
+    "tree", ["(TOP)", "(TOP )", "()", " ", "(TOP (NP))", "(TOP (NN cat)", "(TOP (NN cat)))", "cat"]
+)
+def test_a_tree_without_words_is_none(tree):
+    assert tree_problem(["(TOP (NN cat))", "", r"(TOP (SYM \ ))"], 3) is None
+    assert tree_problem(["(TOP (NN cat))", tree], 2) == "have none of words for sentence 2"
 
 
 def test_a_token_boundary_falls_where_the_response_begins(prepared):
