@@ -54,10 +54,16 @@ class Prompter:
     opens it.
     """
 
-    def __init__(self, tokenizer: Any, template: ChatTemplate | None, max_length: int) -> None:
-        """`max_length`: most tokens of a prompt. Raises `UsageError` if that leaves none beside those that open a text."""
+    def __init__(
+        self, tokenizer: Any, template: ChatTemplate | None, max_length: int, command: str = "evaluate.py run"
+    ) -> None:
+        """`max_length`: most tokens of a prompt; `command`: whose flags are told where they would help.
+
+        Raises `UsageError` if that leaves none beside those that open a text.
+        """
         self._tokenizer = tokenizer
         self._template = template
+        self._command = command
         self._opening, _ = surrounding_tokens(tokenizer)
         self._max_length = max_length
         if max_length <= len(self._opening):
@@ -65,9 +71,16 @@ class Prompter:
 
     def __call__(self, question: Question) -> Asked:
         """Raises `UserError` with file and line for a conversation that the template does not take."""
-        if isinstance(question.prompt, str):
-            return self._asked(question.prompt, bare=True)
-        return self._asked(self._rendered(question.prompt, question.where), bare=False)
+        try:
+            return self.asked(question.prompt)
+        except RowError as error:
+            raise UserError(f"{question.where}: {error.reason}.") from None
+
+    def asked(self, prompt: str | Conversation) -> Asked:
+        """Raises `RowError` for a conversation that the template does not take."""
+        if isinstance(prompt, str):
+            return self._asked(prompt, bare=True)
+        return self._asked(self._rendered(prompt), bare=False)
 
     def _asked(self, text: str, bare: bool) -> Asked:
         """`bare`: nothing has opened the text, unless it says so itself."""
@@ -80,10 +93,9 @@ class Prompter:
         opening = self._opening if bare or own else []
         return Asked((*opening, *ids[own:][len(opening) - self._max_length :]), True, thinking)
 
-    def _rendered(self, conversation: Conversation, where: str) -> str:
+    def _rendered(self, conversation: Conversation) -> str:
         assert self._template is not None
         try:
             return self._template.prompt(conversation)
         except RowError as error:
-            reason = explained(error, conversation, self._template.prompt, "evaluate.py run")
-            raise UserError(f"{where}: {reason}.") from None
+            raise RowError(*explained(error, conversation, self._template.prompt, self._command)) from None

@@ -13,10 +13,9 @@ A row is a JSON object on a line of its own, in any of the forms that the field 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +35,7 @@ from schemas.part_names import (
     first_among,
 )
 from schemas.ready_made import ready_made
-from schemas.rows import UNPAIRED, RowError, holds_something, is_turns, unpaired_surrogate
+from schemas.rows import UNPAIRED, RowError, Unusable, holds_something, is_turns, unpaired_surrogate
 
 _REFERENCES: Final = "references"
 #: Between contents of one answer, which are several where turns were merged.
@@ -125,22 +124,22 @@ def _question(row: int, line: str, where: str, reading: Reading) -> Question:
         raise UserError(f"{where}: broken JSON ({error.msg} at character {error.pos + 1}).") from None
     if not isinstance(fields, dict):
         raise UserError(f"{where}: not a JSON object.")
-    prompt: str | Conversation
-    if reading.as_conversations or _holds_turns(fields):
-        try:
-            prompt, references = _exchange(fields, where, reading)
-        except RowError as error:
-            raise UserError(f"{where}: {error.reason}.") from None
-    else:
-        responses = _responses(fields, where)
-        prompt, references = _prompt(fields, responses[0], where), _answers_in(responses, where)
+    try:
+        prompt, references = _exchange(fields, reading) if converses(fields, reading) else _pair(fields)
+    except RowError as error:
+        raise UserError(f"{where}: {error.reason}.") from None
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return Question(
         row, where, prompt, tuple(dict.fromkeys(references)), hashlib.sha256(canonical.encode()).hexdigest()
     )
 
 
-def _holds_turns(fields: dict[str, Any]) -> bool:
+def converses(fields: Mapping[str, Any], reading: Reading) -> bool:
+    """Whether a row is read as a conversation: all are, or it can be read as nothing else."""
+    return reading.as_conversations or holds_turns(fields)
+
+
+def holds_turns(fields: Mapping[str, Any]) -> bool:
     """Whether a row can be read as a conversation alone."""
     if any(holds_something(fields.get(name)) for name in MESSAGES):
         return True
@@ -150,103 +149,134 @@ def _holds_turns(fields: dict[str, Any]) -> bool:
     return not asks and isinstance(fields.get("chosen"), str)  # of preference data, turns as text
 
 
-def _exchange(fields: dict[str, Any], where: str, reading: Reading) -> tuple[Conversation, tuple[str, ...]]:
-    """What is asked, and the references. Raises `RowError`, and `UserError` for references that are none."""
-    given = _answers_in(_texts(fields, _REFERENCES, where), where) if fields.get(_REFERENCES) is not None else ()
-    read = partial(conversation_of, merge_turns=reading.merge_turns, system_into_user=reading.system_into_user)
+def asked_by(fields: Mapping[str, Any], reading: Reading) -> str | Conversation:
+    """What a row asks, whether or not it holds an answer. Raises `RowError` for one that asks nothing."""
+    if not converses(fields, reading):
+        return _prompt(fields, "")
     try:
-        conversation, *_ = read(fields)
+        conversation = _read(fields, reading)
+    except RowError:  # it may end with the question
+        conversation = _read(_answered(fields, _ANY), reading)
+    return _before_the_answer(conversation)
+
+
+def _pair(fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """A single prompt, and the references."""
+    responses = _responses(fields)
+    return _prompt(fields, responses[0]), _answers_in(responses)
+
+
+def _exchange(fields: Mapping[str, Any], reading: Reading) -> tuple[Conversation, tuple[str, ...]]:
+    """What is asked, and the references."""
+    given = _answers_in(_texts(fields, _REFERENCES)) if fields.get(_REFERENCES) is not None else ()
+    try:
+        conversation = _read(fields, reading)
     except RowError as error:  # it may end with the question
         try:
-            conversation, *_ = read(_answered(fields, given[0] if given else _ANY))
+            conversation = _read(_answered(fields, given[0] if given else _ANY), reading)
         except RowError as other:
             raise (other if given else error) from None
         if not given:
             raise RowError(error.reason.kind, "; ".join(filter(None, (error.reason.detail, _WAY_OUT)))) from None
+    asked = _before_the_answer(conversation)
     last = len(conversation.messages) - 1
-    if last == 0:
-        raise RowError("nothing stands before the answer")
-    references = given or _answers(fields, conversation, last, where)
+    references = given or _answers(fields, conversation, last)
     if not references and conversation.messages[last].get("tool_calls"):
         raise RowError("the last answer is calls of tools alone", _WAY_OUT)
     if not references:
         raise RowError(_REASONING_ALONE)
-    return conversation.before(last), references
+    return asked, references
 
 
-def _answered(fields: dict[str, Any], answer: str) -> dict[str, Any]:
+def _read(fields: Mapping[str, Any], reading: Reading) -> Conversation:
+    conversation, *_ = conversation_of(
+        fields, merge_turns=reading.merge_turns, system_into_user=reading.system_into_user
+    )
+    return conversation
+
+
+def _before_the_answer(conversation: Conversation) -> Conversation:
+    last = len(conversation.messages) - 1
+    if last == 0:
+        raise RowError("nothing stands before the answer")
+    return conversation.before(last)
+
+
+def _answered(fields: Mapping[str, Any], answer: str) -> dict[str, Any]:
     """The row with an answer at its end. Raises `RowError` for turns that are broken JSON."""
     for name in MESSAGES:
         value = fields.get(name)
         turns = decoded(value, f"`{name}`") if isinstance(value, str) and value.lstrip().startswith("[") else value
         if isinstance(turns, list):
-            return fields | {name: [*turns, {"role": "assistant", "content": answer}]}
-    return fields | {_answer_names(fields)[0]: answer}
+            return {**fields, name: [*turns, {"role": "assistant", "content": answer}]}
+    return {**fields, _answer_names(fields)[0]: answer}
 
 
-def _answers(fields: dict[str, Any], conversation: Conversation, last: int, where: str) -> tuple[str, ...]:
+def _answers(fields: Mapping[str, Any], conversation: Conversation, last: int) -> tuple[str, ...]:
     """The texts of a response that is a list of them, or the answer of the last turn, if it has one."""
     name = next((name for name in _answer_names(fields) if holds_something(fields.get(name))), None)
     apart = name is not None and not any(holds_something(fields.get(key)) for key in MESSAGES)
     if name is not None and apart and isinstance(fields[name], list) and not is_turns(fields[name]):
-        return _answers_in(_texts(fields, name, where), where)
+        return _answers_in(_texts(fields, name))
     contents = [conversation.contents[number] for number in conversation.contents_of(last)]
     answer = _BETWEEN.join(content.text for content in contents if content.role == "assistant")
     return (answer,) if answer else ()
 
 
-def _answer_names(fields: dict[str, Any]) -> tuple[str, ...]:
+def _answer_names(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the response, in the order in which training looks for it."""
     return AFTER_INSTRUCTION if holds_something(fields.get("instruction")) else AFTER_PROMPT
 
 
-def _prompt(fields: dict[str, Any], response: str, where: str) -> str:
+def _prompt(fields: Mapping[str, Any], response: str) -> str:
     """As training on the row with that response would have it."""
     if unplaced := first_among((name for name, value in fields.items() if holds_something(value)), UNPLACED):
         hint = "; a chat template has, with --template" if first_among((unplaced,), OF_CONVERSATIONS) else ""
-        raise UserError(f"{where}: a ready-made or Alpaca prompt has no place for `{unplaced}`{hint}.")
+        raise RowError(f"a ready-made or Alpaca prompt has no place for `{unplaced}`{hint}")
     if fields.get("prompt") is not None:
-        return ready_made(_text(fields, "prompt", where), response)
+        return ready_made(_text(fields, "prompt"), response)
     name = next((name for name in INPUTS if fields.get(name)), None)
-    context = _text(fields, name, where) if name else ""
+    context = _text(fields, name) if name else ""
     if fields.get("instruction") or ("instruction" in fields and not context):
-        return alpaca(*question(_text(fields, "instruction", where), context))
+        return alpaca(*question(_text(fields, "instruction"), context))
     if not context:
-        raise UserError(f"{where}: neither `prompt` nor `instruction`; the fields are {', '.join(fields) or 'none'}.")
+        raise RowError("neither `prompt` nor `instruction`", f"the fields are {', '.join(fields) or 'none'}")
     return alpaca(*question("", context))
 
 
-def _answers_in(responses: Sequence[str], where: str) -> tuple[str, ...]:
-    """Texts to compare with: responses without reasoning at their beginning. Raises `UserError` for one without an answer."""
+def _answers_in(responses: Sequence[str]) -> tuple[str, ...]:
+    """Texts to compare with: responses without reasoning at their beginning. Raises `RowError` for one without an answer."""
     with suppress(RowError):  # of reasoning that does not end
         answers = tuple(said_behind_reasoning(response, _REFERENCES) for response in responses)
         if all(answers):
             return answers
-    raise UserError(f"{where}: {_REASONING_ALONE}.")
+    raise RowError(_REASONING_ALONE)
 
 
-def _responses(fields: dict[str, Any], where: str) -> tuple[str, ...]:
+def _responses(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """Responses of the row, at least one."""
     name = next((name for name in (_REFERENCES, *_answer_names(fields)) if fields.get(name) is not None), None)
     if name is None:
-        raise UserError(f"{where}: no reference; the fields are {', '.join(fields)}, wanted is `output`.")
-    return _texts(fields, name, where)
+        raise RowError("no reference", f"the fields are {', '.join(fields)}, wanted is `output`")
+    return _texts(fields, name)
 
 
-def _texts(fields: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
+def _texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """A text, or each of a list of them, at least one."""
     values = fields[name] if isinstance(fields[name], list) else [fields[name]]
     if not values:
-        raise UserError(f"{where}: `{name}` is an empty list.")
-    return tuple(_text({name: value}, name, where) for value in values)
+        raise RowError(f"`{name}` is an empty list")
+    return tuple(_text({name: value}, name) for value in values)
 
 
-def _text(fields: dict[str, Any], name: str, where: str) -> str:
+def _text(fields: Mapping[str, Any], name: str) -> str:
     value = fields[name]
+    if isinstance(value, Unusable):
+        raise value.error(f"field `{name}`")
     if not isinstance(value, str):
-        raise UserError(f"{where}: `{name}` is {json.dumps(value, ensure_ascii=False)[:40]}, a text is wanted.")
+        raise RowError(f"`{name}` is {json.dumps(value, ensure_ascii=False)[:40]}, a text is wanted")
     if not value.strip():
-        raise UserError(f"{where}: `{name}` is empty.")
+        raise RowError(f"`{name}` is empty")
     if unpaired_surrogate(value) is not None:
-        raise UserError(f"{where}: `{name}` holds an {UNPAIRED}, which is no character.")
+        raise RowError(f"`{name}` holds an {UNPAIRED}, which is no character")
     return value

@@ -1,6 +1,6 @@
 """A model's responses to test rows, and their scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from schemas import console
 from schemas.config import ModelConfig
 from schemas.errors import UsageError
 from trainer.evaluation.answers import Decoder, answer_of
+from trainer.evaluation.batches import batches_by_length, responses_of
 from trainer.evaluation.exact import exact_match
 from trainer.evaluation.generate import Generator, Prompt, Response, Sampling
 from trainer.evaluation.prompts import Asked, Prompter, open_template
@@ -21,7 +22,6 @@ from trainer.models.chat_ending import Ending, ending_of
 from trainer.models.chat_template import ChatTemplate
 from trainer.models.hub import identity, locate
 from trainer.models.loading import LanguageModel, load_model
-from trainer.models.memory import in_halves
 from trainer.models.tokenizer import tokenizer_beside
 
 
@@ -135,28 +135,16 @@ class Evaluation:
         )
 
     def _responses(self, name: str, prompts: Sequence[Prompt]) -> list[Response]:
-        """In the order of the prompts. Those of like length run together, the longest first: if there is too little
-        memory, it shows at once, and the batch runs in halves."""
+        """In the order of the prompts."""
         by_place: dict[int, Response] = {}
         with console.row_progress(name, len(prompts), self._quiet) as progress:
-            for places in self._batches(prompts):
-                batch = [prompts[place] for place in places]
-                parts = in_halves(self._generator, batch, self._device, _too_large)
-                responses = [response for part in parts for response in part]
+            for places in batches_by_length(prompts, self._batch_size):
+                responses = responses_of([prompts[place] for place in places], self._generator, self._device)
                 by_place |= dict(zip(places, responses, strict=True))
-                progress.advance(len(batch), sum(len(response.ids) for response in responses))
+                progress.advance(len(places), sum(len(response.ids) for response in responses))
         return [by_place[place] for place in range(len(prompts))]
-
-    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
-        order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place].ids), place))
-        for first in range(0, len(order), self._batch_size):
-            yield order[first : first + self._batch_size]
 
 
 def default_device() -> str:
     """`cuda` if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _too_large(prompt: Prompt) -> str:
-    return f"a single prompt of {len(prompt.ids)} tokens; use a smaller --max-length, or a shorter --dtype."

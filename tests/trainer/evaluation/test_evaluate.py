@@ -108,9 +108,9 @@ def test_a_student_is_asked_as_it_was_trained(tmp_path, row):
         ('["prompt"]', "line 3: not a JSON object"),
         (
             '{"question": "a", "output": "b"}',
-            "line 3: neither `prompt` nor `instruction`; the fields are question, output",
+            "line 3: neither `prompt` nor `instruction`: the fields are question, output",
         ),
-        ('{"prompt": "a", "text": "b"}', "line 3: no reference; the fields are prompt, text"),
+        ('{"prompt": "a", "text": "b"}', "line 3: no reference: the fields are prompt, text"),
         ('{"prompt": " ", "output": "b"}', "line 3: `prompt` is empty"),
         ('{"prompt": 3, "output": "b"}', "line 3: `prompt` is 3, a text is wanted"),
         ('{"prompt": "a", "output": []}', "line 3: `output` is an empty list"),
