@@ -8,6 +8,7 @@ import typer
 from pipeline.commands.align import align
 from pipeline.commands.bench import bench_parser
 from pipeline.commands.cache_teacher import cache_teacher
+from pipeline.commands.generate import generate
 from pipeline.commands.inspect import info, inspect, verify
 from pipeline.commands.parse import parse
 from pipeline.commands.parser import eval_parser, export_parser, train_parser
@@ -24,7 +25,7 @@ app = typer.Typer(
 
 bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
-for command in (parse, align, inspect, verify, info, cache_teacher, train_parser, eval_parser, export_parser):
+for command in (parse, align, inspect, verify, info, generate, cache_teacher, train_parser, eval_parser, export_parser):
     app.command()(command)
 app.add_typer(bench_app, name="bench")
 bench_app.command("parser")(bench_parser)

@@ -298,3 +298,40 @@ class CacheConfig(Strict):
         """
         both = layer == depth and {"states", "final"} <= set(self.signals)
         return both and self.state_tokens == "all" and self.storage.states == self.storage.final
+
+
+class SamplingConfig(Strict):
+    """How a token is drawn. As it stands, from the model's whole distribution."""
+
+    greedy: bool = False  # the likeliest token always; nothing else counts then
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)  # 0: all
+    seed: int = Field(default=42, ge=0, lt=1 << 63)
+
+
+class GeneratorConfig(ModelConfig):
+    """A model that answers. In the shorter types a response depends on its batch."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+
+
+class GenerateConfig(Strict):
+    """Everything that decides the content of a file of responses."""
+
+    inputs: tuple[str, ...] = Field(min_length=1)
+    split: str | None = None  # of a hub dataset
+    input_revision: str | None = None  # of a hub dataset
+    limit: int | None = Field(default=None, ge=1)
+    csv: CsvConfig = CsvConfig()
+    model: GeneratorConfig
+    template: str | None = None  # a chat template for all rows; None: the model's own, of conversations
+    conversations: bool = False  # whether all rows are asked as conversations; found out
+    merge_turns: bool = False  # neighbours of one role become one message
+    system_into_user: bool = False  # a system prompt stands at the beginning of the first message of the user
+    sampling: SamplingConfig = SamplingConfig()
+    max_new_tokens: int = Field(default=256, ge=1)  # of a response, the one that ends it included
+    max_prompt_length: int | None = Field(default=None, ge=1)  # None: what the model has room for
+    unfinished: Literal["drop", "keep"] = "drop"  # responses that did not end by themselves
+    batch_size: int = Field(default=16, ge=1)  # may move last bits, so it is recorded
+    shard_rows: int | None = Field(default=None, ge=1)  # None: some batches

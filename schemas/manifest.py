@@ -80,13 +80,15 @@ def _each_once(shards: tuple[ShardFile, ...]) -> tuple[ShardFile, ...]:
 Shards = Annotated[tuple[ShardFile, ...], Field(min_length=1), AfterValidator(_each_once)]
 
 
-class _Sealed(Strict):
+class Sealed(Strict):
+    """What is written last."""
+
     def to_json(self) -> str:
         """The file's text."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
-class Manifest(_Sealed):
+class Manifest(Sealed):
     """Identity, counts and files of a prepared dataset."""
 
     format: str = DATASET_FORMAT
@@ -128,7 +130,7 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-class CacheManifest(_Sealed):
+class CacheManifest(Sealed):
     """Identity, shapes and files of a teacher cache."""
 
     format: str = CACHE_FORMAT

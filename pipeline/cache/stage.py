@@ -8,14 +8,12 @@ computes. Batches are planned from the shard's rows and the recorded token budge
 batch computed in halves, and the last bits of its values may then differ.
 """
 
-import copy
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from queue import SimpleQueue
 from typing import IO, Any, Final
 
@@ -36,6 +34,7 @@ from trainer.maths.layer_signals import layer_signals
 from trainer.models.hidden_states import Forward, Request, batches_of
 from trainer.models.loading import load_model
 from trainer.models.memory import in_halves
+from trainer.models.twin import twin
 from trainer.teacher.shape import TeacherShape
 
 #: Batches in work at a time on a GPU.
@@ -110,7 +109,7 @@ class CacheStage:
         self._embeddings = None if token_ids is None else loaded.embeddings()
         self._token_ids = token_ids
         for number in range(self.threads):
-            forward = twin(first) if number else first
+            forward = twin(first, loaded.model) if number else first
             stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
             self._idle.put(_Runner(forward, stream))
 
@@ -256,10 +255,3 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one is other or (
         one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other.to(one.device))
     )
-
-
-def twin(forward: Forward) -> Forward:
-    """Another copy of the modules with the very same weights, so that two threads can each run one."""
-    model = forward.teacher.model
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(forward, shared)

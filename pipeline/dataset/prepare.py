@@ -4,12 +4,10 @@
 `prepare` plans the shards, resumes, runs them, and seals the folder with its manifest.
 """
 
-import json
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -23,23 +21,22 @@ from pipeline.dataset.seal import DATASET, Outcome
 from pipeline.parse.places import locate
 from pipeline.read.chat_tokenizer import open_tokenizer
 from pipeline.read.contents import ContentsRenderer
+from pipeline.read.corpus import Corpus, open_corpus, spool_beside
 from pipeline.read.fields import resolve_fields
-from pipeline.read.inputs import open_inputs
-from pipeline.read.records import RAW_LIMIT, Record, Rejected
-from pipeline.read.sources import Source, read_rows
+from pipeline.read.records import Record, Rejected
 from pipeline.read.template import Renderer, resolve_templates, templates_of
 from pipeline.read.tokenizers import OffsetTokenizer
 from pipeline.shards import pool
 from pipeline.shards.publish import publish
 from pipeline.text import Parser, Rendered
-from schemas import console, embedded
+from schemas import console
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig, ParserConfig
 from schemas.console import counted
 from schemas.errors import UserError
 from schemas.manifest import InputFile
 from schemas.part_names import names_of
-from schemas.rows import Reason, RowError
+from schemas.rows import RowError
 
 #: Rows from which fields are detected and tokenizers are audited before the run.
 SAMPLE_ROWS = 200
@@ -47,12 +44,6 @@ SAMPLE_ROWS = 200
 GROUP_ROWS = 128
 #: Rows a dry run really prepares, to estimate time and bytes.
 PROBE_ROWS = 48
-
-
-def left_out(row: Record, reason: Reason, own_id: str | None) -> Rejected:
-    """A row that could be read and is not used."""
-    raw = json.dumps(row.fields, ensure_ascii=True, default=str)[:RAW_LIMIT]
-    return Rejected(row.number, row.file, row.line, reason, raw, own_id)
 
 
 def load_parser(config: ParserConfig) -> Parser:
@@ -104,7 +95,7 @@ class PrepareStage:
             try:
                 rendered.append((row, self.renderer.render(row)))
             except RowError as error:
-                rejected.append(left_out(row, error.reason, self.renderer.id_of(row)))
+                rejected.append(row.left_out(error.reason, self.renderer.id_of(row)))
         return rendered, rejected
 
     def run(self, item: Sequence[Record | Rejected], tick: pool.Tick = pool.untold) -> shards.ShardOutput:
@@ -121,7 +112,7 @@ class PrepareStage:
         documents = [row for _, row in rendered]
         usable, encodings, reasons = assemble.encode_sides(self.tokenizers, documents)
         documents = [documents[row] for row in usable]
-        dropped = [left_out(rendered[row][0], reason, rendered[row][1].id) for row, reason in reasons.items()]
+        dropped = [rendered[row][0].left_out(reason, rendered[row][1].id) for row, reason in reasons.items()]
         segmented = self.segmenter.segment([row.text for row in documents], [row.borders for row in documents])
         units = self.parser.extract(segmented)
         columns = assemble.DocumentColumns.of(documents, segmented, units, keep_trees=self.config.parser.keep_trees)
@@ -153,12 +144,20 @@ class PreparePlan:
     """What a run will do, known before its first row is prepared."""
 
     config: ParseConfig  # resolved: fields and template as detected
-    inputs: list[Source]
-    files: tuple[InputFile, ...]
-    rows: int
+    corpus: Corpus
     shard_rows: int
     stage: PrepareStage  # as this process has made it
     notes: tuple[str, ...]  # what a person should know before the run
+
+    @property
+    def files(self) -> tuple[InputFile, ...]:
+        """The inputs as read."""
+        return self.corpus.files
+
+    @property
+    def rows(self) -> int:
+        """Input rows over all files."""
+        return self.corpus.rows
 
     @property
     def shards(self) -> int:
@@ -180,7 +179,7 @@ class PreparePlan:
 
     def read(self, start: int, stop: int) -> Iterator[Record | Rejected]:
         """Input rows [start, stop) over all files."""
-        return read_rows(self.inputs, [file.rows for file in self.files], start, stop)
+        return self.corpus.read(start, stop)
 
     @property
     def vocabularies(self) -> dict[Side, SideVocabulary]:
@@ -193,12 +192,7 @@ class PreparePlan:
 
     def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Record | Rejected]]]:
         """(index, input rows) of the wanted shards, in order."""
-        first = next((index for index in range(self.shards) if wanted(index)), self.shards)
-        rows = self.read(first * self.shard_rows, self.rows)  # one pass, whatever the number of shards
-        for index in range(first, self.shards):
-            item = list(islice(rows, self.shard_rows))
-            if wanted(index):
-                yield index, item
+        return self.corpus.items(self.shard_rows, wanted)
 
 
 def package_versions() -> dict[str, str]:
@@ -211,20 +205,15 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
 
     Raises `UserError` and its kin for anything that would make the run fail later.
     """
-    paths = {embedded.resolve(name): name for name in config.inputs}
-    opened = open_inputs(list(paths), split=config.split, revision=config.input_revision, spool=spool, csv=config.csv)
-    inputs = opened.sources
-    described = [source.describe() for source in inputs]
-    # embedded files keep their short names, so that no path of this machine gets into a manifest
-    files = tuple(file.model_copy(update={"name": paths.get(file.name, file.name)}) for file in described)
-    total = sum(file.rows for file in files)
-    rows = min(total, config.limit or total)
-    sample = list(islice(read_rows(inputs, [file.rows for file in files], 0, rows), SAMPLE_ROWS))
-    records = [row for row in sample if isinstance(row, Record)]
-    if not records:
-        first = next((row for row in sample if isinstance(row, Rejected)), None)
-        where = f" The first problem: {first.file}, line {first.line}: {first.reason}." if first else ""
-        raise UserError(f"No usable row in {', '.join(config.inputs)}.{where}")
+    corpus = open_corpus(
+        config.inputs,
+        spool,
+        split=config.split,
+        revision=config.input_revision,
+        csv=config.csv,
+        limit=config.limit,
+    )
+    sample, records = corpus.sample(SAMPLE_ROWS)
     fields = resolve_fields(config.fields, records)
     config = resolve_templates(config.model_copy(update={"fields": fields}))
     if config.parser.kind == "benepar":
@@ -240,23 +229,17 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
         tokenizer.audit([row for _, row in rendered])
     return PreparePlan(
         config,
-        inputs,
-        files,
-        rows,
-        config.shard_rows or shards.automatic_shard_rows(rows),
+        corpus,
+        config.shard_rows or shards.automatic_shard_rows(corpus.rows),
         stage,
-        (*opened.notes(), *assemble.notes_on(stage.tokenizers)),
+        (*corpus.notes, *assemble.notes_on(stage.tokenizers)),
     )
 
 
 @contextmanager
 def planned(config: ParseConfig, out: Path) -> Iterator[PreparePlan]:
     """A plan for `out`; standard input, if asked for, is kept beside `out` for as long as the plan is used."""
-    with ExitStack() as stack:
-        spool = out
-        if "-" in config.inputs:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            spool = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-stdin-")))
+    with spool_beside(out, config.inputs) as spool:
         yield plan(config, spool)
 
 

@@ -1,5 +1,6 @@
 """What reading gives: a row of named values, or a row that cannot be used, and where it stands."""
 
+import json
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +19,11 @@ class Record:
     file: str
     line: int  # from 1: the line on which the row begins in text formats, the row's place in the file in others
     fields: dict[str, Any]
+
+    def left_out(self, reason: Reason, own_id: str | None) -> "Rejected":
+        """The row, which could be read, as one that is not used."""
+        raw = json.dumps(self.fields, ensure_ascii=True, default=str)[:RAW_LIMIT]
+        return Rejected(self.number, self.file, self.line, reason, raw, own_id)
 
 
 @dataclass(frozen=True)

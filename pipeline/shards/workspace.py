@@ -237,9 +237,9 @@ def workspace(
             shutil.rmtree(work)
 
 
-def require_same_run(out: Path, layout: Layout, record: dict[str, Any]) -> None:
-    """Raises `StateError` unless the finished folder `out` was made by this very run."""
-    manifest = _record_in(out / MANIFEST)
+def require_same_run(out: Path, layout: Layout, record: dict[str, Any], path: Path | None = None) -> None:
+    """Raises `StateError` unless what is finished at `out` was made by this very run. `path`: of its manifest, if not in it."""
+    manifest = _record_in(path or out / MANIFEST)
     lines = _told({name: manifest.get(name) for name in layout.recorded}, _key(record))
     if lines:
         told = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")

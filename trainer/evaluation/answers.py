@@ -31,6 +31,11 @@ def opens_reasoning(prompt: str) -> bool:
     return prompt.rstrip().endswith(_OPEN)
 
 
+def with_its_opening(response: str, thinking: bool) -> str:
+    """The response as a turn of the assistant: with the beginning of its reasoning, if the prompt has opened that."""
+    return f"{_OPEN}\n{response}" if thinking else response
+
+
 class Decoder:
     """From token ids to a response's text: without special tokens, but for those that set reasoning apart."""
 

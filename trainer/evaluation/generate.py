@@ -144,6 +144,28 @@ class _HalfEnded(StoppingCriteria):  # type: ignore[misc]  # transformers is not
         return ended | (2 * ended.sum() >= len(ended))
 
 
+class Interrupted(Exception):  # noqa: N818  # no error
+    """Generation was told to end before the responses did."""
+
+
+class _Interruption(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed
+    """Looks after every token whether anybody still wants the next."""
+
+    def __init__(self, interrupted: Callable[[], bool]) -> None:
+        self._interrupted = interrupted
+
+    def __call__(
+        self, input_ids: Int64[Tensor, "rows tokens"], scores: object, **_options: object
+    ) -> Bool[Tensor, " rows"]:
+        if self._interrupted():
+            raise Interrupted
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _never() -> bool:
+    return False
+
+
 class Generator:
     """Generates with a causal language model and its key-value cache, through transformers' `generate`."""
 
@@ -157,6 +179,8 @@ class Generator:
         self._new_tokens = new_tokens
         self._filters = _filters(sampling)
         self._fill = int(self._stop[0]) if len(self._stop) else 0
+        #: Asked after every token, where generation runs in a thread; `Interrupted` is raised once it says so.
+        self.interrupted: Callable[[], bool] = _never
         model.generation_config = GenerationConfig(pad_token_id=self._fill, eos_token_id=self._stop.tolist() or None)
 
     @torch.no_grad()
@@ -181,7 +205,9 @@ class Generator:
                 past_key_values=cache,
                 max_new_tokens=width + self._new_tokens - ids.shape[1],
                 logits_processor=self._processors([prompts[row] for row in left], width),
-                stopping_criteria=StoppingCriteriaList([_HalfEnded(self._ended)] if stages else []),
+                stopping_criteria=StoppingCriteriaList(
+                    [_Interruption(self.interrupted), *([_HalfEnded(self._ended)] if stages else [])]
+                ),
             )
             ended = self._ended(ids[:, -1]) | (ids.shape[1] == width + self._new_tokens)
             for place in ended.nonzero().flatten().tolist():

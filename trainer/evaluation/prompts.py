@@ -65,7 +65,7 @@ class Prompter:
         self._template = template
         self._command = command
         self._opening, _ = surrounding_tokens(tokenizer)
-        self._max_length = max_length
+        self.max_length = max_length
         if max_length <= len(self._opening):
             raise UsageError(f"--max-prompt-length {max_length} leaves no room beside the tokens that open a text.")
 
@@ -88,10 +88,10 @@ class Prompter:
         thinking = not bare and opens_reasoning(text)
         own = behind_opening(self._tokenizer, ids, self._opening)
         whole = [*self._opening, *ids] if bare and not own else ids
-        if len(whole) <= self._max_length:
+        if len(whole) <= self.max_length:
             return Asked(tuple(whole), False, thinking)
         opening = self._opening if bare or own else []
-        return Asked((*opening, *ids[own:][len(opening) - self._max_length :]), True, thinking)
+        return Asked((*opening, *ids[own:][len(opening) - self.max_length :]), True, thinking)
 
     def _rendered(self, conversation: Conversation) -> str:
         assert self._template is not None
