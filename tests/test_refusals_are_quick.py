@@ -46,6 +46,14 @@ REFUSED: dict[str, list[tuple[list[str], Exit]]] = {
             ["cache-teacher", "dataset", "--teacher", "embedded:teacher", "-o", "out", "--student-layers", "1"],
             Exit.USAGE,
         ),
+        (["generate", "nope.jsonl", "--model", "embedded:teacher", "-o", "out.jsonl"], Exit.INPUT),
+        (["generate", "rows.jsonl", "--model", "./nope", "-o", "out.jsonl"], Exit.INPUT),
+        (["generate", "rows.jsonl", "--model", "embedded:teacher"], Exit.USAGE),
+        (["generate", "rows.jsonl", "--model", "embedded:teacher", "-o", "out"], Exit.USAGE),
+        (["generate", "rows.jsonl", "--model", "embedded:teacher", "-o", "rows.jsonl"], Exit.STATE),
+        (["generate", "rows.jsonl", "--model", "embedded:teacher", "-o", "o.jsonl", "--template", "nope"], Exit.USAGE),
+        (["generate", "rows.jsonl", "--model", "embedded:teacher", "-o", "o.jsonl", "--set", "nope=1"], Exit.USAGE),
+        (["generate", "trees.jsonl", "--model", "embedded:teacher", "-o", "o.jsonl"], Exit.INPUT),
         (["eval-parser", "nope"], Exit.INPUT),
         (["eval-parser", "trees.ptb", "--parser-model", "nope"], Exit.INPUT),
         (["train-parser", "nope", "-o", "out", "--state", "state"], Exit.INPUT),
@@ -77,6 +85,7 @@ COMMANDS = [
     "info",
     "verify",
     "cache-teacher",
+    "generate",
     "eval-parser",
     "train-parser",
     "export-parser",
@@ -117,6 +126,7 @@ def outcomes(prepared, tmp_path_factory):
     (folder / "cache").mkdir()
     (folder / "cache" / MANIFEST).write_text(json.dumps({"format": CACHE_FORMAT}))
     (folder / "rows.jsonl").write_text(json.dumps({"prompt": "What is it?", "response": "A mill."}) + "\n")
+    (folder / "trees.jsonl").write_text(json.dumps({"tree": "(S (NP (DT A) (NN mill)))"}) + "\n")
     (folder / "trees.ptb").write_text("(S (NP (DT A) (NN mill)))\n")
     student = {"model": "embedded:teacher"}
     values = {"out": "run", "data": {"dataset": "dataset"}, "student": student, "objectives": {"ce": {}}, "steps": 1}

@@ -2,6 +2,7 @@
 
 import glob
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
@@ -62,14 +63,16 @@ def generate(
 
     Raises `StateError` for a file that another run or somebody else has made, or that is being written.
     """
-    for note in plan.corpus.notes:
+    for note in plan.notes:
         console.stderr.print(console.Text(note, "yellow"))
     if overwrite:
         clear(plan.out)
     elif (manifest := finished(plan)) is not None:
         return Outcome(manifest, plan.shards, already_finished=True)
     workers = min(workers, plan.shards)
-    stage = partial(make_stage, plan, workers)
+    stage: Callable[[], pool.Stage] = partial(make_stage, plan, workers)
+    if workers == 1:
+        stage = pool.Made(stage(), stage)  # a model that cannot be used is refused before anything is written
     return publish(RESPONSES, plan, stage, work_of(plan.out), workers=workers, overwrite=overwrite, quiet=quiet)
 
 

@@ -20,7 +20,7 @@ from schemas.config import GenerateConfig
 from schemas.console import counted
 from schemas.errors import StateError, UsageError, UserError
 from schemas.responses import manifest_of, read_responses_manifest, work_of
-from schemas.rows import RowError
+from schemas.rows import RowError, holds_something
 from trainer.evaluation.prompts import Prompter, open_template
 from trainer.evaluation.questions import holds_turns
 from trainer.models.chat_template import require_known
@@ -45,6 +45,7 @@ class GeneratePlan:
     corpus: Corpus
     model: dict[str, Any]  # who it is, and its tokenizer
     template: dict[str, Any] | None
+    notes: tuple[str, ...]  # what a person should know before the run
 
     @property
     def shard_rows(self) -> int:
@@ -131,6 +132,18 @@ def _identified(config: GenerateConfig, out: Path, corpus: Corpus, sample: list[
         corpus,
         {**identity(config.model, "model"), "tokenizer_sha256": definition},
         template.identity() if template is not None and config.conversations else None,
+        (*corpus.notes, *_notes_on(config, sample)),
+    )
+
+
+def _notes_on(config: GenerateConfig, sample: list[Record | Rejected]) -> tuple[str, ...]:
+    """What `mta-prep parse` will say of the answered rows."""
+    ready = {holds_something(row.fields.get("prompt")) for row in sample if isinstance(row, Record)}
+    if config.conversations or len(ready) < 2:
+        return ()
+    return (
+        "Some rows have a `prompt` and others none, and `mta-prep parse` reads one form of single prompts: keep them in two "
+        "files, or ask all as conversations, with --template.",
     )
 
 

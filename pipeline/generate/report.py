@@ -34,7 +34,7 @@ def estimate(plan: GeneratePlan, *, workers: int) -> dict[str, Any]:
     scale = plan.corpus.rows / len(probe)
     return {
         "inputs": [file.model_dump() for file in plan.corpus.files],
-        "notes": list(plan.corpus.notes),
+        "notes": list(plan.notes),
         "model": plan.model,
         "template": plan.template,
         "rows": plan.corpus.rows,

@@ -15,13 +15,14 @@ from typing import Any, Final
 from pipeline.read.csv_rows import Csv
 from pipeline.read.folders import METADATA, canonical, splits_of
 from pipeline.read.json_rows import JsonLines
-from pipeline.read.sources import KNOWN, LoadedDataset, Source, TextFile, file_source, is_data_file
+from pipeline.read.sources import KNOWN, TEXT_FORMATS, LoadedDataset, Source, TextFile, file_source, is_data_file
 from schemas.commands import parse_again
 from schemas.config import CsvConfig
 from schemas.console import counted
 from schemas.errors import ResourceError, UsageError, UserError, nearest
 from schemas.files import written
 from schemas.manifest import DATASET_FORMAT, MADE_BY, format_of, is_finished
+from schemas.responses import manifest_of
 
 STDIN: Final = "-"
 #: Names of files left out that are told.
@@ -165,7 +166,8 @@ class _Opener:
 
     def _data_files(self, paths: Sequence[Path]) -> list[Path]:
         """Those with rows; a README between them is no mistake, but told."""
-        data = [path for path in paths if is_data_file(path) and path.name not in METADATA]
+        manifests = {manifest_of(path) for path in paths if isinstance(TEXT_FORMATS.get(path.suffix), JsonLines)}
+        data = [path for path in paths if is_data_file(path) and path.name not in METADATA and path not in manifests]
         self.skipped += [path.as_posix() for path in paths if path not in data]
         return data
 
