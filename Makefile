@@ -43,6 +43,7 @@ bench: env
 	$(BIN)/python tests/benchmarks/parse.py
 	$(BIN)/python tests/benchmarks/conversations.py
 	$(BIN)/python tests/benchmarks/start.py
+	$(BIN)/python tests/benchmarks/generate.py
 	$(BIN)/mta-prep bench parser
 	$(BIN)/python tests/benchmarks/memory.py
 
