@@ -11,7 +11,7 @@ from trainer.batches.batch import Batch, TeacherTokens
 from trainer.maths.ragged import pointers
 from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
-from trainer.objectives.base import Beginning, LogitObjective, Matrices, Setting
+from trainer.objectives.base import Beginning, LogitObjective, Matrices, RowObjective, Setting
 from trainer.student.output_head import LogitWork, OutputHead
 
 STUDENT, TEACHER = 5, 7
@@ -121,6 +121,8 @@ class TwoTokenizers:
         states = {4: self.hidden if hidden is None else hidden}
         term.divided_by = term.denominators(batch) if divided_by is None else divided_by
         factor = 1 / float(term.divided_by[0])
+        if isinstance(term, RowObjective):
+            return self.head(states[4], None, [term.work(states, batch, factor)])[0]
         if not isinstance(term, LogitObjective):
             return factor * term(states, batch)[0]
         aside = term.aside(states, batch)

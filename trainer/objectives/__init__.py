@@ -32,6 +32,7 @@ from trainer.objectives.layers import LayerTerm
 from trainer.objectives.soft_dtw import SoftDtw
 from trainer.objectives.spans import SpanCosine, SpanGeometry, SpanKl
 from trainer.objectives.structure import StructuralAlignment
+from trainer.objectives.uld import UniversalLogits
 
 REGISTRY: Final[dict[str, type[Objective]]] = {
     "ce": CrossEntropy,
@@ -49,6 +50,7 @@ REGISTRY: Final[dict[str, type[Objective]]] = {
     "dwa": WeightedDualSpace,
     "dskd_eta": AlignedDualSpace,
     "soft_dtw": SoftDtw,
+    "uld": UniversalLogits,
     "span_cos": SpanCosine,
     "span_geometry": SpanGeometry,
     "span_kl": SpanKl,

@@ -32,6 +32,7 @@ def test_every_term_is_of_one_kind_and_has_its_own_options():
         "dwa",
         "dskd_eta",
         "soft_dtw",
+        "uld",
         "span_cos",
         "span_geometry",
         "span_kl",

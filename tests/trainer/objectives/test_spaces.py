@@ -20,6 +20,8 @@ TERMS = {
     "dskd of the likeliest tokens": {"dskd": {"top": 4}},
     "dskd_eta": {"dskd_eta": {}},
     "dskd_eta of what is kept": {"dskd_eta": {"count": "kept"}},
+    "uld": {"uld": {}},
+    "uld of the likeliest tokens": {"uld": {"k": 4, "reduce": "token"}},
     "soft_dtw": {"soft_dtw": {"band": {"width": 0.3, "entropy": 0.4}}, "dskd": {}},
 }
 
