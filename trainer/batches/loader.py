@@ -5,7 +5,6 @@ rows [s·B, (s+1)·B) of it. So the number of the step is the whole position, an
 seed and step alone, however many ranks and micro-batches it is dealt to.
 """
 
-import atexit
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -153,8 +152,11 @@ class _Elsewhere:
         self._loader = loader
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        reading = iter(self._loader)
-        _reading.add(reading)
+        loader: Any = self._loader
+        anew = loader._iterator is None  # one that stays is the same every time
+        reading = iter(loader)
+        if anew:
+            weakref.finalize(reading, _kill, tuple(reading._workers))
         for parcel in reading:
             if isinstance(parcel, UserError):
                 raise parcel
@@ -167,15 +169,14 @@ class _Elsewhere:
             iterator._shutdown_workers()
 
 
-#: Whose workers must be told to end before this process waits for them: they ignore its signals (`_settle`).
-_reading: "weakref.WeakSet[Any]" = weakref.WeakSet()
+def _kill(workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """When an iteration is gone, or this process ends: workers, which only read, ignore its signals (`_settle`).
 
-
-@atexit.register  # after torch's own, so called before it, which makes this do nothing
-def _end_all() -> None:
-    """At this process's end, before its children are waited for: where an error's traceback holds an iteration."""
-    for reading in [*_reading]:
-        reading._shutdown_workers()
+    torch asks them to end by a queue. That may be closed already where the iteration was part of a cycle, and torch asks
+    no more once Python ends, as where an error's traceback holds the iteration; this process would wait for them forever.
+    """
+    for worker in workers:
+        worker.kill()
 
 
 class _Each:

@@ -1,5 +1,6 @@
 """The loader: the same steps on any number of ranks and from any process, and errors of a worker as they are."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -169,6 +170,24 @@ def test_workers_that_stay_end_when_the_loader_is_closed(source):
     loader.close()
     assert set(multiprocessing.active_children()) == before
     loader.close()
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_workers_end_with_an_iteration_that_is_part_of_a_cycle(source, lasting):
+    """Collected in any order, its queues may be closed before it can tell the workers to end."""
+    before = set(multiprocessing.active_children())
+    loader = loader_of(source, workers=1, held_out=4)
+    steps = loader.validation() if lasting else loader.training(0, 10)
+    next(steps)
+    cycle = [loader, steps]
+    cycle.append(cycle)
+    assert set(multiprocessing.active_children()) - before
+    del loader, steps, cycle
+    gc.collect()
+    deadline = time.monotonic() + 30
+    while set(multiprocessing.active_children()) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_process_ends_whose_iteration_an_error_holds(source, tmp_path):
