@@ -383,7 +383,7 @@ class Run:
         projectors = sum(_numel(each) for each in nn.ModuleDict(self.terms).parameters())
         self.say(
             f"{student.architecture}, {student.depth} layers, {count / 1e6:.1f} M parameters"
-            + (f", {learning / 1e6:.1f} M of them learning" if learning != count else "")
+            + (f", {learning / 1e6:.2f} M of them learning" if learning != count else "")
             + (f"; projectors {projectors / 1e6:.2f} M" if projectors else "")
             + f"; {'packed' if student.packed else 'padded'}; ZeRO {self.zero_stage} on {self.ranks} rank(s)"
         )

@@ -33,6 +33,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from schemas.console import counted
 from schemas.errors import UsageError
 from trainer.batches.batch import Batch
 from trainer.maths.ragged import at_least_float32
@@ -164,8 +165,9 @@ class AlignedDualSpace(LogitObjective):
         for name, matrix in (("student", student), ("teacher", teacher)):
             if len(matrix) < matrix.shape[1]:
                 raise UsageError(
-                    f"`dskd_eta` solves for a map of {matrix.shape[1]} features of the {name} from the {len(matrix)} tokens "
-                    "that both vocabularies have, which are too few; set `init: xavier` to learn the maps from the start."
+                    f"`dskd_eta` solves for a map of {matrix.shape[1]} features of the {name} from the "
+                    f"{counted(len(matrix), 'token')} that both vocabularies have, which is too few; set "
+                    "`init: xavier` to learn the maps from the start."
                 )
         with torch.no_grad():
             # W_tᵀ pinv(W_sᵀ) is the X of least error in W_s Xᵀ = W_t

@@ -221,11 +221,14 @@ class SpanKl(SpanTerm, RowObjective):
         return replace(super().needs(), output_rows=True, shared=not self.setting.same_tokens)
 
     def begin(self, beginning: Beginning) -> None:
-        """Raises UsageError where the vocabularies share no token."""
+        """Raises UsageError where the vocabularies do not share two tokens: over one, all distributions are the same."""
         assert beginning.teacher_head is not None
         self._ids = shared_ids(self.setting, len(beginning.student_head.weight), len(beginning.teacher_head.weight))
-        if not len(self._ids):
-            raise UsageError("`span_kl`: the two vocabularies have no token in common; leave it out.")
+        if len(self._ids) < 2:
+            count = "1 token" if len(self._ids) else "no token"
+            raise UsageError(
+                f"`span_kl`: the two vocabularies have {count} in common, and so no distributions to compare; leave it out."
+            )
         self._shared: tuple[TeacherRows, SharedRows] | None = None  # and what they were got by
 
     def work(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float) -> Divergences:

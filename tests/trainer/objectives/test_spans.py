@@ -432,8 +432,9 @@ def test_without_a_teacher_nobody_knows_its_last_layer(name):
         build({name: {}}, setting, "objectives")
 
 
-def test_vocabularies_that_share_nothing_are_refused():
+@pytest.mark.parametrize(("last", "count"), [([], "no token"), ([[1, 1]], "1 token")])
+def test_vocabularies_that_share_nothing_to_compare_are_refused(last, count):
     problem = Spanned()
-    problem.shared = torch.tensor([[STUDENT_VOCABULARY, 1], [1, TEACHER_VOCABULARY]])
-    with pytest.raises(UsageError, match="no token in common"):
+    problem.shared = torch.tensor([[STUDENT_VOCABULARY, 1], [1, TEACHER_VOCABULARY], *last])
+    with pytest.raises(UsageError, match=f"have {count} in common"):
         problem.term("span_kl")
