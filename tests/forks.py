@@ -11,6 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+
+# torch makes its pool of threads anew in a fork, when first asked, and not safely where several threads ask at once
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def signalling(work, name, when, send):
