@@ -205,14 +205,19 @@ class ConversationsConfig(Strict):
     date: str = Field(default="2024-07-26", pattern=r"^\d{4}-\d{2}-\d{2}$")
 
 
-class ParseConfig(Strict):
-    """Everything that decides the content of a prepared dataset."""
+class CorpusConfig(Strict):
+    """Which rows are read."""
 
     inputs: tuple[Name, ...] = Field(min_length=1)
     split: Name | None = None  # of a hub dataset
     input_revision: Name | None = None  # of a hub dataset
     limit: int | None = Field(default=None, ge=1)
     csv: CsvConfig = CsvConfig()
+
+
+class ParseConfig(CorpusConfig):
+    """Everything that decides the content of a prepared dataset."""
+
     fields: FieldsConfig = FieldsConfig()
     template: Name = "auto"  # of both sides: auto, native, alpaca, plain, chatml, or a Jinja file
     conversations: ConversationsConfig = ConversationsConfig()
@@ -316,14 +321,9 @@ class GeneratorConfig(ModelConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
 
 
-class GenerateConfig(Strict):
+class GenerateConfig(CorpusConfig):
     """Everything that decides the content of a file of responses."""
 
-    inputs: tuple[str, ...] = Field(min_length=1)
-    split: str | None = None  # of a hub dataset
-    input_revision: str | None = None  # of a hub dataset
-    limit: int | None = Field(default=None, ge=1)
-    csv: CsvConfig = CsvConfig()
     model: GeneratorConfig
     template: str | None = None  # a chat template for all rows; None: the model's own, of conversations
     conversations: bool = False  # whether all rows are asked as conversations; found out

@@ -48,6 +48,13 @@ class Key:
         self.names = names
 
 
+SplitFlag = Annotated[
+    str | None,
+    typer.Option(help="Split of a hub dataset, or of a folder that has several.", show_default=False),
+    Key("split"),
+]
+
+
 def config_values(
     command: Callable[..., Any], given: Mapping[str, Any], model: type[Strict]
 ) -> tuple[dict[str, Any], str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands.flags import AllowRejectedFlag, JsonFlag, Key, config_values, require
+from pipeline.commands.flags import AllowRejectedFlag, JsonFlag, Key, SplitFlag, config_values, require
 from schemas import console
 from schemas.config import GenerateConfig
 from schemas.errors import Exit, UsageError
@@ -115,11 +115,7 @@ def generate(
         typer.Option("--trust-remote-code", help="Run code that comes with the model."),
         Key("model.trust_remote_code"),
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Split of a hub dataset, or of a folder that has several.", show_default=False),
-        Key("split"),
-    ] = None,
+    split: SplitFlag = None,
     workers: Annotated[
         int,
         typer.Option(

@@ -12,6 +12,7 @@ from pipeline.commands.flags import (
     Key,
     OverwriteFlag,
     SetFlag,
+    SplitFlag,
     WorkersFlag,
     config_values,
     require,
@@ -165,11 +166,7 @@ def parse(
         typer.Option("--keep-trees", help="Add a column with the bracketed parses."),
         Key("parser.keep_trees"),
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Split of a hub dataset, or of a folder that has several.", show_default=False),
-        Key("split"),
-    ] = None,
+    split: SplitFlag = None,
     csv_delimiter: Annotated[
         str | None,
         typer.Option(help="Between the cells of CSV and TSV: a character, or tab. Default: by the header."),

@@ -205,14 +205,7 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
 
     Raises `UserError` and its kin for anything that would make the run fail later.
     """
-    corpus = open_corpus(
-        config.inputs,
-        spool,
-        split=config.split,
-        revision=config.input_revision,
-        csv=config.csv,
-        limit=config.limit,
-    )
+    corpus = open_corpus(config, spool)
     sample, records = corpus.sample(SAMPLE_ROWS)
     fields = resolve_fields(config.fields, records)
     config = resolve_templates(config.model_copy(update={"fields": fields}))

@@ -97,14 +97,7 @@ def planned(config: GenerateConfig, out: Path) -> Iterator[GeneratePlan]:
         require_known(config.template)
     located_here(config.model, "model")
     with spool_beside(out, config.inputs) as spool:
-        corpus = open_corpus(
-            config.inputs,
-            spool,
-            split=config.split,
-            revision=config.input_revision,
-            csv=config.csv,
-            limit=config.limit,
-        )
+        corpus = open_corpus(config, spool)
         sample, records = corpus.sample(SAMPLE_ROWS)
         conversations = config.template is not None or any(holds_turns(record.fields) for record in records)
         config = config.model_copy(update={"conversations": conversations})

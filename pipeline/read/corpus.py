@@ -11,7 +11,7 @@ from pipeline.read.inputs import STDIN, open_inputs
 from pipeline.read.records import Record, Rejected
 from pipeline.read.sources import Source, read_rows
 from schemas import embedded
-from schemas.config import CsvConfig
+from schemas.config import CorpusConfig
 from schemas.errors import UserError
 from schemas.manifest import InputFile
 
@@ -51,23 +51,15 @@ class Corpus:
         return rows, records
 
 
-def open_corpus(
-    inputs: Sequence[str],
-    spool: Path,
-    *,
-    split: str | None,
-    revision: str | None,
-    csv: CsvConfig,
-    limit: int | None,
-) -> Corpus:
+def open_corpus(config: CorpusConfig, spool: Path) -> Corpus:
     """The rows of all inputs, at most `limit`; standard input is copied into `spool`. Raises as `open_inputs` does."""
-    paths = {embedded.resolve(name): name for name in inputs}
-    opened = open_inputs(list(paths), split=split, revision=revision, spool=spool, csv=csv)
+    paths = {embedded.resolve(name): name for name in config.inputs}
+    opened = open_inputs(list(paths), split=config.split, revision=config.input_revision, spool=spool, csv=config.csv)
     described = [source.describe() for source in opened.sources]
     # embedded files keep their short names, so that no path of this machine gets into a manifest
     files = tuple(file.model_copy(update={"name": paths.get(file.name, file.name)}) for file in described)
     total = sum(file.rows for file in files)
-    return Corpus(opened.sources, files, min(total, limit or total), opened.notes())
+    return Corpus(opened.sources, files, min(total, config.limit or total), opened.notes())
 
 
 @contextmanager

@@ -42,6 +42,11 @@ class CrossSpaceOptions(Options):
         return rule_of(self.divergence, self.skew)
 
 
+def agrees(logits: Float[Tensor, "rows vocabulary"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """1 where the label is the likeliest token, else 0."""
+    return (logits.detach().argmax(1) == labels).to(logits)
+
+
 def diverging(
     student: Float[Tensor, "rows vocabulary"], teacher: Float[Tensor, "rows vocabulary"], temperature: float, rule: Rule
 ) -> Float[Tensor, " rows"]:

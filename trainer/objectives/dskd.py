@@ -62,7 +62,14 @@ from trainer.objectives.base import (
     Setting,
     Weighed,
 )
-from trainer.objectives.cross_space import CrossSpaceOptions, Divergences, LikeliestTokens, diverging, teacher_space
+from trainer.objectives.cross_space import (
+    CrossSpaceOptions,
+    Divergences,
+    LikeliestTokens,
+    agrees,
+    diverging,
+    teacher_space,
+)
 
 #: Documents that the dataset's scales are of.
 SCALE_ROWS: Final = 1000
@@ -211,7 +218,7 @@ class DualSpace(LogitObjective):
     ) -> Float[Tensor, " positions"]:
         """Of projected logits."""
         if self.config.gate == "correct":
-            return (projected.argmax(1) == targets).to(projected)
+            return agrees(projected, targets)
         return projected.softmax(1).amax(1)
 
     def _attended(

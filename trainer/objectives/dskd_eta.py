@@ -40,7 +40,7 @@ from trainer.maths.ragged import at_least_float32
 from trainer.models.head import Head
 from trainer.models.row_losses import Evaluate, Stream
 from trainer.objectives.base import Aside, Beginning, LogitObjective, Logits, Needs, Options, Setting
-from trainer.objectives.cross_space import CrossSpaceOptions, Divergences, diverging, shared_ids, teacher_space
+from trainer.objectives.cross_space import CrossSpaceOptions, Divergences, agrees, diverging, shared_ids, teacher_space
 
 
 class AlignedOptions(CrossSpaceOptions):
@@ -89,11 +89,6 @@ class Agreement:
             return agrees(student[0], self.labels[rows]).sum()[None]
 
         return evaluate
-
-
-def agrees(logits: Float[Tensor, "rows vocabulary"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """1 where the label is the likeliest token, else 0."""
-    return (logits.detach().argmax(1) == labels).to(logits)
 
 
 @dataclass(frozen=True)
