@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import sys
@@ -98,8 +99,14 @@ def on_full_disk():
 
 @pytest.fixture
 def forked_workers(monkeypatch):
-    """Workers of a pool are forks, too."""
+    """Workers of a pool are forks, too; they get what a process started anew would: it goes through pickle."""
     from pipeline.shards import pool
 
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: context)
+    in_pool = pool._run_in_pool
+
+    def sent(make, items, workspace, *others):
+        in_pool(pickle.loads(pickle.dumps(make)), items, pickle.loads(pickle.dumps(workspace)), *others)
+
+    monkeypatch.setattr(pool, "_run_in_pool", sent)

@@ -20,10 +20,16 @@ from schemas.errors import StateError, UserError
 from schemas.responses import ResponsesManifest, manifest_of, read_responses_manifest, rejected_of, work_of
 from trainer.models.loading import placed
 
+
+def shard_name(index: int, total: int) -> str:
+    """The name of a shard, which is there until the file is."""
+    return f"{index:05d}.rows"
+
+
 LAYOUT: Final = Layout(
     name="file of responses",
     recorded=("versions", "config", "inputs", "model", "template"),
-    shard=lambda index, total: f"{index:05d}.rows",
+    shard=shard_name,
     shards="*.rows",
     files=frozenset(),
 )
