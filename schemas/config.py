@@ -1,10 +1,9 @@
 """Typed configs: YAML in, frozen objects, resolved YAML out. Of an unknown key the nearest known one is named."""
 
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -21,15 +20,14 @@ from pydantic import (
 
 from schemas import keys
 from schemas.columns import Granularity
-from schemas.errors import UsageError, nearest, quoted
+from schemas.errors import UsageError
 from schemas.numbers import numbers_alone
+from schemas.problems import first_problem
 from schemas.signals import Signal, StateTokens, Storage, Weights
 
 Config = TypeVar("Config", bound="Strict")
 #: A name, a path, a word: an empty one names nothing, and as a path would be the current folder.
 Name = Annotated[str, Field(min_length=1)]
-#: How our keys are spelled. Where several kinds of values are possible, pydantic names the kind it tried (`Ramp`) as well.
-_KEY: Final = re.compile(r"[a-z0-9_]+")
 
 
 class Strict(BaseModel):
@@ -51,7 +49,7 @@ class Strict(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UsageError(f"{where}: {_first_problem(cls, error)}") from None
+            raise UsageError(f"{where}: {first_problem(cls, error)}") from None
 
     @classmethod
     def from_yaml(cls, path: Path) -> dict[str, Any]:
@@ -71,36 +69,6 @@ class Strict(BaseModel):
     def to_yaml(self) -> str:
         """YAML that gives this object back."""
         return keys.dump(self.model_dump(mode="json"))
-
-
-def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
-    problems = error.errors()
-    first = problems[0]["loc"][:1]
-    # of the kinds that a value may be, the one that went furthest is meant
-    problem = max((other for other in problems if other["loc"][:1] == first), key=lambda other: len(other["loc"]))
-    *outer, last = problem["loc"] or ("the config",)
-    parts = [str(part) for part in outer if _KEY.fullmatch(str(part))]
-    if problem["type"] == "extra_forbidden" or _KEY.fullmatch(str(last)) or not parts:
-        parts.append(str(last))
-    place = ".".join(parts)
-    if problem["type"] != "extra_forbidden":
-        told = problem["msg"].removeprefix("Value error, ")
-        return f"`{place}`: {told[:1].lower()}{told[1:]}, got {quoted(problem.get('input'))}."
-    known: type[BaseModel] = model
-    for part in problem["loc"][:-1]:
-        if part in known.model_fields:  # else a place in a list, or which of several kinds was tried
-            known = next(_models(known.model_fields[str(part)].annotation), known)
-    near = nearest(str(problem["loc"][-1]), known.model_fields)
-    hint = f"did you mean `{near}`?" if near else f"known keys: {', '.join(known.model_fields)}."
-    return f"unknown key `{place}`; {hint}"
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models in a type: itself, members of a union, items of a tuple."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)
 
 
 #: What the fields of a row are to each other (see `pipeline.read.fields`).
@@ -325,7 +293,7 @@ class GenerateConfig(CorpusConfig):
     """Everything that decides the content of a file of responses."""
 
     model: GeneratorConfig
-    template: str | None = None  # a chat template for all rows; None: the model's own, of conversations
+    template: Name | None = None  # a chat template for all rows; None: the model's own, of conversations
     conversations: bool = False  # whether all rows are asked as conversations; found out
     merge_turns: bool = False  # neighbours of one role become one message
     system_into_user: bool = False  # a system prompt stands at the beginning of the first message of the user

@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from schemas import files
 from schemas.config import Strict
 from schemas.errors import StateError
+from schemas.problems import worded
 from schemas.records import CacheRecord, Count, DatasetRecord, Sha256
 from schemas.signals import SHARDS
 
@@ -114,6 +115,11 @@ class Manifest(Sealed):
     def files(self) -> list[ShardFile | OtherFile]:
         """Every file that it has the checksum of."""
         return [*self.shards, *([] if self.vocabulary is None else [self.vocabulary])]
+
+    def vocabulary_problem(self, folder: Path) -> str | None:
+        """What is wrong with the file of both sides' tokens, its checksum included; None: nothing, or there is none."""
+        problem = None if self.vocabulary is None else self.vocabulary.problem(folder, content=True)
+        return None if self.vocabulary is None or problem is None else f"{self.vocabulary.file} {problem}"
 
 
 def same_tokens(manifest: Manifest) -> bool:
@@ -232,8 +238,7 @@ def _read(
 def _first_problem(error: ValidationError) -> str:
     """`rows: input should be a valid integer, got 'many'`."""
     problem = error.errors()[0]
-    told = problem["msg"].removeprefix("Value error, ")
     place = ".".join(map(str, problem["loc"]))
     value = problem["input"]
     got = f", got {value!r}" if isinstance(value, str | int | float | None) else ""
-    return f"{place + ': ' if place else ''}{told[:1].lower()}{told[1:]}{got}"[:_TOLD]
+    return f"{place + ': ' if place else ''}{worded(problem)}{got}"[:_TOLD]

@@ -85,7 +85,11 @@ def verify(
 
 
 def info(dataset: FolderArgument, as_json: JsonFlag = False) -> None:
-    """Say what a prepared dataset is: rows, tokenizers, parser, units, fingerprints; or a teacher cache."""
+    """Say what a prepared dataset is: rows, tokenizers, parser, units, fingerprints; or a teacher cache.
+
+    Of files only the map of tokens that both vocabularies have is read, and its checksum compared: exits with 4 if it is
+    another one. `mta-prep verify` looks at all.
+    """
     if format_of(dataset) == CACHE_FORMAT:
         from pipeline.cache import report as cache_report
 
@@ -98,7 +102,12 @@ def info(dataset: FolderArgument, as_json: JsonFlag = False) -> None:
     from pipeline.dataset import report
 
     manifest = read_manifest(dataset)
+    problem = manifest.vocabulary_problem(dataset)
     if as_json:
         console.emit_json(manifest.model_dump(mode="json"))
     else:
-        report.show_info(manifest, dataset)
+        report.show_info(manifest, dataset, problem)
+    if problem is not None:
+        from schemas.dataset import damaged
+
+        raise damaged(dataset, problem)

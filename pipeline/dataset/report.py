@@ -19,6 +19,17 @@ from schemas.rows import listed
 
 #: Fields that a summary names, of those read and of those not.
 _FIELDS: Final = 20
+#: What parsers count: the noun, and what became of it.
+_COUNTED: Final = {
+    "sentences_parsed": ("sentence", "parsed"),
+    "sentences_split": ("sentence", "split to be parsed"),
+    "sentences_too_long": ("sentence", "too long for the parser"),
+    "sentences_code": ("sentence", "of code, not parsed"),
+    "sentences_punctuation": ("sentence", "without a word, not parsed"),
+    "verb_groups_in_np": ("verb group", "inside a noun phrase, left out"),
+    "chunks_punctuation": ("chunk", "without a word, left out"),
+    "phrases_punctuation": ("phrase", "without a word, left out"),
+}
 
 
 def percent(part: int, whole: int) -> str:
@@ -117,6 +128,12 @@ def _fields(rows: Mapping[str, int]) -> str:
     return "; ".join(f"{listed(names)} in {counted(count, 'row')}" for count, names in names.items()) + more
 
 
+def _sentences(counts: Mapping[str, int]) -> str:
+    """What the parser counted, in words: `448 sentences parsed, 1 verb group inside a noun phrase, left out`."""
+    told = {name: _COUNTED.get(name, (name.replace("_", " "), "")) for name in counts}
+    return "; ".join(f"{counted(counts[name], noun)} {what}".strip() for name, (noun, what) in told.items()) or "none"
+
+
 def show_alignment(manifest: Manifest) -> None:
     """Units aligned and lost, per side and reason."""
     alignment: dict[str, Any] = manifest.counts["alignment"]
@@ -130,17 +147,23 @@ def show_alignment(manifest: Manifest) -> None:
     console.table("Units and their token spans", columns, rows)
 
 
-def show_shared_tokens(manifest: Manifest, folder: Path) -> None:
-    """How many tokens the vocabularies share, and how much of what is learnt is exactly alignable."""
+def show_shared_tokens(manifest: Manifest, folder: Path, problem: str | None) -> None:
+    """How many tokens the vocabularies share, and how much of what is learnt is exactly alignable.
+
+    `problem`: with the file that says which.
+    """
     if manifest.vocabulary is None:
         again = shlex.join(["mta-prep", "align", str(folder), "--student", manifest.config["student"]["tokenizer"]])
         console.stdout.print(f"Older than the map of tokens that both vocabularies have; `{again} -o NEW` makes it.")
+        return
+    if problem is not None:
+        console.stdout.print(Text(f"Which tokens the two vocabularies share cannot be read: {problem}.", "red"))
         return
     learnt = manifest.counts["learnt"]
     console.stdout.print(
         f"The two vocabularies share {counted(manifest.counts['shared_tokens'], 'token')}, by their bytes. Of "
         f"{counted(learnt['student'], 'learnt token')} of the student {percent(learnt['exact'], learnt['student'])} "
-        "cover just the text of one of the teacher's."
+        f"cover just the text of one of the teacher's. {manifest.vocabulary.file} says which, and is as it was written."
     )
 
 
@@ -177,8 +200,8 @@ def show_findings(findings: Findings, folder: Path) -> None:
     console.stdout.print(Text(f"{folder}: {counted(findings.found, 'problem')}{more}{place}.", "red"))
 
 
-def show_info(manifest: Manifest, folder: Path) -> None:
-    """What a dataset is."""
+def show_info(manifest: Manifest, folder: Path, problem: str | None) -> None:
+    """What a dataset is; `problem`: with its map of tokens (`Manifest.vocabulary_problem`)."""
     console.stdout.print(f"{folder}: prepared dataset, mta-prep {manifest.versions['mta-prep']}.")
     show_rows(manifest)
     rows = [
@@ -193,11 +216,10 @@ def show_info(manifest: Manifest, folder: Path) -> None:
             console.stdout.print(
                 Text(f"No end-of-sequence token is known on the {side}'s side: responses end in none.", "yellow")
             )
-    show_shared_tokens(manifest, folder)
+    show_shared_tokens(manifest, folder, problem)
     parser, config = manifest.parser, ParseConfig.parse(manifest.config, str(folder))
     console.stdout.print(f"Parser {parser['kind']} {parser['name']} ({parser['sha256'][:16]}), {templates_of(config)}.")
-    sentences = ", ".join(f"{count} {what}" for what, count in manifest.counts["sentences"].items())
-    console.stdout.print(f"Sentences and units: {sentences}.")
+    console.stdout.print(f"Sentences and units: {_sentences(manifest.counts['sentences'])}.")
     show_alignment(manifest)
     console.stdout.print(f"Fingerprint {manifest.fingerprint}")
     console.stdout.print(f"Teacher's   {manifest.teacher_fingerprint}")

@@ -172,9 +172,8 @@ def _check_vocabulary(
     """Whether the file of tokens is whole, its map follows from what they spell, and that is what the tokenizers say."""
     if manifest.vocabulary is None:
         return
-    problem = manifest.vocabulary.problem(folder, content=True)
-    if problem is not None:
-        findings.problem(f"{manifest.vocabulary.file} {problem}.")
+    if (problem := manifest.vocabulary_problem(folder)) is not None:
+        findings.problem(f"{problem}.")
         return
     try:
         sides = {side: read_side(folder, side) for side in SIDES}

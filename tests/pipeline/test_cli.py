@@ -103,7 +103,7 @@ def test_a_config_is_set_by_file_flags_and_keys_in_that_order(command, sample_fi
         ("teacher.revisoin=main", "command line: unknown key `teacher.revisoin`; did you mean `revision`?"),
         ("limit=many", "command line: `limit`: input should be a valid integer"),
         ("limit=0", "command line: `limit`: input should be greater than or equal to 1, got 0."),
-        ("teacher=3", "command line: `teacher`: input should be a valid dictionary or instance of"),
+        ("teacher=3", "command line: `teacher`: a mapping of keys to values is wanted, got 3."),
         ("teacher=null", "Nothing given for --teacher"),
         ("limit.rows=3", "`limit` is 2 and has no keys, so none is `limit.rows`."),
     ],

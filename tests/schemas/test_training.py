@@ -7,8 +7,9 @@ from typing import get_args, get_origin
 import pytest
 from pydantic import ValidationError
 
-from schemas.config import CacheConfig, CsvConfig, ParseConfig, Strict
+from schemas.config import CacheConfig, CsvConfig, GenerateConfig, ParseConfig, Strict
 from schemas.errors import UsageError
+from schemas.problems import worded
 from schemas.training import OptimConfig, StudentConfig, TrainConfig
 from trainer.objectives import REGISTRY
 from trainer.objectives.base import Options
@@ -28,7 +29,7 @@ def holds_numbers(annotation):
     return annotation is float or any(map(holds_numbers, get_args(annotation)))
 
 
-ROOTS = [TrainConfig, CacheConfig, ParseConfig, *(term.options for term in REGISTRY.values())]
+ROOTS = [TrainConfig, CacheConfig, ParseConfig, GenerateConfig, *(term.options for term in REGISTRY.values())]
 CONFIGS = sorted({model for root in ROOTS for model in models(root)}, key=lambda model: model.__name__)
 NUMBERS = [
     (model, name) for model in CONFIGS for name, field in model.model_fields.items() if holds_numbers(field.annotation)
@@ -71,6 +72,44 @@ def test_true_and_false_are_no_numbers(model):
                     assert wanted in {error["msg"] for error in told} or tuple in map(get_origin, [field.annotation])
 
 
+def problems_of(model, name, value):
+    """What is told of a key's value."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({name: value})
+    return [worded(problem) for problem in caught.value.errors() if problem["loc"][0] == name]
+
+
+LISTS = [
+    (model, name)
+    for model in CONFIGS
+    for name, field in model.model_fields.items()
+    if tuple in {get_origin(kind) for kind in (field.annotation, *get_args(field.annotation))}
+]
+
+
+def test_the_lists_are_there():
+    assert {"inputs", "signals", "caches", "layers", "targets", "on", "betas"} <= {name for _, name in LISTS}
+
+
+@pytest.mark.parametrize(("value", "written"), [("it", "[it]"), (3, "[3]"), ({"layer": 3}, "[{layer: 3}]")])
+@pytest.mark.parametrize(("model", "name"), LISTS)
+def test_a_value_alone_is_told_how_a_list_of_it_is_written(model, name, value, written):
+    assert f"a list is wanted, also of one: {written}" in problems_of(model, name, value)
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+@pytest.mark.parametrize("value", ["word", 3, [], ["word"], {"k": 1}, [[]], True, 0.5])
+def test_nothing_is_told_in_words_of_python(model, value):
+    for name in model.model_fields:
+        try:
+            model.model_validate({name: value})
+        except ValidationError as error:
+            for told in (worded(problem) for problem in error.errors()):
+                assert not any(
+                    word in told for word in ("tuple", "dictionary", "instance", "boolean", "after validation")
+                )
+
+
 @pytest.mark.parametrize("model", CONFIGS)
 def test_no_name_is_empty(model):
     """An empty path is the current folder. Only a quote of CSV may be none."""
@@ -102,6 +141,12 @@ def test_no_name_is_empty(model):
         (OptimConfig, {"lr": math.inf}, r"`lr`: input should be a finite number, got inf"),
         (OptimConfig, {"betas": [0.9, 1.0]}, r"`betas\.1`: input should be less than 1"),
         (StudentConfig, {"model": "m", "config": {"rope": {"theta": [1.0, math.nan]}}}, r"`rope\.theta\.1` is nan"),
+        (OptimConfig, {"betas": [0.9] * 3}, r"`betas`: at most 2 values should stand here, got \[0"),
+        (
+            CacheConfig,
+            {"dataset": "d", "teacher": "m", "signals": ["final"]},
+            "`teacher`: a mapping of keys to values is",
+        ),
         (StudentConfig, {"model": "m", "init": "fresh"}, r"`init`: input should be 'pretrained' or 'config'"),
         (StudentConfig, {"model": "m", "init": {"layer": [1]}}, r"`init\.layers`: field required"),
     ],

@@ -118,9 +118,8 @@ class Documents:
         """Both sides' tokens; None in a dataset of an older version, which does not say."""
         if self.manifest.vocabulary is None:
             return None
-        problem = self.manifest.vocabulary.problem(self.folder, content=True)
-        if problem is not None:
-            raise damaged(self.folder, f"{self.manifest.vocabulary.file} {problem}")
+        if (problem := self.manifest.vocabulary_problem(self.folder)) is not None:
+            raise damaged(self.folder, problem)
         try:
             return Vocabulary.read(self.folder)
         except ValueError as error:

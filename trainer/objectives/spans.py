@@ -25,7 +25,7 @@ from typing import ClassVar, Final, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from schemas.errors import UsageError
@@ -66,6 +66,20 @@ class SpanCosineOptions(SpanOptions):
 
     layers: tuple[LayerPair, ...] | None = Field(default=None, min_length=1)  # None: the last ones
     delta: bool = False  # also how each layer changes to the next of `layers`
+
+
+class SpanGeometryOptions(SpanOptions):
+    """Options of `span_geometry`."""
+
+    @field_validator("max_spans")
+    @classmethod
+    def _pairs(cls, most: int) -> int:
+        if most < 2:
+            raise ValueError(
+                "`span_geometry` compares how spans of a document relate to each other, so at least 2 of them are wanted; "
+                "leave the term out, or set `max_spans` of all terms on spans"
+            )
+        return most
 
 
 class SpanKlOptions(SpanOptions):
@@ -187,7 +201,9 @@ class SpanCosine(SpanTerm, StateObjective):
 
 
 class SpanGeometry(SpanTerm, StateObjective):
-    """Spans relate to each other as they do in the teacher."""
+    """Spans relate to each other as they do in the teacher. A document of one span adds 0."""
+
+    options: ClassVar[type[Options]] = SpanGeometryOptions
 
     def forward(self, states: Mapping[int, Float[Tensor, "tokens _"]], batch: Batch) -> Float[Tensor, " one"]:
         """The sum over documents."""

@@ -12,7 +12,7 @@ from pipeline.dataset.prepare import load_tokenizers, prepare
 from pipeline.dataset.realign import realign
 from pipeline.dataset.verify import verify
 from schemas import files
-from schemas.errors import StateError, UserError
+from schemas.errors import Exit, StateError, UserError
 from schemas.manifest import MANIFEST, read_manifest
 from schemas.vocabulary import SHARED, VOCABULARY
 from trainer.batches.documents import Documents
@@ -132,3 +132,24 @@ def test_info_tells_what_the_sides_share(prepared, command):
     counts = read_manifest(prepared).counts
     assert code == 0
     assert f"share {counts['shared_tokens']}" in told.replace(",", "").replace("\n", " ")
+    assert f"{VOCABULARY} says which, and is as it was written" in told.replace("\n", " ")
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_info_notices_another_map_and_tells_the_rest(copy, command, flags):
+    content = bytearray((copy / VOCABULARY).read_bytes())
+    content[-1] ^= 1
+    (copy / VOCABULARY).write_bytes(content)
+    code, told, error = command("info", copy, *flags)
+    assert code == Exit.STATE
+    assert f"{VOCABULARY} has another checksum" in error.replace("\n", " ")
+    assert read_manifest(copy).fingerprint in told
+    assert ("cannot be read" in told) == (not flags)
+
+
+def test_info_tells_what_was_counted_in_words(prepared, command):
+    _, told, _ = command("info", prepared)
+    (line,) = [line for line in told.splitlines() if line.startswith("Sentences and units")]
+    counts = read_manifest(prepared).counts["sentences"]
+    assert f"{counts['sentences_parsed']} sentences parsed" in line
+    assert "_" not in line

@@ -406,7 +406,8 @@ NOT_THERE = {"student": 0, "teacher": 6}
         ("span_cos", {"delta": True}, r"`delta` is of the change between layers; set at least two in `layers`"),
         ("span_cos", {"layers": [{**BOTH[0], "granularity": "words"}]}, "granularity"),
         ("span_kl", {"temperature": 0}, "temperature"),
-        ("span_geometry", {"max_spans": 0}, "max_spans"),
+        ("span_kl", {"max_spans": 0}, "max_spans"),
+        ("span_geometry", {"max_spans": 1}, r"span_geometry: `max_spans`: .*at least 2 of them are wanted; leave the term out"),
         ("span_kl", {"layers": BOTH}, "layers"),
     ],
 )  # fmt: skip
