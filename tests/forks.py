@@ -7,7 +7,7 @@ import pickle
 import resource
 import signal
 import sys
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -93,6 +93,37 @@ def on_full_disk():
         child.join(timeout=300)
         assert not outcome.empty(), "the command did not end"
         return outcome.get()
+
+    return run
+
+
+RANKS = 2
+
+
+def _command_of_a_rank(rank, arguments, said):
+    """`mta-prep` in this process as torchrun starts it; what it says goes to a file."""
+    from pipeline import cli
+
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{RANKS}", "LOCAL_WORLD_SIZE": f"{RANKS}"}
+    sys.argv = ["mta-prep", *map(str, arguments)]
+    with said.open("w", encoding="utf-8") as file, redirect_stdout(file):
+        cli.main()
+
+
+@pytest.fixture
+def on_ranks(tmp_path_factory):
+    """Runs `mta-prep` on two ranks, as torchrun starts them; what each printed."""
+
+    def run(*arguments):
+        said = [tmp_path_factory.mktemp("said") / f"{rank}.json" for rank in range(RANKS)]
+        fork = multiprocessing.get_context("fork")
+        ranks = [fork.Process(target=_command_of_a_rank, args=(rank, arguments, said[rank])) for rank in range(RANKS)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(timeout=300)
+        assert [rank.exitcode for rank in ranks] == [0] * RANKS
+        return [path.read_text(encoding="utf-8") for path in said]
 
     return run
 

@@ -91,7 +91,12 @@ def run_words(words: list[str], command) -> str:
             code, out, err = command(*(STAND_INS.get(word, word) for word in arguments))
             assert code == 0, err
             return out
-        case ["torchrun", "--nproc-per-node", _, "-m", "pipeline", *arguments]:
+        case ["torchrun", "--nproc-per-node", _, "-m", "pipeline", *arguments] | [
+            "srun",
+            "--kill-on-bad-exit",
+            "mta-prep",
+            *arguments,
+        ]:
             parsed(cli.app, arguments)
         case ["python", "trainer/evaluate.py", *arguments]:
             parsed(evaluate.app, arguments)

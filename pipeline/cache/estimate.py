@@ -7,18 +7,16 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import sizes
-from pipeline.cache.plan import CachePlan, free_bytes, make_stage, threads_of
+from pipeline.cache.plan import CachePlan, free_bytes, make_stage
 from pipeline.shards import pool
-from pipeline.shards.ranks import ALONE
 from schemas.columns import side_column
 
 
 def estimate(plan: CachePlan, out: Path, *, workers: int) -> dict[str, Any]:
     """Bytes, seconds and room; nothing is written. Seconds are from as many tokens as all threads take at once."""
     files, counts = plan.sizes(), plan.measured.counts
-    threads = threads_of(min(workers, plan.shards), ALONE)
     pool.settle_torch()
-    stage = make_stage(plan, 0, threads)
+    stage = make_stage(plan, 0, pool.threads_of(min(workers, plan.shards)))
     probe = _probe(plan, stage.threads * plan.config.token_budget)
     stage.run((0, 1))  # libraries choose and compile on first use
     began = time.perf_counter()

@@ -140,11 +140,6 @@ def make_stage(plan: CachePlan, local: int, threads: int) -> CacheStage:
     )
 
 
-def threads_of(workers: int, rank: Rank) -> int:
-    """Cores for each process of this run on this machine."""
-    return max(1, pool.default_workers() // (workers * rank.local_count))
-
-
 def cache(
     plan: CachePlan, out: Path, *, workers: int, overwrite: bool = False, quiet: bool = False, rank: Rank = ALONE
 ) -> Outcome[CacheManifest]:
@@ -156,7 +151,7 @@ def cache(
         for note in plan.notes:
             console.stderr.print(note)
         require_room(plan, out)
-    threads = threads_of(min(workers, plan.shards), rank)
+    threads = pool.threads_of(min(workers, plan.shards), rank.local_count)
     stage = partial(make_stage, plan, rank.local * workers, threads)
     return publish(CACHE, plan, stage, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank)
 

@@ -11,6 +11,7 @@ from pipeline.commands.flags import (
     JsonFlag,
     OverwriteFlag,
     WorkersFlag,
+    rank_here,
     run_workers,
 )
 from pipeline.commands.parse import finish
@@ -84,7 +85,9 @@ def align(
     if not sides:
         raise UsageError("Nothing to change: pass --student, --teacher, --student-template or --teacher-template.")
     target = out or realign.default_out(dataset, sides)
+    rank = rank_here()
+    count = workers or run_workers(rank.local_count)
     outcome = realign.realign(
-        dataset, target, sides, overflow, workers=workers or run_workers(), overwrite=overwrite, quiet=as_json
+        dataset, target, sides, overflow, workers=count, overwrite=overwrite, quiet=as_json, rank=rank
     )
     finish(outcome, target, allow_rejected, as_json, before=read_manifest(dataset))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from pipeline.commands.flags import ConfigFlag, JsonFlag, Key, OverwriteFlag, SetFlag, config_values, require
+from pipeline.commands.flags import ConfigFlag, JsonFlag, Key, OverwriteFlag, SetFlag, config_values, rank_here, require
 from schemas import console
 from schemas.config import CacheConfig
 from schemas.errors import UsageError
@@ -94,11 +94,6 @@ def cache_teacher(
         bool, typer.Option("--dry-run", help="Bytes per signal and layer, time and room on the disk; write nothing.")
     ] = False,
     as_json: JsonFlag = False,
-    # as torchrun tells its processes
-    rank: Annotated[int, typer.Option(envvar="RANK", hidden=True)] = 0,
-    world_size: Annotated[int, typer.Option(envvar="WORLD_SIZE", hidden=True)] = 1,
-    local_rank: Annotated[int, typer.Option(envvar="LOCAL_RANK", hidden=True)] = 0,
-    local_world_size: Annotated[int, typer.Option(envvar="LOCAL_WORLD_SIZE", hidden=True)] = 1,
 ) -> None:
     """Run a teacher over a prepared dataset once, and keep what losses need of it.
 
@@ -115,6 +110,7 @@ def cache_teacher(
 
     if out is None:
         raise UsageError("No output folder: pass --out FOLDER.")
+    rank = rank_here()
     values, where = config_values(cache_teacher, given, CacheConfig)
     for key, named in (("dataset", "a dataset"), ("teacher.model", "--teacher")):
         require(values, key, named, "cache-teacher")
@@ -127,7 +123,6 @@ def cache_teacher(
     wanted, notes = stated(values, where, choice, same)
     # what takes seconds to import comes after all that a wrong name would be refused for
     from pipeline.cache import estimate, plan, report
-    from pipeline.shards.ranks import Rank
     from trainer.teacher.shape import shape_of
 
     shape = shape_of(sources.teacher)
@@ -140,8 +135,7 @@ def cache_teacher(
         else:
             report.show_estimate(estimated, out)
         return
-    mine = Rank(rank, world_size, local_rank, local_world_size)
-    outcome = plan.cache(planned, out, workers=workers, overwrite=overwrite, quiet=as_json, rank=mine)
+    outcome = plan.cache(planned, out, workers=workers, overwrite=overwrite, quiet=as_json, rank=rank)
     if outcome.manifest is None:
         return  # rank 0 tells
     if as_json:

@@ -1,8 +1,9 @@
 """Flags that several commands have, and how flags and `--set` meet a config."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_type_hints
 
 import typer
 
@@ -10,10 +11,16 @@ from schemas.config import Strict
 from schemas.errors import Exit, UsageError
 from schemas.keys import assign, assignment
 
+if TYPE_CHECKING:
+    from pipeline.shards.ranks import Rank
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 WorkersFlag = Annotated[
     int | None,
-    typer.Option(min=1, help="Processes that prepare shards. Default: one a core. Never changes the output."),
+    typer.Option(
+        min=1,
+        help="Processes that prepare shards. Default: one a core (this rank's share of them). Never changes the output.",
+    ),
 ]
 OverwriteFlag = Annotated[bool, typer.Option(help="Replace an earlier run of ours in the output folder.")]
 AllowRejectedFlag = Annotated[
@@ -85,8 +92,22 @@ def require(values: Mapping[str, Any], key: str, named: str, command: str) -> No
         inner = inner[part]
 
 
-def run_workers() -> int:
-    """Default number of workers."""
-    from pipeline.shards.pool import default_workers
+#: How standard input is named.
+_STDIN: Final = "-"
 
-    return default_workers()
+
+def rank_here(inputs: Sequence[str] = ()) -> "Rank":
+    """This process among those that torchrun or srun has started. Raises `UsageError` for inputs that one alone can read."""
+    from pipeline.shards.ranks import rank_of
+
+    rank = rank_of(os.environ)
+    if rank.count > 1 and _STDIN in inputs:
+        raise UsageError(f"One rank alone can read standard input, and there are {rank.count}: name a file.")
+    return rank
+
+
+def run_workers(sharing: int = 1) -> int:
+    """Default number of workers, where so many ranks share this machine."""
+    from pipeline.shards.pool import threads_of
+
+    return threads_of(1, sharing)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands.flags import AllowRejectedFlag, JsonFlag, Key, SplitFlag, config_values, require
+from pipeline.commands.flags import AllowRejectedFlag, JsonFlag, Key, SplitFlag, config_values, rank_here, require
 from schemas import console
 from schemas.config import GenerateConfig
 from schemas.errors import Exit, UsageError
@@ -149,6 +149,7 @@ def generate(
     for key, named in (("inputs", "prompts"), ("model.model", "--model")):
         require(values, key, named, "generate")
     settings = GenerateConfig.parse(values, where)
+    rank = rank_here(settings.inputs)
     require_writable(out, overwrite)
     with planned(settings, out) as plan:
         # what takes seconds to import comes after all that a wrong name would be refused for
@@ -161,9 +162,10 @@ def generate(
             else:
                 report.show_estimate(estimated, plan.config, out)
             return
-        outcome = place.generate(plan, workers=workers, overwrite=overwrite, quiet=as_json)
+        outcome = place.generate(plan, workers=workers, overwrite=overwrite, quiet=as_json, rank=rank)
     manifest = outcome.manifest
-    assert manifest is not None
+    if manifest is None:
+        return  # rank 0 tells
     if as_json:
         console.emit_json({"out": str(out), **manifest.model_dump(mode="json")})
     else:

@@ -15,6 +15,7 @@ from pipeline.commands.flags import (
     SplitFlag,
     WorkersFlag,
     config_values,
+    rank_here,
     require,
     run_workers,
 )
@@ -211,7 +212,8 @@ def parse(
     ):
         require(values, key, named, "parse")
     settings = ParseConfig.parse(values, where)
-    count = workers or run_workers()
+    rank = rank_here(settings.inputs)
+    count = workers or run_workers(rank.local_count)
     if dry_run:
         estimated = prepare.estimate(settings, out, workers=count)
         if as_json:
@@ -219,7 +221,7 @@ def parse(
         else:
             report.show_estimate(estimated, out)
         return
-    outcome = prepare.prepare(settings, out, workers=count, overwrite=overwrite, quiet=as_json)
+    outcome = prepare.prepare(settings, out, workers=count, overwrite=overwrite, quiet=as_json, rank=rank)
     finish(outcome, out, allow_rejected, as_json)
 
 
@@ -230,6 +232,8 @@ def finish(outcome: Any, out: Path, allow_rejected: bool, as_json: bool, before:
     """
     from pipeline.dataset import report
 
+    if outcome.manifest is None:
+        return  # rank 0 tells
     if as_json:
         warnings = report.warnings_of(outcome.manifest, out, before)
         console.emit_json({"out": str(out), **outcome.manifest.model_dump(mode="json"), "warnings": warnings})

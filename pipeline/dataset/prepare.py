@@ -28,6 +28,7 @@ from pipeline.read.template import Renderer, resolve_templates, templates_of
 from pipeline.read.tokenizers import OffsetTokenizer
 from pipeline.shards import pool
 from pipeline.shards.publish import publish
+from pipeline.shards.ranks import ALONE, Rank
 from pipeline.text import Parser, Rendered
 from schemas import console
 from schemas.columns import SIDES, Side
@@ -236,7 +237,15 @@ def planned(config: ParseConfig, out: Path) -> Iterator[PreparePlan]:
         yield plan(config, spool)
 
 
-def prepare(config: ParseConfig, out: Path, *, workers: int, overwrite: bool = False, quiet: bool = False) -> Outcome:
+def prepare(
+    config: ParseConfig,
+    out: Path,
+    *,
+    workers: int,
+    overwrite: bool = False,
+    quiet: bool = False,
+    rank: Rank = ALONE,
+) -> Outcome:
     """Prepare a dataset at `out`; goes on from an interrupted run of the same config.
 
     Raises `UserError` for inputs, tokenizers or parsers that cannot be used, `StateError` for a folder that is in use or
@@ -244,9 +253,9 @@ def prepare(config: ParseConfig, out: Path, *, workers: int, overwrite: bool = F
     """
     with planned(config, out) as ready:
         stage = pool.Made(ready.stage, partial(PrepareStage, ready.config))
-        for note in ready.notes:
+        for note in ready.notes if rank.number == 0 else ():
             console.stderr.print(console.Text(note, "yellow"))
-        return publish(DATASET, ready, stage, out, workers=workers, overwrite=overwrite, quiet=quiet)
+        return publish(DATASET, ready, stage, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank)
 
 
 def estimate(config: ParseConfig, out: Path, *, workers: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pipeline.read.records import RAW_LIMIT, Rejected
 from pipeline.read.template import require_no_prompt_limit
 from pipeline.shards import pool
 from pipeline.shards.publish import publish
+from pipeline.shards.ranks import ALONE, Rank
 from schemas import console
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig
@@ -170,6 +171,7 @@ def realign(
     workers: int,
     overwrite: bool,
     quiet: bool,
+    rank: Rank = ALONE,
 ) -> Outcome:
     """Write `dataset` to `out` with other tokenizers or chat templates; `sides` maps a side to its `SideConfig` values.
 
@@ -195,11 +197,11 @@ def realign(
     sample = open_shard(dataset, before.shards[0], ROW_COLUMNS, content=True).slice(0, AUDIT_ROWS)
     for tokenizer in stage.tokenizers.values():
         tokenizer.audit(stored_rows(sample))
-    for note in assemble.notes_on(stage.tokenizers):
+    for note in assemble.notes_on(stage.tokenizers) if rank.number == 0 else ():
         console.stderr.print(Text(note, "yellow"))
     identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}
     vocabularies = {side: SideVocabulary.of(tokenizer) for side, tokenizer in stage.tokenizers.items()}
     vocabularies |= {side: _vocabulary_before(dataset, before, side) for side in SIDES if side not in changed}
     plan = RealignPlan(dataset, before, config, identities, changed, vocabularies)
     make = pool.Made(stage, partial(RealignStage, config, changed))
-    return publish(DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet)
+    return publish(DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank)

@@ -13,6 +13,7 @@ from pipeline.generate.plan import GeneratePlan
 from pipeline.generate.stage import GenerateStage, json_line
 from pipeline.shards import counts, pool
 from pipeline.shards.publish import Outcome, Product, publish
+from pipeline.shards.ranks import ALONE, Rank
 from pipeline.shards.workspace import Layout, Workspace, require_same_run
 from schemas import console, files
 from schemas.console import counted
@@ -55,31 +56,34 @@ def clear(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def make_stage(plan: GeneratePlan, workers: int) -> GenerateStage:
-    """The stage in the process that runs it, one of so many; with `cuda` as its device each takes another GPU."""
+def make_stage(plan: GeneratePlan, local: int, threads: int) -> GenerateStage:
+    """The stage in the process that runs it; `local`: which of this machine's processes that is. With `cuda` as its device
+    each takes another GPU."""
     disable_progress_bar()  # of loading weights; the run has its own
-    threads = max(1, pool.default_workers() // workers)
-    return GenerateStage(plan.config, placed(plan.config.model, pool.worker_number()), threads)
+    return GenerateStage(plan.config, placed(plan.config.model, local + pool.worker_number()), threads)
 
 
 def generate(
-    plan: GeneratePlan, *, workers: int, overwrite: bool = False, quiet: bool = False
+    plan: GeneratePlan, *, workers: int, overwrite: bool = False, quiet: bool = False, rank: Rank = ALONE
 ) -> Outcome[ResponsesManifest]:
     """Write the file; goes on from an interrupted run of the same config.
 
     Raises `StateError` for a file that another run or somebody else has made, or that is being written.
     """
-    for note in plan.notes:
-        console.stderr.print(console.Text(note, "yellow"))
-    if overwrite:
-        clear(plan.out)
-    elif (manifest := finished(plan)) is not None:
-        return Outcome(manifest, plan.shards, already_finished=True)
+    if rank.number == 0:
+        for note in plan.notes:
+            console.stderr.print(console.Text(note, "yellow"))
+        if overwrite:
+            clear(plan.out)
+    if not overwrite and (manifest := finished(plan)) is not None:
+        return Outcome(None if rank.number else manifest, plan.shards, already_finished=True)
     workers = min(workers, plan.shards)
-    stage: Callable[[], pool.Stage] = partial(make_stage, plan, workers)
+    threads = pool.threads_of(workers, rank.local_count)
+    stage: Callable[[], pool.Stage] = partial(make_stage, plan, rank.local * workers, threads)
     if workers == 1:
         stage = pool.Made(stage(), stage)  # a model that cannot be used is refused before anything is written
-    return publish(RESPONSES, plan, stage, work_of(plan.out), workers=workers, overwrite=overwrite, quiet=quiet)
+    work = work_of(plan.out)
+    return publish(RESPONSES, plan, stage, work, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank)
 
 
 def seal(plan: GeneratePlan, space: Workspace) -> ResponsesManifest:

@@ -25,7 +25,7 @@ def estimate(plan: GeneratePlan, *, workers: int) -> dict[str, Any]:
     """Rows, and seconds and bytes from some responses that are really generated and thrown away; nothing is written."""
     workers = min(workers, plan.shards)
     pool.settle_torch()
-    stage = make_stage(plan, workers)
+    stage = make_stage(plan, 0, pool.threads_of(workers))
     probe = list(plan.corpus.read(0, min(plan.corpus.rows, stage.threads * plan.config.batch_size)))
     stage.run(probe[:1])  # libraries choose and compile on first use
     began = time.perf_counter()

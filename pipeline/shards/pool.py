@@ -182,6 +182,11 @@ def _some_done(waiting: set[Future[tuple[int, int]]], tick: Tick) -> set[Future[
     return left
 
 
+def threads_of(workers: int, sharing: int = 1) -> int:
+    """Cores for each of so many workers, where so many runs share this machine."""
+    return max(1, default_workers() // (workers * sharing))
+
+
 def default_workers() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,9 +5,10 @@ begin once rank 0 has cleared it and written their very words back, so that noth
 taken for an answer. Each holds a lock of its own for as long as it lives. Rank 0 waits for every receipt and seals.
 """
 
+import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from pipeline.shards.workspace import LOCK, WORK, Layout, Workspace, claim, require_same_run, workspace
 from schemas import files
-from schemas.errors import ResourceError
+from schemas.errors import ResourceError, UsageError, quoted
 from schemas.manifest import is_finished
 
 #: Seconds that ranks wait for each other at the start; weights are hashed and the dataset is read before that.
@@ -33,7 +34,7 @@ class Rank:
     number: int = 0
     count: int = 1
     local: int = 0  # its number on this machine
-    local_count: int = 1
+    local_count: int = 1  # how many share the cores that this process may use
 
     def takes(self, shard: int) -> bool:
         """Whether a shard is this rank's."""
@@ -41,6 +42,55 @@ class Rank:
 
 
 ALONE: Final = Rank()
+#: What torchrun, and srun in each task of a step, tell a process: its number, their number, its number on this machine.
+_TORCHRUN: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_SRUN: Final = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+#: Tasks of each node, such as `2(x3),1`, and how they are bound to cores: with a mask or map each may use its own alone.
+_SRUN_TASKS: Final = "SLURM_STEP_TASKS_PER_NODE"
+_SRUN_BOUND: Final = "SLURM_CPU_BIND_TYPE"
+
+
+def rank_of(environment: Mapping[str, str]) -> Rank:
+    """This process, as its environment tells; alone where neither torchrun nor srun has started it.
+
+    torchrun goes first: it may have been started by srun. Of Slurm only what a step's tasks are told counts: in a batch script
+    itself, which is one process, the job's numbers stand as well. Raises `UsageError` for what is no rank.
+    """
+    if "RANK" in environment:
+        own = _numbers(environment, _TORCHRUN)
+        return _rank(*own, _number(environment, "LOCAL_WORLD_SIZE", 1))
+    if _SRUN[1] in environment:
+        node = _number(environment, "SLURM_NODEID", 0)
+        bound = environment.get(_SRUN_BOUND, "").startswith(("mask_cpu", "map_cpu"))
+        sharing = 1 if bound else _tasks_of(environment.get(_SRUN_TASKS, ""), node)
+        return _rank(*_numbers(environment, _SRUN), sharing)
+    return ALONE
+
+
+def _numbers(environment: Mapping[str, str], names: tuple[str, str, str]) -> tuple[int, int, int]:
+    number, count, local = (_number(environment, name, usual) for name, usual in zip(names, (0, 1, 0), strict=True))
+    return number, count, local
+
+
+def _rank(number: int, count: int, local: int, local_count: int) -> Rank:
+    if not 0 <= number < count:
+        raise UsageError(
+            f"The environment says that this process is rank {number} of {count}: ranks are 0 to {count - 1}."
+        )
+    return Rank(number, count, local, max(1, local_count))
+
+
+def _number(environment: Mapping[str, str], name: str, usual: int) -> int:
+    text = environment.get(name, str(usual))
+    if not text.isdecimal():
+        raise UsageError(f"The environment variable {name} is {quoted(text)}, where torchrun and srun put a number.")
+    return int(text)
+
+
+def _tasks_of(text: str, node: int) -> int:
+    """Of `2(x3),1` the tasks of a node; 1 where it does not say."""
+    counts = [int(tasks) for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(times or 1))]
+    return counts[node] if node < len(counts) else 1
 
 
 @contextmanager

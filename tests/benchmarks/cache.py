@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline.bench import machine
 from pipeline.cache import plan as planning
 from pipeline.cache.choice import Choice, resolved, stated
-from pipeline.shards.pool import settle_torch
+from pipeline.shards.pool import settle_torch, threads_of
 from schemas.config import ModelConfig
 from schemas.manifest import read_manifest, same_tokens
 from trainer.models.hidden_states import batches_of
@@ -82,7 +82,7 @@ def main(
     config = resolved(wanted, choice, shape)
     plan = planning.plan_cache(config, notes, shape)
     deepest = max(each.layer for each in config.layers)
-    cores = planning.threads_of(1, planning.ALONE)
+    cores = threads_of(1)
     stage = planning.make_stage(plan, 0, cores)
     cut = load_model(config.teacher, deepest)
     tables = plan.documents.tables(["teacher_input_ids"])

@@ -79,7 +79,7 @@ def main(
         items = [item for _, item in plan.items(lambda index: True)]
         texts, plain = plain_loop(plan.config, [row.fields for item in items for row in item], plain_threads)
         pool.settle_torch()
-        stage = place.make_stage(plan, 1)
+        stage = place.make_stage(plan, 0, pool.threads_of(1))
         began = time.perf_counter()
         shards = [stage.run(item) for item in items]
         ours = time.perf_counter() - began

@@ -5,11 +5,7 @@ which sums come in another order: `tests/trainer/test_run.py`.
 """
 
 import json
-import multiprocessing
-import os
 import pickle
-import sys
-from contextlib import redirect_stdout
 from functools import partial
 
 import pytest
@@ -21,7 +17,6 @@ from pipeline.shards.workspace import CONFIG
 from schemas.config import ParseConfig
 
 EVERY = ["relations", "units", "states", "final", "topk", "attention"]
-RANKS = 2
 
 
 def test_the_number_of_workers_changes_no_byte(settings_for, prepared, contents, tmp_path):
@@ -65,28 +60,22 @@ def test_workers_change_no_byte_of_a_cache(forked_workers, plan, whole, contents
     assert contents(tmp_path / "out") == contents(whole)
 
 
-def command_of_a_rank(rank, arguments, said):
-    """`mta-prep` in this process as torchrun starts it; what it says goes to a file."""
-    from pipeline import cli
-
-    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{RANKS}", "LOCAL_WORLD_SIZE": f"{RANKS}"}
-    sys.argv = ["mta-prep", *map(str, arguments)]
-    with said.open("w", encoding="utf-8") as file, redirect_stdout(file):
-        cli.main()
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_ranks_write_what_one_process_writes(on_ranks, whole, contents, tmp_path):
+    first, second = on_ranks("cache-teacher", "--config", whole / CONFIG, "--out", tmp_path / "out", "--json")
+    assert contents(tmp_path / "out") == contents(whole)
+    assert json.loads(first)["rows"] == 24
+    assert second == "", "rank 0 tells, and nobody else"
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_ranks_write_what_one_process_writes(whole, contents, tmp_path):
-    out = tmp_path / "out"
-    said = [tmp_path / f"{rank}.json" for rank in range(RANKS)]
-    arguments = ["cache-teacher", "--config", whole / CONFIG, "--out", out, "--json"]
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=command_of_a_rank, args=(rank, arguments, said[rank])) for rank in range(RANKS)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(timeout=300)
-        assert rank.exitcode == 0
-    assert contents(out) == contents(whole)
-    assert json.loads(said[0].read_text())["rows"] == 24
-    assert said[1].read_text() == "", "rank 0 tells, and nobody else"
+def test_ranks_parse_and_align_what_one_process_does(on_ranks, prepared, same, contents, tmp_path):
+    first, second = on_ranks(
+        "parse", "--config", prepared / CONFIG, "--workers", 1, "--out", tmp_path / "out", "--json"
+    )
+    assert contents(tmp_path / "out") == contents(prepared)
+    assert (json.loads(first)["rows_in"], second) == (24, "")
+    sides = ["--student", "embedded:sentencepiece-bpe", "--workers", 1]
+    first, second = on_ranks("align", tmp_path / "out", *sides, "--out", tmp_path / "same", "--json")
+    assert contents(tmp_path / "same") == contents(same)
+    assert (json.loads(first)["rows_in"], second) == (24, "")

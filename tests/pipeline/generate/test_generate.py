@@ -140,6 +140,18 @@ def test_nor_on_workers_and_threads(config, plain, tmp_path, forked_workers, mon
     assert contents(tmp_path) == contents(plain.parent)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_nor_on_ranks(on_ranks, config, plain, tmp_path, contents):
+    written_to = tmp_path / "config.yaml"
+    written_to.write_text(config().to_yaml(), encoding="utf-8")
+    out = tmp_path / "out" / "out.jsonl"
+    out.parent.mkdir()
+    for more in ([], [], ["--overwrite"]):  # the second time it is there already
+        first, second = on_ranks("generate", "--config", written_to, "--out", out, "--json", *more)
+        assert contents(out.parent) == contents(plain.parent)
+        assert (json.loads(first)["rows_in"], second) == (len(ASKED), "")
+
+
 @pytest.mark.parametrize(
     ("name", "when"),
     [
