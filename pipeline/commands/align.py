@@ -1,5 +1,7 @@
 """`mta-prep align`, as typed."""
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +17,11 @@ from pipeline.commands.flags import (
     run_workers,
 )
 from pipeline.commands.parse import finish
-from schemas.columns import Side
+from schemas.columns import SIDES, Side
+from schemas.commands import parse_again
+from schemas.config import ParseConfig
 from schemas.errors import UsageError
+from schemas.keys import assignment, spelled
 from schemas.manifest import read_manifest
 
 
@@ -51,6 +56,16 @@ def align(
         str | None, typer.Option(help="The teacher's chat template, of conversations. Default: as it was.")
     ] = None,
     overflow: Annotated[Literal["truncate", "drop"] | None, typer.Option(help="Rows over a limit.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set any key of `student`, of `teacher`, or `overflow`, as OUT/config.yaml shows them; over flags. The value "
+            "is YAML, and `null` the default. Other keys are of how rows were parsed.",
+            show_default=False,
+        ),
+    ] = None,
     workers: WorkersFlag = None,
     overwrite: OverwriteFlag = False,
     allow_rejected: AllowRejectedFlag = False,
@@ -77,13 +92,20 @@ def align(
         },
     }
     limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
-    sides: dict[Side, dict[str, Any]] = {
-        side: values | limits | {"eos": values["eos"] or eos}
+    changes: dict[str, Any] = {
+        side: _given(values | limits | {"eos": values["eos"] or eos})
         for side, values in given.items()
         if values["tokenizer"] or values["template"]
-    }
+    } | _given({"overflow": overflow})
+    for text in set_ or ():
+        _set(changes, *assignment(text), dataset)
+    overflow = changes.pop("overflow", None)
+    sides: dict[Side, dict[str, Any]] = {side: changes[side] for side in SIDES if changes.get(side)}
     if not sides:
-        raise UsageError("Nothing to change: pass --student, --teacher, --student-template or --teacher-template.")
+        raise UsageError(
+            "Nothing to change: pass --student, --teacher, --student-template, --teacher-template, or --set for a key of "
+            "`student` or `teacher`."
+        )
     target = out or realign.default_out(dataset, sides)
     rank = rank_here()
     count = workers or run_workers(rank.local_count)
@@ -91,3 +113,28 @@ def align(
         dataset, target, sides, overflow, workers=count, overwrite=overwrite, quiet=as_json, rank=rank
     )
     finish(outcome, target, allow_rejected, as_json, before=read_manifest(dataset))
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _set(changes: dict[str, Any], key: str, value: Any, dataset: Path) -> None:
+    """Set a dotted key. Raises `UsageError` for one that is neither of a side nor what becomes of long rows."""
+    side, dot, own = key.partition(".")
+    if side in SIDES and dot:
+        changes.setdefault(side, {})[own] = value  # also nothing, which lifts a limit that the dataset has
+    elif key == "overflow":
+        changes[key] = value
+    elif side in ParseConfig.model_fields and side not in SIDES:
+        again = shlex.join(["--set", spelled(key, value)])
+        raise UsageError(
+            f"`{key}` says how rows are read and parsed, which `mta-prep align` leaves as it was: "
+            f"`{parse_again(dataset)} {again}` parses anew."
+        )
+    else:
+        raise UsageError(
+            f"`{key}` is no key that `mta-prep align` changes: those are `overflow`, and the keys of `student` and `teacher`, "
+            "such as `student.max_length`."
+        )

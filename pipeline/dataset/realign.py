@@ -30,6 +30,7 @@ from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig
 from schemas.dataset import damaged, open_shard
 from schemas.errors import UsageError, UserError
+from schemas.keys import assign
 from schemas.manifest import CONFIG, InputFile, Manifest, ShardFile, read_manifest
 from trainer.models.chat_template import require_known
 
@@ -118,24 +119,31 @@ class RealignPlan:
                 yield index, (self.source, shard)
 
 
-def default_out(dataset: Path, sides: Mapping[Side, dict[str, Any]]) -> Path:
-    """`prepared` with student `org/name` -> `prepared--name`."""
+def default_out(dataset: Path, sides: Mapping[Side, Mapping[str, Any]]) -> Path:
+    """`prepared` with student `org/name` -> `prepared--name`. Raises `UsageError` where nothing gives the folder a name."""
     names = "-".join(
-        Path(name).name.split(":")[-1]
+        Path(str(name)).name.split(":")[-1]
         for side in sides.values()
-        for name in (side["tokenizer"], side["template"])
+        for name in (side.get("tokenizer"), side.get("template"))
         if name
     )
+    if not names:
+        raise UsageError("Neither a tokenizer nor a template is new, to name the new dataset by: pass --out.")
     return dataset.with_name(f"{dataset.resolve().name}--{names}")
 
 
 def _changed(before: Mapping[str, Any], sides: Mapping[Side, Mapping[str, Any]]) -> dict[str, Any]:
-    """The sides' configs, with what stays of them: a template, and with a tokenizer that stays all that is not given."""
+    """The sides' configs, with what stays of them: a template, and with a tokenizer that stays all that is not given.
+
+    What is given as None is the default, which of a template is as it was.
+    """
     changed: dict[str, Any] = {}
     for side, values in sides.items():
-        own = {key: value for key, value in values.items() if value is not None}
-        stays = before[side] if values.get("tokenizer") is None else {"template": before[side].get("template")}
-        changed[side] = {**stays, **own}
+        template = values.get("template") or before[side].get("template")
+        stays = {} if "tokenizer" in values else before[side]
+        changed[side] = {}
+        for key, value in {**stays, **values, "template": template}.items():
+            assign(changed[side], key, value)
     return changed
 
 
@@ -145,9 +153,8 @@ def _vocabulary_before(dataset: Path, before: Manifest, side: Side) -> SideVocab
     Raises `UserError` if that tokenizer is needed and is not there, or is another one by now.
     """
     if before.vocabulary is not None:
-        problem = before.vocabulary.problem(dataset, content=True)
-        if problem is not None:
-            raise damaged(dataset, f"{before.vocabulary.file} {problem}")
+        if (problem := before.vocabulary_problem(dataset)) is not None:
+            raise damaged(dataset, problem)
         try:
             return read_side(dataset, side)
         except ValueError as error:
@@ -175,7 +182,7 @@ def realign(
 ) -> Outcome:
     """Write `dataset` to `out` with other tokenizers or chat templates; `sides` maps a side to its `SideConfig` values.
 
-    A side's tokenizer or template that is None stays as it was. Raises `StateError` if `dataset` is not finished, `UserError`
+    Of a side's tokenizer and template what is not given stays as it was. Raises `StateError` if `dataset` is not finished, `UserError`
     for a tokenizer that cannot be used, `UsageError` for a template where texts are rendered already.
     """
     before = read_manifest(dataset)

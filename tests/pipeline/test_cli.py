@@ -252,6 +252,42 @@ def test_align_writes_beside_the_old_dataset(command, prepared, tmp_path):
     assert command("verify", folder, "--quick")[0] == 0
 
 
+def test_any_key_of_a_side_can_be_set_by_align(command, prepared, sample_file, tmp_path, contents):
+    """As `parse` has it, also without another tokenizer; over flags, and nothing lifts a limit."""
+    limits = ["--set", "student.max_length=40", "--set", "student.eos=null"]
+    align = ["align", prepared, "--workers", 1, "--allow-rejected"]
+    assert command(*align, *limits, "-o", tmp_path / "shorter")[0] == 0
+    lengths = [len(row["student_input_ids"]) for row in load_from_disk(str(tmp_path / "shorter"))]
+    assert max(lengths) == 40
+    assert [row["teacher_input_ids"] for row in load_from_disk(str(tmp_path / "shorter"))][:3] == [
+        row["teacher_input_ids"] for row in load_from_disk(str(prepared))
+    ][:3]
+    longer = ["align", tmp_path / "shorter", "--workers", 1, "--student", "embedded:bytelevel-bpe", "--max-length", 30]
+    assert command(*longer, "--set", "student.max_length=null", "-o", tmp_path / "longer")[0] == 0
+    assert contents(tmp_path / "longer") == contents(prepared)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("student.max_lenght=40", "unknown key `student.max_lenght`; did you mean `max_length`?"),
+        ("student.max_length=many", "`student.max_length`: input should be a valid integer"),
+        ("student=40", "`student` is no key that `mta-prep align` changes"),
+        ("limti=40", "`limti` is no key that `mta-prep align` changes"),
+        ("limit=40", "parses anew"),
+        ("overflow=drop", "Nothing to change"),
+        ("student.max_length=40", "pass --out"),
+    ],
+)
+def test_what_align_cannot_set_is_told_in_a_sentence(command, prepared, tmp_path, assignment, told):
+    folder = [] if told == "pass --out" else ["-o", tmp_path / "out"]
+    code, out, err = command("align", prepared, "--workers", 1, "--set", assignment, *folder)
+    assert (code, out) == (Exit.USAGE, "")
+    assert told in " ".join(err.split())
+    if told == "parses anew":
+        assert f"`mta-prep parse --config {prepared / 'config.yaml'} -o OTHER --set limit=40`" in " ".join(err.split())
+
+
 def test_bench_parser_measures_and_finds_no_difference(command, sample_file, tmp_path):
     few = tmp_path / "rows.jsonl"
     few.write_bytes(b"".join(sample_file.read_bytes().splitlines(keepends=True)[:3]))
