@@ -182,7 +182,7 @@ def realign(
 ) -> Outcome:
     """Write `dataset` to `out` with other tokenizers or chat templates; `sides` maps a side to its `SideConfig` values.
 
-    Of a side's tokenizer and template what is not given stays as it was. Raises `StateError` if `dataset` is not finished, `UserError`
+    Of tokenizer and template what is not given stays as it was. Raises `StateError` if `dataset` is not finished, `UserError`
     for a tokenizer that cannot be used, `UsageError` for a template where texts are rendered already.
     """
     before = read_manifest(dataset)
