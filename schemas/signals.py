@@ -66,6 +66,7 @@ RECIPES: Final[dict[str, tuple[Signal, ...]]] = {
     "dskd": ("final", "embeddings"),
     "dskd-eta": ("final", "argmax"),
     "dwa": ("final", "entropy", "embeddings"),
+    "gold": ("final", "logprob"),
     "logits": ("final",),
 }
 

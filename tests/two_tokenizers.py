@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from trainer.batches.batch import Batch, TeacherTokens
+from trainer.batches.batch import Batch, Chunks, TeacherTokens
 from trainer.maths.ragged import pointers
 from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
@@ -145,15 +145,22 @@ class TwoTokenizers:
         theirs, _, there = of(batch.teacher)
         of_positions = {
             name: None if values is None else values[there]
-            for name in ("final", "argmax", "entropy", "likeliest", "likeliest_logprobs")
+            for name in ("final", "argmax", "entropy", "logprob", "likeliest", "likeliest_logprobs")
             for values in [getattr(batch.teacher, name)]
         }
         pairs = batch.pairs
         if pairs is not None:
             inside = (pairs[:, 0] >= here.start) & (pairs[:, 0] < here.stop)
             pairs = pairs[inside] - torch.tensor([here.start, there.start])
+        chunks = batch.chunks
+        if chunks is not None:
+            own = slice(*chunks.rows[document : document + 2].tolist())
+            chunks = Chunks(
+                chunks.student[own] - here.start, chunks.teacher[own] - there.start, pointers([own.stop - own.start])
+            )
         teacher = TeacherTokens(*theirs, **of_positions)
-        return Batch(batch.documents[document : document + 1], *mine, teacher=teacher, pairs=pairs), self.hidden[tokens]
+        one = batch.documents[document : document + 1]
+        return Batch(one, *mine, teacher=teacher, pairs=pairs, chunks=chunks), self.hidden[tokens]
 
     def leaves(self, term):
         """What may learn, by name."""
@@ -197,6 +204,24 @@ def aligned(problem, shared=SHARED):
     argmax[pairs[0][1]], argmax[pairs[1][1]] = 0, 7
     problem.batch = replace(batch, pairs=torch.tensor(pairs), teacher=replace(batch.teacher, argmax=argmax))
     problem.shared = shared
+    return problem
+
+
+def chunked(problem, seed=0):
+    """The problem with chunks: each document's positions cut into as many parts on both sides, their ends left over."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, sides, counts = problem.batch, ([], []), []
+    for rows in zip(
+        pairwise(batch.position_rows.tolist()), pairwise(batch.teacher.position_rows.tolist()), strict=True
+    ):
+        lengths = [end - first for first, end in rows]
+        count = min(3, *lengths)
+        counts.append(count)
+        for (first, _), length, side in zip(rows, lengths, sides, strict=True):
+            cuts = (torch.randperm(length, generator=generator)[:count] + 1).sort().values.tolist()
+            side += [[first + a, first + b] for a, b in pairwise([0, *cuts])]
+    student, teacher = (torch.tensor(side, dtype=torch.int64).reshape(-1, 2) for side in sides)
+    problem.batch = replace(batch, chunks=Chunks(student, teacher, pointers(counts)))
     return problem
 
 

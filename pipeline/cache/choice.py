@@ -14,7 +14,7 @@ from trainer.teacher.shape import TeacherShape
 #: Recipes whose losses look at tokens outside of units as well: FDD and SRA, at all that are learnt.
 STATE_TOKENS: Final[dict[str, StateTokens]] = {"fdd": "all", "sra": "all"}
 #: Recipes whose losses look at nothing but what is learnt.
-RESPONSE_ONLY: Final = frozenset({"fdd", "logits", "sra", "dskd", "dskd-eta", "dwa"})
+RESPONSE_ONLY: Final = frozenset({"fdd", "logits", "sra", "dskd", "dskd-eta", "dwa", "gold"})
 #: Recipes whose methods work on the last layer, if no other is asked for.
 LAST_LAYER: Final = frozenset({"sra"})
 DEFAULT_RECIPE: Final = "mta"

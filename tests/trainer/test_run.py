@@ -61,6 +61,7 @@ SPACES = {
     "span_geometry": {"weight": 50},
     "span_kl": {"reduce": "mean"},
     "uld": {"k": 256},
+    "gold": {"beta": 0.5},
 }
 UNITS = {"ce": {}, "hidden": {"level": "unit"}, "dsa": {"metric": "distance"}}
 

@@ -43,6 +43,7 @@ class TeacherTokens:
     final: Float[Tensor, "teacher_positions teacher_hidden"] | None = None  # its last states at `positions`
     argmax: Int64[Tensor, " teacher_positions"] | None = None  # its likeliest next tokens there; CPU
     entropy: Float32[Tensor, " teacher_positions"] | None = None  # of its distributions there, in nats
+    logprob: Float32[Tensor, " teacher_positions"] | None = None  # of `targets`, as it says
     likeliest: Int64[Tensor, "teacher_positions k"] | None = None  # its k likeliest next tokens there, best first; CPU
     likeliest_logprobs: Float32[Tensor, "teacher_positions k"] | None = None
 
@@ -65,6 +66,15 @@ class SpanTargets:
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """Parts of learnt texts that begin and end in both tokenizations, in order; all on the CPU."""
+
+    student: Int64[Tensor, "chunks 2"]  # [start, end) in `Batch.positions`: those whose next tokens are the chunk's
+    teacher: Int64[Tensor, "chunks 2"]  # in `TeacherTokens.positions`
+    rows: Int64[Tensor, " pointers"]  # chunks of each document
+
+
+@dataclass(frozen=True)
 class Batch:
     """Some documents."""
 
@@ -82,6 +92,7 @@ class Batch:
     #: Places in `positions` and in `teacher.positions` whose next tokens are the same text; CPU.
     pairs: Int64[Tensor, "pairs 2"] | None = None
     spans: SpanTargets | None = None
+    chunks: Chunks | None = None
     #: What each document's last query pays its tokens in the student itself, by layer: known once that has run.
     attention: Mapping[int, Float[Tensor, " tokens"]] = field(default_factory=dict)
 
@@ -96,11 +107,23 @@ class Batch:
 
 #: what stays on the CPU
 _STRUCTURE: Final = frozenset(
-    {"documents", "rows", "position_rows", "spans", "state_index", "tokens", "pairs", "argmax", "likeliest"}
+    {
+        "documents",
+        "rows",
+        "position_rows",
+        "spans",
+        "state_index",
+        "tokens",
+        "pairs",
+        "argmax",
+        "likeliest",
+        "student",
+        "teacher",
+    }
 )
 
 Path = tuple[str | int, ...]  # of a tensor: fields, and layers, from the batch on
-Part = TypeVar("Part", LayerTargets, TeacherTokens, SpanLayer, LearntSpans, SpanTargets, Batch)
+Part = TypeVar("Part", LayerTargets, TeacherTokens, SpanLayer, LearntSpans, SpanTargets, Chunks, Batch)
 
 
 def mapped(part: Part, change: Callable[[Path, Tensor], Tensor], path: Path = ()) -> Part:

@@ -23,12 +23,12 @@ from schemas.conversations import Content, Conversation
 from schemas.dataset import damaged, open_shard
 from schemas.errors import UserError
 from schemas.manifest import read_manifest, same_tokens
-from trainer.batches.batch import Batch, TeacherTokens
+from trainer.batches.batch import Batch, Chunks, TeacherTokens
 from trainer.batches.lists import Lists, Rows, list_values
 from trainer.batches.shared_tokens import BothSides, SharedSpans
 from trainer.batches.units import SharedUnits, positions_of, shared_units
 from trainer.batches.vocabulary import Vocabulary
-from trainer.maths.alignment import LearntTexts, LearntTokens
+from trainer.maths.alignment import Counts, LearntTexts, LearntTokens
 from trainer.maths.geometry import Units, units_with_span
 
 #: What is mapped of a dataset for batches.
@@ -39,6 +39,8 @@ _COLUMNS: Final = [
 ]
 
 
+#: The two sides as batches have them.
+_STUDENT_FIRST: Final[tuple[Side, Side]] = ("student", "teacher")
 #: What a row is before any tokenizer.
 _TEXT_COLUMNS: Final = ("text", "responses", "messages", "conversation")
 
@@ -207,17 +209,46 @@ class Documents:
 
     def exact_pairs(self, rows: Rows) -> Int64[Tensor, "pairs 2"]:
         """Positions of the student and of the teacher whose next tokens are the same text of some rows (`Batch.pairs`)."""
-        positions = (
+        return self.both_sides(rows).pairs(*self._positions(rows))
+
+    def chunks(self, rows: Rows) -> Chunks:
+        """Parts of what is learnt of some rows that begin and end in both tokenizations (`Batch.chunks`)."""
+        both = self.both_sides(rows)
+        return both.chunks(*self._positions(rows), self._spelled(rows, both))
+
+    def _positions(self, rows: Rows) -> tuple[Int64[Tensor, " positions"], Int64[Tensor, " teacher_positions"]]:
+        """The student's and the teacher's, of some rows."""
+        student, teacher = (
             positions_of(self._lists(side_column(side, "input_ids")).pointers(rows), *self.responses(side, rows))[0]
-            for side in ("student", "teacher")
+            for side in _STUDENT_FIRST
         )
-        return self.both_sides(rows).pairs(*positions)
+        return student, teacher
+
+    def unspelled(self, rows: Rows) -> int:
+        """How many learnt texts of some rows are not, byte for byte, what the tokens of both sides spell, as far as is known."""
+        both = self.both_sides(rows)
+        sizes = self._spelled(rows, both)
+        return 0 if sizes is None else both.unspelled(sizes)
+
+    def _spelled(self, rows: Rows, both: BothSides) -> tuple[Counts, Counts] | None:
+        """Bytes of each side's learnt tokens; None in a dataset of an older version, which does not say."""
+        if self.vocabulary is None:
+            return None
+        sizes = []
+        for side, tokens in zip(_STUDENT_FIRST, (both.student, both.teacher), strict=True):
+            ids, lengths = self.tokens(side, rows)[0][tokens.places], self.vocabulary.lengths[side]
+            if ids.max(initial=0) >= len(lengths):
+                raise damaged(
+                    self.folder, f"its column `{side_column(side, 'input_ids')}` has ids beyond its vocabulary"
+                )
+            sizes.append(lengths[ids])
+        return sizes[0], sizes[1]
 
     def both_sides(self, rows: Rows) -> BothSides:
         """What is learnt of some rows, and both sides' tokens of it."""
         texts = self._learnt_texts(rows)
         lengths = np.diff(texts.characters) - 1
-        return BothSides(texts, *(self._learnt_tokens(side, rows, texts, lengths) for side in ("student", "teacher")))
+        return BothSides(texts, *(self._learnt_tokens(side, rows, texts, lengths) for side in _STUDENT_FIRST))
 
     def _learnt_texts(self, rows: Rows) -> LearntTexts:
         try:

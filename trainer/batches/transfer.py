@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from trainer.batches.batch import Batch, LayerTargets, Path, SpanLayer, SpanTargets, TeacherTokens, tensors
+from trainer.batches.batch import Batch, Chunks, LayerTargets, Path, SpanLayer, SpanTargets, TeacherTokens, tensors
 from trainer.maths.spans import LearntSpans
 
 #: Every tensor begins at a multiple of this many bytes: a line of a CPU's cache, and enough for any type.
@@ -69,6 +69,7 @@ _KINDS: Final[dict[Path, Callable[..., Any]]] = {
     ("spans",): SpanTargets,
     ("spans", "student"): LearntSpans,
     ("spans", "layers"): SpanLayer,
+    ("chunks",): Chunks,
 }
 
 

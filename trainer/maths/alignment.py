@@ -18,7 +18,7 @@ Tokens that share a character cover none by themselves, and white space is nothi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -77,6 +77,11 @@ class LearntTokens:
     ranges: Int64[np.ndarray, "tokens 2"]  # their characters, of the whole
     end_places: Int64[np.ndarray, " ends"]  # tokens that end a turn, rising
     end_turns: Int64[np.ndarray, " ends"]  # rising; the same number is the same turn on the other side
+
+    @property
+    def without_ends(self) -> "LearntTokens":
+        """What spells the texts alone."""
+        return replace(self, end_places=self.end_places[:0], end_turns=self.end_turns[:0])
 
     @classmethod
     def of(

@@ -136,6 +136,22 @@ def entropies(head: Head, rows: Float[Tensor, "rows features"]) -> Float[Tensor,
     return found
 
 
+def next_logprobs(
+    head: Head, rows: Float[Tensor, "rows features"], tokens: Int64[Tensor, " rows"]
+) -> Float[Tensor, " rows"]:
+    """Of a token each, by the distribution that each row gives; at least float32, without gradient."""
+    logprobs = at_least_float32(rows.new_empty(len(rows)))
+    for part in head.portions(len(rows)):
+        logits = at_least_float32(head.logits(rows[part].detach()))
+        logprobs[part] = picked(logits, tokens[part])
+    return logprobs
+
+
+def picked(logits: Float[Tensor, "rows vocabulary"], tokens: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """The log-probability of a token each, by logits."""
+    return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(1)
+
+
 def exact(dtype: torch.dtype) -> torch.dtype:
     """What sums are in (`trainer.maths.ragged.at_least_float32`)."""
     return torch.float64 if dtype == torch.float64 else torch.float32

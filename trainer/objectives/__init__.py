@@ -27,6 +27,7 @@ from trainer.objectives.divergence import (
 from trainer.objectives.dskd import DualSpace, WeightedDualSpace
 from trainer.objectives.dskd_eta import AlignedDualSpace
 from trainer.objectives.fdd import FeatureDynamics
+from trainer.objectives.gold import Gold
 from trainer.objectives.hidden import HiddenAlignment
 from trainer.objectives.layers import LayerTerm
 from trainer.objectives.soft_dtw import SoftDtw
@@ -51,6 +52,7 @@ REGISTRY: Final[dict[str, type[Objective]]] = {
     "dskd_eta": AlignedDualSpace,
     "soft_dtw": SoftDtw,
     "uld": UniversalLogits,
+    "gold": Gold,
     "span_cos": SpanCosine,
     "span_geometry": SpanGeometry,
     "span_kl": SpanKl,

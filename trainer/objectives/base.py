@@ -48,9 +48,13 @@ class Needs:
     embeddings: bool = False  # its input embeddings
     argmax: bool = False  # its likeliest tokens, at its own positions
     entropy: bool = False  # that of its distributions there
+    logprob: bool = (
+        False  # log-probabilities of its own next tokens there, if its logits are not at hand (`teacher_logprobs`)
+    )
     likeliest: int = 0  # so many of its likeliest tokens there, with their probabilities
     pairs: bool = False  # positions whose next tokens are the same text
     spans: SpanNeed | None = None
+    chunks: bool = False  # parts of text that end in both tokenizations
     shared: bool = False  # tokens that both vocabularies have
     output_matrix: bool = False  # its output matrix, for states that come otherwise
     output_rows: bool = False  # some rows of it alone, likewise

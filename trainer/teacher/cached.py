@@ -39,7 +39,7 @@ _SIGNALS: Final[Mapping[str, Signal]] = {
 #: Needs of tokens, which one cache serves together.
 _OF_TOKENS: Final = frozenset({"states", "position_states"})
 #: Needs of what is learnt alone.
-_OF_LEARNT: Final = ("final", "topk", "argmax", "entropy", "position_states", "span_states")
+_OF_LEARNT: Final = ("final", "topk", "argmax", "entropy", "logprob", "position_states", "span_states")
 #: Needs of spans, which are of no granularity: states of learnt tokens, and the last query's attention.
 _SPAN_NEEDS: Final = frozenset({"span_states", "attention"})
 #: Of units; every layer has them, whatever its signals.
@@ -67,6 +67,8 @@ class CachedTeacher:
         found = {each: cache for each in wanted if (cache := self._first(*each)) is not None}
         if len(found) < len(wanted):
             raise UsageError(self._lacking([each for each in wanted if each not in found]))
+        if demand.logprob and (cache := self._first(None, "logprob")) is not None:
+            found[None, "logprob"] = cache
         self._serving: dict[tuple[int | None, str], TeacherCache] = found
 
     @property
@@ -115,6 +117,7 @@ class CachedTeacher:
             teacher=teacher,
             pairs=self.documents.exact_pairs(chosen) if self._demand.pairs else None,
             spans=None if self._demand.spans is None else self._spans(self._demand.spans, chosen, batch.rows),
+            chunks=self.documents.chunks(chosen) if self._demand.chunks else None,
         )
 
     def _spans(self, need: SpanNeed, rows: Rows, student_rows: Int64[Tensor, " pointers"]) -> SpanTargets:
@@ -161,6 +164,7 @@ class CachedTeacher:
             final=self._final("teacher", rows, positions) if self._demand.teacher_final else None,
             argmax=self._scalars("argmax", rows, positions) if self._demand.argmax else None,
             entropy=self._scalars("entropy", rows, positions) if self._demand.entropy else None,
+            logprob=self._scalars("logprob", rows, positions) if (None, "logprob") in self._serving else None,
             likeliest=likeliest,
             likeliest_logprobs=logprobs,
         )
@@ -353,6 +357,7 @@ def _once_a_document(demand: TeacherNeeds) -> list[Signal]:
         "topk": demand.topk or demand.likeliest > 0,
         "argmax": demand.argmax,
         "entropy": demand.entropy,
+        "logprob": demand.logprob and not demand.logits,
         "embeddings": demand.embeddings,
     }
     return [signal for signal, is_needed in needed.items() if is_needed]

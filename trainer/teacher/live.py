@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from schemas.config import CacheConfig, ModelConfig
-from schemas.signals import Signal
+from schemas.signals import SCALARS, Signal
 from trainer.batches.batch import Batch, LayerTargets, SpanTargets, TeacherTokens
 from trainer.batches.documents import Documents
 from trainer.batches.lists import Rows
@@ -51,7 +51,7 @@ class LiveTeacher:
             attention=of_spans if demand.spans is not None and demand.spans.weights == "attention" else (),
             final=demand.head,
             topk=max(self._topk, demand.likeliest) or None,
-            scalars=tuple(name for name in ("entropy", "argmax") if getattr(demand, name)),
+            scalars=tuple(name for name in SCALARS if getattr(demand, name)),
         )
         teacher = load_model(config, request.deepest)
         longest = int(documents.lengths("teacher").max(initial=0))
@@ -95,6 +95,7 @@ class LiveTeacher:
             teacher=teacher,
             pairs=self.documents.exact_pairs(chosen) if self._demand.pairs else None,
             spans=None if self._demand.spans is None else self._spans(self._demand.spans, captured, chosen, batch.rows),
+            chunks=self.documents.chunks(chosen) if self._demand.chunks else None,
         )
 
     def _spans(
@@ -114,7 +115,8 @@ class LiveTeacher:
     def _teacher_tokens(self, captured: Captured, rows: Rows) -> TeacherTokens:
         """The teacher's own tokens, and what is demanded at those before a learnt one."""
         tokens = self.documents.teacher_tokens(rows)
-        final, argmax, entropy = captured.final, captured.scalars.get("argmax"), captured.scalars.get("entropy")
+        final = captured.final
+        argmax, entropy, logprob = (captured.scalars.get(name) for name in ("argmax", "entropy", "logprob"))
         likeliest = logprobs = None
         if captured.topk is not None and self._demand.likeliest:
             likeliest, logprobs = (
@@ -125,6 +127,7 @@ class LiveTeacher:
             final=_at(final, tokens.positions) if self._demand.teacher_final and final is not None else None,
             argmax=None if argmax is None else _at(argmax, tokens.positions).to("cpu", torch.int64),
             entropy=None if entropy is None else _at(entropy, tokens.positions),
+            logprob=None if logprob is None else _at(logprob, tokens.positions),
             likeliest=None if likeliest is None else likeliest.to("cpu", torch.int64),
             likeliest_logprobs=logprobs,
         )

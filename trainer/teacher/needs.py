@@ -25,11 +25,13 @@ class TeacherNeeds:
     embeddings: bool = False
     argmax: bool = False
     entropy: bool = False
+    logprob: bool = False
     likeliest: int = 0
     output_matrix: bool = False
     output_rows: bool = False
     pairs: bool = False
     spans: SpanNeed | None = None
+    chunks: bool = False
 
     @property
     def nothing(self) -> bool:
@@ -44,7 +46,21 @@ class TeacherNeeds:
     @property
     def teacher_tokens(self) -> bool:
         """Whether some term looks at the teacher's own tokens."""
-        return self.teacher_final or self.embeddings or self.argmax or self.entropy or self.likeliest > 0 or self.pairs
+        return (
+            self.teacher_final
+            or self.embeddings
+            or self.argmax
+            or self.entropy
+            or self.logprob
+            or self.likeliest > 0
+            or self.pairs
+            or self.chunks
+        )
+
+    @property
+    def logits(self) -> bool:
+        """Whether its logits at its own positions can be had."""
+        return self.teacher_final and self.output_matrix
 
     @property
     def units(self) -> frozenset[Granularity]:
@@ -77,11 +93,13 @@ def teacher_needs(
         embeddings=any(needs.embeddings for needs in terms.values()),
         argmax=any(needs.argmax for needs in terms.values()),
         entropy=any(needs.entropy for needs in terms.values()),
+        logprob=any(needs.logprob for needs in terms.values()),
         likeliest=max((needs.likeliest for needs in terms.values()), default=0),
         output_matrix=any(needs.final or needs.output_matrix for needs in terms.values()),
         output_rows=any(needs.output_rows for needs in terms.values()),
         pairs=any(needs.pairs for needs in terms.values()),
         spans=_spans({name: needs.spans for name, needs in terms.items() if needs.spans is not None}),
+        chunks=any(needs.chunks for needs in terms.values()),
     )
 
 

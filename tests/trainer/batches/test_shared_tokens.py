@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from datasets import load_from_disk
 
 from schemas.errors import StateError
@@ -144,3 +145,30 @@ def test_offsets_that_a_row_cannot_have(prepared, monkeypatch, offsets):
     documents.common_spans(np.array([0]), 9)
     with pytest.raises(StateError, match="its column `teacher_offsets` is not that of its tokens"):
         documents.common_spans(np.array([0, 1]), 9)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_chunks_are_made_of_the_same_bytes(request, dataset):
+    """Of both sides' tokens, but for a space before a response; and as many as there are common boundaries."""
+    folder = request.getfixturevalue(dataset)
+    documents, table = Documents(folder), load_from_disk(str(folder))
+    rows = np.array([row for row in (5, 0, 2, 1) if row < len(documents)])
+    chunks = documents.chunks(rows)
+    batch, teacher = documents.batch(rows), documents.teacher_tokens(rows)
+    assert documents.unspelled(rows) == 0
+    sides = (("student", batch, chunks.student), ("teacher", teacher, chunks.teacher))
+    spelled = {}
+    for side, tokens, spans in sides:
+        sizes = documents.vocabulary.lengths[side][tokens.targets.numpy()]
+        spelled[side] = [int(sizes[a:b].sum()) for a, b in spans.tolist()]
+        starts = tokens.rows[torch.searchsorted(tokens.rows, tokens.positions, right=True) - 1]
+        places = (tokens.positions + 1 - starts).tolist()
+        document = np.repeat(rows, chunks.rows.diff().numpy())
+        for row, (a, b) in zip(document.tolist(), spans.tolist(), strict=True):
+            offsets = np.array(table[row][f"{side}_offsets"])[places[a:b]]
+            assert (offsets >= 0).all(), "an end of a turn spells nothing"
+    differ = [place for place, (a, b) in enumerate(zip(*spelled.values(), strict=True)) if a != b]
+    first = {int(place) for place in chunks.rows[:-1]}
+    assert len(differ) <= sum(len(table[int(row)]["responses"]) for row in rows)
+    assert dataset == "chats" or set(differ) <= first
+    assert min(chunks.rows.diff().tolist()) > 3

@@ -6,9 +6,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.batches.shared_tokens import BothSides
 from trainer.maths.alignment import LearntTexts, LearntTokens, byte_ends, common_spans, exact_pairs, visible_ends
 
 #: What is written between a document's texts.
@@ -54,15 +56,15 @@ def ranges_of(text, turn):
     return ranges
 
 
-def side_of(texts, chosen, side):
-    """Columns of a side: two template tokens before each turn, and its end behind it; and the tokens' plain values."""
+def side_of(texts, chosen, side, before=2):
+    """Columns of a side: template tokens before each turn, and its end behind it; and the tokens' plain values."""
     offsets, rows, spans, span_rows, lengths = [], [0], [], [0], []
     told = []  # of every document, of every text: (place, start, end, bytes up to the end), and the place of the turn's end
     for words, sides in chosen:
         begin, at, of_document = len(offsets), 0, []
         for text, turn in zip(words, sides[side], strict=True):
-            offsets += [(-1, -1)] * 2
-            lengths += [0] * 2
+            offsets += [(-1, -1)] * before
+            lengths += [0] * before
             first, tokens = len(offsets), []
             for (start, end), (low, high) in zip(ranges_of(text, turn), pairwise(turn.cuts), strict=False):
                 tokens.append((len(offsets), start, end, high))
@@ -158,6 +160,44 @@ def test_spans_are_those_of_a_walk(chosen, in_bytes):
     assert found[2][-1] == len(found[0])
 
 
+@given(st.lists(documents(), min_size=1, max_size=3), st.integers(0, 2))
+def test_chunks_are_the_positions_before_a_walks_spans(chosen, before):
+    """Without ends of turns; not what holds a document's first token, before which nothing is."""
+    texts = learnt(chosen)
+    sides = [side_of(texts, chosen, side, before) for side in (0, 1)]
+    positions = [learnt_positions(told, before) for *_, told in sides]
+    both = BothSides(texts, *(tokens for tokens, *_ in sides))
+    sizes = [lengths[tokens.places] for tokens, lengths, _ in sides]
+    chunks = both.chunks(*(torch.tensor(each, dtype=torch.int64) for each in positions), tuple(sizes))
+    assert both.unspelled(tuple(sizes)) == 0
+    wanted, counts = [], []
+    for mine, other in zip(*(told for *_, told in sides), strict=True):
+        count = len(wanted)
+        for (_, one, _), (_, two, _) in zip(mine, other, strict=True):
+            for spans in walk(one, two, lambda token: token[3]):
+                predicting = [[place - 1 for place in range(*span)] for span in spans]
+                if all(set(each) <= set(of_side) for each, of_side in zip(predicting, positions, strict=True)):
+                    wanted.append(
+                        [
+                            [of_side.index(each[0]), of_side.index(each[-1]) + 1]
+                            for each, of_side in zip(predicting, positions, strict=True)
+                        ]
+                    )
+        counts.append(len(wanted) - count)
+    assert torch.stack([chunks.student, chunks.teacher], 1).tolist() == wanted
+    assert chunks.rows.diff().tolist() == counts
+
+
+def learnt_positions(told, before):
+    """Tokens before learnt ones, of the same document."""
+    positions, at = [], 0
+    for document in told:
+        places = [place for _, tokens, end in document for place in [*(token[0] for token in tokens), end]]
+        positions += [place - 1 for place in places if place is not None and place > at]
+        at += sum(before + len(tokens) + (end is not None) for _, tokens, end in document)
+    return positions
+
+
 @given(st.lists(documents(), min_size=1, max_size=3))
 def test_pairs_are_those_of_a_double_loop(chosen):
     texts = learnt(chosen)
@@ -244,3 +284,70 @@ def test_of_too_many_boundaries_every_so_manieth_stands(most):
         assert ours[0][0] == 0
         assert ours[-1] == [40, 41]
         assert all(before[1] == after[0] for before, after in pairwise(ours))
+
+
+def chunks_of(text, ours, theirs, ends=(True, True), sizes=None):
+    """Of a text behind one template token: tokens of each side by their characters, and the bytes that they spell."""
+    texts = LearntTexts.of([text], np.array([[0, len(text)]]), np.array([0, 1]))
+    sides, positions = [], []
+    for ranges, closed in zip((ours, theirs), ends, strict=True):
+        offsets = np.array([[-1, -1], *ranges, *([[-1, -1]] if closed else [])], dtype=np.int32).reshape(-1, 2)
+        turn, rows = np.array([[1, len(offsets)]], dtype=np.int32), np.array([0, len(offsets)])
+        sides.append(LearntTokens.of(texts, offsets, rows, turn, np.array([0, 1]), offsets[:, 0] < 0))
+        positions.append(torch.arange(len(offsets) - 1))
+    if sizes is not None:
+        sizes = tuple(map(np.array, sizes))
+    chunks = BothSides(texts, *sides).chunks(*positions, sizes)
+    return chunks.student.tolist(), chunks.teacher.tolist()
+
+
+def test_the_published_chunks():
+    """Byte ends [5, 12] and [3, 5, 12]; both sides' ends of the turn are in none."""
+    case = "hello, world", of_ends([5, 12]), of_ends([3, 5, 12])
+    expected = [[0, 1], [1, 2]], [[0, 2], [2, 3]]
+    assert chunks_of(*case, sizes=([5, 7], [3, 2, 7])) == expected
+    assert chunks_of(*case) == expected
+
+
+@pytest.mark.parametrize("ends", [(True, True), (True, False), (False, True), (False, False)])
+def test_what_was_cut_off_is_in_no_chunk_and_no_token_is_taken_for_an_end(ends):
+    """One side has lost the last token: what the other has of it is left over, whoever has an end."""
+    assert chunks_of("abcdef", of_ends([2, 4]), of_ends([2, 4, 6]), ends, ([2, 2], [2, 2, 2])) == (
+        [[0, 1], [1, 2]],
+        [[0, 1], [1, 2]],
+    )
+
+
+def test_a_character_in_several_tokens():
+    """An emoji of four bytes as one token, as bytes, in halves, and as bytes of which the last were cut off."""
+    one, bytes_, halves = [[0, 1], [1, 2]], [[0, 1], [1, 2], [1, 2], [1, 2], [1, 2]], [[0, 1], [1, 2], [1, 2]]
+    whole = ([[0, 1], [1, 2]], [[0, 1], [1, 5]])
+    assert chunks_of("a😀", one, bytes_, sizes=([1, 4], [1, 1, 1, 1, 1])) == whole
+    assert chunks_of("a😀", halves, bytes_, sizes=([1, 2, 2], [1, 1, 1, 1, 1])) == (
+        [[0, 1], [1, 2], [2, 3]],
+        [[0, 1], [1, 3], [3, 5]],
+    )
+    cut = chunks_of("a😀", one, bytes_[:3], (True, False), ([1, 4], [1, 1, 1]))
+    assert cut == ([[0, 1]], [[0, 1]])
+
+
+def test_a_space_is_of_the_token_that_has_consumed_it():
+    """ "a b" as "▁a", "▁b", whose first has a space that the text lacks, and as "a", " ", "b"."""
+    case = "a b", [[0, 1], [2, 3]], [[0, 1], [1, 2], [2, 3]]
+    assert chunks_of(*case, sizes=([2, 2], [1, 1, 1])) == ([[0, 1], [1, 2]], [[0, 1], [1, 3]])
+    # "a ", "b" beside "a", " b": visible characters would tell no difference
+    case = "a b", [[0, 2], [2, 3]], [[0, 1], [2, 3]]
+    assert chunks_of(*case, sizes=([2, 1], [1, 2])) == ([[0, 2]], [[0, 2]])
+    assert chunks_of(*case) == ([[0, 1], [1, 2]], [[0, 1], [1, 2]])
+
+
+def test_texts_that_tokens_do_not_spell_are_counted_in_visible_characters():
+    """A tokenizer that takes spaces away."""
+    case = "a  b", [[0, 1], [3, 4]], [[0, 1], [3, 4]]
+    assert chunks_of(*case, sizes=([1, 1], [1, 3])) == ([[0, 1], [1, 2]], [[0, 1], [1, 2]])
+
+
+def test_nothing_in_common_gives_no_chunk():
+    assert chunks_of("abcd", of_ends([3]), of_ends([2]), sizes=([3], [2])) == ([], [])
+    assert chunks_of("", [], []) == ([], [])
+    assert chunks_of("abcd", of_ends([4]), of_ends([1, 2, 4]), sizes=([4], [1, 1, 2])) == ([[0, 1]], [[0, 3]])

@@ -8,7 +8,7 @@ import torch
 from trainer.models import head, row_losses
 from trainer.models.embeddings import Embeddings
 from trainer.objectives import build
-from two_tokenizers import DOCUMENTS, STUDENT_VOCABULARY, TEACHER_VOCABULARY, TwoTokenizers, aligned
+from two_tokenizers import DOCUMENTS, STUDENT_VOCABULARY, TEACHER_VOCABULARY, TwoTokenizers, aligned, chunked
 
 #: Of one token, of some, and with sides that have nothing to learn.
 VARIOUS = (*DOCUMENTS, ((1, 1), (1, 1)), ((2, 3), (1, 0)), ((2, 0), (1, 3)), ((2, 3), (3, 3)))
@@ -22,6 +22,8 @@ TERMS = {
     "dskd_eta of what is kept": {"dskd_eta": {"count": "kept"}},
     "uld": {"uld": {}},
     "uld of the likeliest tokens": {"uld": {"k": 4, "reduce": "token"}},
+    "gold": {"gold": {}},
+    "gold as TRL has it": {"gold": {"merge": "observed", "beta": 0.5, "rest": "none", "k": 2}},
     "soft_dtw": {"soft_dtw": {"band": {"width": 0.3, "entropy": 0.4}}, "dskd": {}},
 }
 
@@ -37,7 +39,7 @@ def term_of(problem, objectives):
 @pytest.mark.parametrize("objectives", TERMS.values(), ids=TERMS)
 def test_a_batch_is_its_documents_whatever_micro_batches_they_are_in(objectives):
     """Values and gradients, with what the whole step counts as denominators."""
-    problem = aligned(TwoTokenizers(VARIOUS))
+    problem = chunked(aligned(TwoTokenizers(VARIOUS)))
     term = term_of(problem, objectives)
     whole = problem.value(term)
     parts = [problem.alone(document) for document in range(len(VARIOUS))]
@@ -51,7 +53,7 @@ def test_a_batch_is_its_documents_whatever_micro_batches_they_are_in(objectives)
 @pytest.mark.parametrize("objectives", TERMS.values(), ids=TERMS)
 @pytest.mark.parametrize(("together", "in_cache"), [(1, 1), (3, 2)])
 def test_portions_of_logits_change_nothing(objectives, together, in_cache, monkeypatch):
-    problem = aligned(TwoTokenizers(VARIOUS, soft_cap=3.0))
+    problem = chunked(aligned(TwoTokenizers(VARIOUS, soft_cap=3.0)))
     term = term_of(problem, objectives)
     whole = problem.value(term)
     monkeypatch.setattr(head, "LOGITS_AT_ONCE", together * TEACHER_VOCABULARY * 2)
@@ -64,7 +66,7 @@ def test_portions_of_logits_change_nothing(objectives, together, in_cache, monke
 @pytest.mark.parametrize("objectives", TERMS.values(), ids=TERMS)
 def test_numbers_of_tokens_are_names(objectives):
     """Either vocabulary in another order, with the map between them: nothing changes."""
-    problem = aligned(TwoTokenizers(VARIOUS))
+    problem = chunked(aligned(TwoTokenizers(VARIOUS)))
     expected = problem.value(term_of(problem, objectives))
     generator = torch.Generator().manual_seed(5)
     ours, theirs = (torch.randperm(size, generator=generator) for size in (STUDENT_VOCABULARY, TEACHER_VOCABULARY))

@@ -1,6 +1,7 @@
 """Cached equals live: the same batches from caches as from the teacher in memory, for every need."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -205,6 +206,27 @@ def test_the_teachers_own_tokens_whatever_the_students(make_cache, teacher_of_a_
     ids = mine.teacher.ids
     assert torch.equal(cached.embeddings(ids), live.embeddings(ids))
     assert torch.equal(live.embeddings(ids), model.get_input_embeddings().weight[ids])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_chunks_and_log_probabilities_of_what_the_teacher_reads(make_cache, teacher_config, prepared, kept):
+    """A cache without them will do where the teacher's logits can be had."""
+    documents = Documents(prepared)
+    wanted = needing(documents, pairs=[], chunks=True, logprob=True, teacher_final=True, output_matrix=True)
+    signals = ["final", "logprob"] if kept else ["final"]
+    cache = make_cache(layers=[], signals=signals, storage={"final": "fp32"}, response_only=True)
+    cached = CachedTeacher(Caches([cache], documents), wanted)
+    mine, live = cached.fetch(ROWS), LiveTeacher(teacher_config, documents, wanted).fetch(ROWS)
+    logprobs = cached.head.logits(mine.teacher.final).log_softmax(1).gather(1, mine.teacher.targets[:, None])
+    torch.testing.assert_close(live.teacher.logprob, logprobs.squeeze(1), rtol=1e-4, atol=1e-4)
+    assert len(mine.chunks.student) == len(mine.chunks.teacher) == int(mine.chunks.rows[-1]) > len(ROWS)
+    if not kept:
+        live = replace(live, teacher=replace(live.teacher, logprob=None))
+    equal(mine, live)
+    if not kept:
+        alone = needing(documents, pairs=[], chunks=True, logprob=True)
+        with pytest.raises(UsageError, match="has the signal `logprob`; make one.*--signals logprob"):
+            CachedTeacher(Caches([cache], documents), alone)
 
 
 def test_the_likeliest_of_the_teachers_own_tokens(make_cache, teacher_config, prepared):

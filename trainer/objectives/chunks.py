@@ -1,0 +1,188 @@
+"""Distributions of chunks of text: a chunk's tokens made into one distribution on each side, and compared (TRL's GOLD).
+
+A chunk is what stands between two common boundaries of both tokenizations (`trainer.maths.alignment`), in UTF-8 bytes; ends
+of turns are in none. Of one side let y_k … y_l be its tokens, and p(· | y_<i) the distribution of the i-th:
+
+    bayesian   P(v) = p(v | y_<l) · Π_{k ≤ i < l} p(y_i | y_<i)
+    observed   P(v) = p(v | y_<k) · Π_{k < i ≤ l} p(y_i | y_<i)
+
+The first is the chain rule: P(v) is the probability of the chunk's tokens up to the last and then v, so what P leaves of 1 is
+the probability of every other beginning. The second gives all tokens of the first position the factors of the rest of what
+was written. So of each chunk one whole distribution is needed, of its other positions the log-probabilities s of what is
+written there alone: log P(v) = log p(v) + s.
+
+The student's s has a gradient, which needs the derivative of the loss by s. Rows of whole distributions come first, and note
+it; rows of other positions follow, and take it as their weight. Values of s are known before, from a pass of those rows.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from trainer.batches.batch import Batch, Chunks, TeacherTokens
+from trainer.maths.ragged import at_least_float32, normalize_rows, pointers, spread, sum_rows
+from trainer.models.head import Head
+from trainer.models.row_losses import Evaluate, Stream, next_logprobs, picked
+
+Merge = Literal["bayesian", "observed"]
+
+#: Of some chunks: the student's logits, log-scales s, which rows of all, which of the portion -> losses.
+Compare = Callable[[Tensor, Tensor, slice, slice], Tensor]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Of one side, which position gives each chunk its distribution, and which others are in it."""
+
+    chosen: Int64[Tensor, " chunks"]  # places among the side's positions
+    others: Int64[Tensor, " others"]  # chunk by chunk
+    chunks: Int64[Tensor, " others"]  # which chunk each is in
+    rows: Int64[Tensor, " pointers"]  # others of each chunk; CPU
+
+    @classmethod
+    def of(cls, spans: Int64[Tensor, "chunks 2"], merge: Merge) -> "Merged":
+        """`spans`: [start, end) among positions, on the CPU."""
+        first, end = spans.unbind(1)
+        counts = end - first - 1
+        rows = pointers(counts)
+        from_first = first + 1 if merge == "observed" else first
+        others = torch.arange(int(rows[-1])) + spread(from_first - rows[:-1], rows)
+        chosen = first if merge == "observed" else end - 1
+        return cls(chosen, others, spread(torch.arange(len(spans)), rows), rows)
+
+    def to(self, device: torch.device) -> "Merged":
+        """The same on a device, for which nothing waits."""
+        chosen, others, chunks = (
+            each.to(device, non_blocking=True) for each in (self.chosen, self.others, self.chunks)
+        )
+        return Merged(chosen, others, chunks, self.rows)
+
+    def scales(self, logprobs: Float[Tensor, " others"]) -> Float[Tensor, " chunks"]:
+        """s of every chunk."""
+        return sum_rows(logprobs, self.rows)
+
+
+@dataclass(frozen=True)
+class ChunkBatch:
+    """A batch's chunks: those of several tokens of the student first."""
+
+    student: Merged
+    teacher: Merged
+    several: int  # how many those are
+    weights: Float[Tensor, " chunks"]  # of each in its document's mean
+
+    @classmethod
+    def of(cls, chunks: Chunks, merge: Merge, like: Tensor) -> "ChunkBatch":
+        """Where `like` is, and at least in its type."""
+        several = chunks.student.diff(dim=1).squeeze(1) > 1
+        order = torch.argsort(several.to(torch.int8), descending=True, stable=True)
+        student, teacher = (
+            Merged.of(spans[order], merge).to(like.device) for spans in (chunks.student, chunks.teacher)
+        )
+        weights = normalize_rows(at_least_float32(like.new_ones(len(order))), chunks.rows)
+        return cls(student, teacher, int(several.sum()), weights[order.to(like.device, non_blocking=True)])
+
+
+def positions_alone(
+    student: Int64[Tensor, " positions"], teacher: Int64[Tensor, " positions"], rows: Int64[Tensor, " pointers"]
+) -> Chunks:
+    """Every position as a chunk of its own; `rows`: how many each document has."""
+    ours, theirs = (side[:, None] + torch.tensor([0, 1]) for side in (student, teacher))
+    return Chunks(ours, theirs, rows)
+
+
+def documents_with(chunks: Chunks) -> Float[Tensor, " one"]:
+    """How many documents have any."""
+    return torch.tensor([int((chunks.rows.diff() > 0).sum())], dtype=torch.float64)
+
+
+def teacher_scales(teacher: TeacherTokens, merged: Merged, head: Head | None) -> Float[Tensor, " chunks"]:
+    """The teacher's s: of log-probabilities that were kept, else of its last states."""
+    if teacher.logprob is not None:
+        return merged.scales(teacher.logprob.index_select(0, merged.others))
+    assert head is not None
+    assert teacher.final is not None
+    final, tokens = (values.index_select(0, merged.others) for values in (teacher.final, teacher.targets))
+    return merged.scales(next_logprobs(head, final, tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkDistances(ABC):
+    """Of the student's chunks from the teacher's (protocol: `trainer.models.row_losses.RowWork`)."""
+
+    rows: Float[Tensor, "chunks_and_others hidden"]  # the student's: chosen positions, then others
+    tokens: Int64[Tensor, " others"]  # what is written at those
+    merged: Merged  # of the student
+    several: int  # so many first chunks have others
+    weights: Float[Tensor, " chunks"] | None  # None: all 1
+    factor: float
+    scales: Float[Tensor, " chunks"] | None = None  # s; known once `prepared`
+    slopes: Float[Tensor, " chunks"] = field(default_factory=lambda: torch.zeros(0))  # derivatives by s; then noted
+    columns: None = None
+
+    @staticmethod
+    def of_student(
+        chunks: ChunkBatch, batch: Batch, hidden: Float[Tensor, "tokens hidden"]
+    ) -> tuple[Float[Tensor, "chunks_and_others hidden"], Int64[Tensor, " others"]]:
+        """`rows` and `tokens`."""
+        places = torch.cat([chunks.student.chosen, chunks.student.others])
+        rows = hidden.index_select(0, batch.positions.index_select(0, places))
+        return rows, batch.targets.index_select(0, chunks.student.others)
+
+    @property
+    def factors(self) -> Sequence[float]:
+        """Of the one loss."""
+        return [self.factor]
+
+    def streams(self) -> list[Stream]:
+        """The student's rows, from which its output matrix learns."""
+        return [Stream(self.rows)]
+
+    def prepared(self, head: Head) -> "ChunkDistances":
+        """With s of every chunk."""
+        scales = self.merged.scales(next_logprobs(head, self.rows[len(self.merged.chosen) :], self.tokens))
+        return replace(self, scales=scales, slopes=torch.zeros_like(scales))
+
+    @abstractmethod
+    def compare(self, part: slice) -> Compare:
+        """What gives the losses of some of these chunks, differentiable in logits and s."""
+
+    def portion(self, part: slice) -> Evaluate:
+        """The distance of each chunk, weighted; of other positions the gradient alone."""
+        count = len(self.merged.chosen)
+        compare = self.compare(slice(part.start, min(part.stop, count))) if part.start < count else None
+
+        def evaluate(student: Sequence[Tensor], rows: slice, within: slice) -> Tensor:
+            (logits,) = student
+            chunks = min(max(count - rows.start, 0), len(logits))
+            sums = []
+            if chunks and compare is not None:
+                places = slice(within.start, within.start + chunks)
+                sums.append(self._of_chunks(compare, logits[:chunks], rows.start, places))
+            if chunks < len(logits):
+                sums.append(self._of_others(logits[chunks:], rows.start + chunks - count))
+            return torch.stack(sums).sum()[None]
+
+        return evaluate
+
+    def _of_chunks(self, compare: Compare, logits: Tensor, first: int, within: slice) -> Float[Tensor, ""]:
+        assert self.scales is not None
+        rows = slice(first, first + len(logits))
+        scales = self.scales[rows].detach()
+        slopes_wanted = torch.is_grad_enabled() and first < self.several
+        losses = compare(logits, scales.requires_grad_(slopes_wanted), rows, within)
+        total = (losses if self.weights is None else losses * self.weights[rows]).sum()
+        if slopes_wanted:
+            self.slopes[rows] = torch.autograd.grad(total, scales, retain_graph=True)[0]
+        return total
+
+    def _of_others(self, logits: Tensor, first: int) -> Float[Tensor, ""]:
+        """0, with the gradient that is due to s."""
+        rows = slice(first, first + len(logits))
+        logprobs = picked(logits, self.tokens[rows])
+        return (self.slopes.index_select(0, self.merged.chunks[rows]) * (logprobs - logprobs.detach())).sum()
