@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -53,6 +54,8 @@ from trainer.teacher.shape import TeacherShape, shape_of
 
 #: Documents that terms look at together before the first step.
 BEGINNING_ROWS: Final = 16
+#: Rows that are looked at for what tokenizers do to text.
+SPELLED_ROWS: Final = 256
 
 
 class Interrupted(Exception):  # noqa: N818  # no error: what was done is saved
@@ -395,6 +398,8 @@ class Run:
             self.say(
                 f"The caches hold the first {self.source.rows} of {self.documents.rows} rows: the others are not used."
             )
+        if any(term.needs().chunks for term in self.terms.values()):
+            self._describe_chunks()
         granularities = {pair.granularity for term in self.terms.values() for pair in term.pairs}
         for granularity in sorted(granularities):
             left = self.documents.left_out(granularity)
@@ -403,6 +408,16 @@ class Run:
                     f"{left.either} of {left.units} {granularity} are left out: {left.teacher} have no span on the "
                     f"teacher's side, {left.student} none on the student's."
                 )
+
+    def _describe_chunks(self) -> None:
+        """Say where ends of chunks are counted otherwise than in bytes."""
+        rows = np.arange(min(self.source.rows, SPELLED_ROWS))
+        spelled, texts = self.documents.spelled(rows)
+        if spelled < texts:
+            self.say(
+                f"{texts - spelled} of {texts} learnt texts of the first {len(rows)} rows are not known to be what both sides' "
+                "tokens spell, byte for byte (a tokenizer that normalises): their chunks end where visible characters do."
+            )
 
     @contextmanager
     def _listening(self) -> Iterator[None]:

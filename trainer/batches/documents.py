@@ -214,7 +214,7 @@ class Documents:
     def chunks(self, rows: Rows) -> Chunks:
         """Parts of what is learnt of some rows that begin and end in both tokenizations (`Batch.chunks`)."""
         both = self.both_sides(rows)
-        return both.chunks(*self._positions(rows), self._spelled(rows, both))
+        return both.chunks(*self._positions(rows), self._bytes_of(rows, both))
 
     def _positions(self, rows: Rows) -> tuple[Int64[Tensor, " positions"], Int64[Tensor, " teacher_positions"]]:
         """The student's and the teacher's, of some rows."""
@@ -224,13 +224,13 @@ class Documents:
         )
         return student, teacher
 
-    def unspelled(self, rows: Rows) -> int:
-        """How many learnt texts of some rows are not, byte for byte, what the tokens of both sides spell, as far as is known."""
+    def spelled(self, rows: Rows) -> tuple[int, int]:
+        """Of how many learnt texts of some rows it is known that both sides' tokens spell them byte for byte, and of how many."""
         both = self.both_sides(rows)
-        sizes = self._spelled(rows, both)
-        return 0 if sizes is None else both.unspelled(sizes)
+        sizes = self._bytes_of(rows, both)
+        return 0 if sizes is None else both.spelled(sizes), len(both.texts.spans)
 
-    def _spelled(self, rows: Rows, both: BothSides) -> tuple[Counts, Counts] | None:
+    def _bytes_of(self, rows: Rows, both: BothSides) -> tuple[Counts, Counts] | None:
         """Bytes of each side's learnt tokens; None in a dataset of an older version, which does not say."""
         if self.vocabulary is None:
             return None

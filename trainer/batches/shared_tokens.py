@@ -75,10 +75,10 @@ class BothSides:
         ours, theirs = (torch.from_numpy(mine)[index] for mine in chunks)
         return Chunks(ours, theirs, chunk_rows)
 
-    def unspelled(self, sizes: tuple[Counts, Counts]) -> int:
-        """How many of the texts are not, byte for byte, what the tokens of both sides spell."""
+    def spelled(self, sizes: tuple[Counts, Counts]) -> int:
+        """How many of the texts are, byte for byte, what the tokens of both sides spell."""
         _, _, exact = byte_ends(self.texts, self.student, self.teacher, *sizes)
-        return int((~exact).sum())
+        return int(exact.sum())
 
     def pairs(
         self, positions: Int64[Tensor, " positions"], teacher_positions: Int64[Tensor, " teacher_positions"]

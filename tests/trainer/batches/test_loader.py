@@ -18,7 +18,7 @@ import torch
 from cached_batches import CHUNKS, ROWS, WORDS, assert_same_batch, source_of
 from schemas.errors import StateError, UsageError
 from schemas.training import DataConfig
-from trainer.batches.batch import Batch, SpanLayer, SpanTargets, mapped
+from trainer.batches.batch import Batch, Chunks, SpanLayer, SpanTargets, mapped
 from trainer.batches.loader import StepLoader
 from trainer.batches.order import stream
 from trainer.batches.transfer import pack
@@ -143,7 +143,8 @@ def with_every_part(source, rows):
     teacher = source.documents.teacher_tokens(batch.documents.numpy())
     count = len(teacher.positions)
     teacher = replace(teacher, final=torch.randn(count, 5), argmax=torch.arange(count), entropy=torch.ones(count))
-    return replace(batch, teacher=teacher, pairs=pairs, spans=spans)
+    chunks = Chunks(pairs, pairs + 1, torch.arange(len(rows) + 1))
+    return replace(batch, teacher=teacher, pairs=pairs, spans=spans, chunks=chunks)
 
 
 SCRIPT = """

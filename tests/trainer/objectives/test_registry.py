@@ -33,6 +33,7 @@ def test_every_term_is_of_one_kind_and_has_its_own_options():
         "dskd_eta",
         "soft_dtw",
         "uld",
+        "gold",
         "span_cos",
         "span_geometry",
         "span_kl",

@@ -225,7 +225,7 @@ def test_chunks_and_log_probabilities_of_what_the_teacher_reads(make_cache, teac
     equal(mine, live)
     if not kept:
         alone = needing(documents, pairs=[], chunks=True, logprob=True)
-        with pytest.raises(UsageError, match="has the signal `logprob`; make one.*--signals logprob"):
+        with pytest.raises(UsageError, match=r"has the signal `logprob`; make one.*--signals logprob"):
             CachedTeacher(Caches([cache], documents), alone)
 
 
