@@ -12,6 +12,7 @@ from pipeline.commands.generate import generate
 from pipeline.commands.inspect import info, inspect, verify
 from pipeline.commands.parse import parse
 from pipeline.commands.parser import eval_parser, export_parser, train_parser
+from pipeline.commands.report import report
 from schemas import console
 
 app = typer.Typer(
@@ -25,7 +26,19 @@ app = typer.Typer(
 
 bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
-for command in (parse, align, inspect, verify, info, generate, cache_teacher, train_parser, eval_parser, export_parser):
+for command in (
+    parse,
+    align,
+    inspect,
+    verify,
+    info,
+    report,
+    generate,
+    cache_teacher,
+    train_parser,
+    eval_parser,
+    export_parser,
+):
     app.command()(command)
 app.add_typer(bench_app, name="bench")
 bench_app.command("parser")(bench_parser)

@@ -39,10 +39,24 @@ _STEERING: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u
 #: Of control characters there are pictures, of which a terminal does nothing.
 _PICTURES: Final = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
 
+#: What would break a line or not show at all; control characters have pictures of their own.
+_VISIBLE: Final = str.maketrans({"\n": "⏎", "\t": "⇥", "\u00a0": "⍽", "\u200b": "∅"})
+
 
 def harmless(text: str) -> str:
     """The text with a picture in place of each control character, and `\ufffd` for what has none."""
     return _STEERING.sub(lambda match: _PICTURES.get(ord(match[0]), "\ufffd"), text)
+
+
+def visible(text: str) -> str:
+    """Text on one line, control characters and unusual spaces shown, nothing that could steer what shows it."""
+    return "".join(_shown(char) for char in harmless(text.translate(_VISIBLE)))
+
+
+def _shown(char: str) -> str:
+    if char.isprintable() or char == "\u200d":  # the joiner inside emoji
+        return char
+    return "⍽" if char.isspace() else "�"
 
 
 class Text(RichText):

@@ -8,10 +8,9 @@ from typing import Any, Final
 from rich.table import Table
 
 from pipeline.cache.sizes import documents_of
-from pipeline.dataset.view import visible
 from schemas import console
 from schemas.columns import Granularity
-from schemas.console import Text, counted
+from schemas.console import Text, counted, visible
 from schemas.errors import StateError, UsageError
 from schemas.manifest import is_finished, read_manifest
 from schemas.signals import SCALARS

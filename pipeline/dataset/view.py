@@ -16,7 +16,7 @@ from pipeline.read.loading import load_fast_tokenizer
 from schemas import console, embedded
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, label_column, side_column
 from schemas.config import ParseConfig
-from schemas.console import Text, counted
+from schemas.console import Text, counted, visible
 from schemas.dataset import open_shard
 from schemas.errors import UsageError, UserError
 from schemas.manifest import Manifest, read_manifest
@@ -26,8 +26,6 @@ Spans = Int[np.ndarray, "_ 2"]
 LABEL_STYLES = {"NP": Style(color="green"), "VP": Style(color="yellow")}
 #: Neighbouring tokens and words alternate, so that borders show without marks inside the text.
 STRIPES = (Style(bgcolor="grey23"), Style(bgcolor="grey37"))
-#: What would break a line or not show at all; control characters have pictures of their own.
-VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\u00a0": "⍽", "\u200b": "∅"})
 
 
 @dataclass(frozen=True)
@@ -79,17 +77,6 @@ def as_json(row: Row) -> dict[str, Any]:
     return {"row": row.index, **row.values, **extra}
 
 
-def visible(text: str) -> str:
-    """Text on one line, control characters and unusual spaces shown, nothing that could steer the terminal."""
-    return "".join(_shown(char) for char in console.harmless(text.translate(VISIBLE)))
-
-
-def _shown(char: str) -> str:
-    if char.isprintable() or char == "\u200d":  # the joiner inside emoji
-        return char
-    return "⍽" if char.isspace() else "�"
-
-
 def show(row: Row, folder: Path) -> None:
     """Print the row, sentence by sentence; of a conversation also what each side reads, its template's tokens dimmed."""
     values = row.values
@@ -100,7 +87,7 @@ def show(row: Row, folder: Path) -> None:
     tokens = ", ".join(counted(len(values[side_column(side, "input_ids")]), f"{side} token") for side in SIDES)
     turns = counted(len(values["messages"]), "content") + ", " if values["messages"] else ""
     out.print(f"{counted(len(text), 'character')}, {turns}learnt {_ranges(row.spans('responses'))}; {sizes}; {tokens}")
-    marks = _marks(row)
+    marks = marks_of(row)
     for number, (start, end) in enumerate(row.spans("sentences").tolist()):
         out.print()
         while marks and marks[0][0] < end:
@@ -126,7 +113,7 @@ def _ranges(spans: Spans) -> str:
     return ", ".join(f"{start} to {end}" for start, end in spans.tolist()) or "nothing of the text"
 
 
-def _marks(row: Row) -> list[tuple[int, str]]:
+def marks_of(row: Row) -> list[tuple[int, str]]:
     """What to say before the sentence that a character stands in: whose content begins there, and whether it is learnt."""
     learnt = {tuple(span) for span in row.spans("responses").tolist()}
     if not row.values["messages"]:

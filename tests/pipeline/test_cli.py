@@ -20,6 +20,7 @@ COMMANDS = [
     "inspect",
     "verify",
     "info",
+    "report",
     "train-parser",
     "eval-parser",
     "export-parser",
@@ -65,6 +66,7 @@ def test_the_version_is_told(command):
         (["cache-teacher", "prepared", "--teacher", "", "-o", "o"], "The argument behind --teacher is empty"),
         (["align", "", "--student", "s"], "The argument is empty"),
         (["verify", ""], "The argument is empty"),
+        (["report", ""], "The argument is empty"),
         (["inspect", "prepared", "--id", ""], "The argument behind --id is empty"),
     ],
 )

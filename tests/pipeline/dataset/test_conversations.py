@@ -12,11 +12,12 @@ from datasets import load_from_disk
 from pipeline.dataset.prepare import prepare
 from pipeline.dataset.realign import realign
 from pipeline.dataset.verify import verify
-from pipeline.dataset.view import as_read, find_row, spelled_by, visible
+from pipeline.dataset.view import as_read, find_row, spelled_by
 from schemas import embedded
 from schemas.chat_rows import conversation_of
 from schemas.columns import GRANULARITIES, SIDES
 from schemas.config import ParseConfig
+from schemas.console import visible
 from schemas.conversations import ContentRole
 from schemas.errors import StateError, UsageError, UserError
 from schemas.manifest import MANIFEST, read_manifest

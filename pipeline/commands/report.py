@@ -1,0 +1,35 @@
+"""`mta-prep report`, as typed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.flags import JsonFlag
+from schemas import console
+
+
+def report(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of prepared datasets.", metavar="FOLDER…", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+    rows: Annotated[int, typer.Option(min=0, max=100, help="Rows of a dataset that are drawn.")] = 10,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make one page to look at, print or send: whole in itself, without scripts, loading nothing.
+
+    Of a dataset: what it is, what was left out and why, sizes, alignment, and rows with their units drawn over both
+    tokenizations.
+
+    Example: mta-prep report prepared -o prepared.html
+    """
+    from pipeline.report import build
+
+    build.require_writable(out)
+    size = build.write(targets, rows, out)
+    if as_json:
+        console.emit_json({"out": str(out), "bytes": size})
+    else:
+        console.stdout.print(f"Written to {out}: {console.size(size)}.")

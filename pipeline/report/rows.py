@@ -1,0 +1,111 @@
+"""Rows as they are drawn: sentence by sentence, under each tokenization the units that it has there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pipeline.dataset.view import Row, find_row, marks_of
+from pipeline.report.brackets import Bracket, Event, Fate, Kind, events, levels
+from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, label_column, side_column
+
+#: Characters of a row that are drawn, and the most rows: a page is to be looked at, not to be a copy of the dataset.
+DRAWN: Final = 2_400
+KINDS: Final[dict[Granularity, Kind]] = {"words": "word", "chunks": "chunk", "phrases": "phrase"}
+
+
+@dataclass(frozen=True)
+class DrawnSentence:
+    """A sentence on both sides."""
+
+    number: int
+    marks: tuple[str, ...]  # whose content begins with it
+    levels: int  # of phrases in one another
+    sides: dict[Side, list[Event]]
+
+
+@dataclass(frozen=True)
+class DrawnRow:
+    """A row with its sentences, or as many of them as are drawn."""
+
+    row: int
+    id: str
+    begins: str  # first words of what is learnt
+    sizes: dict[str, int]
+    special: dict[Side, list[int]]  # ids of tokens that stand for no character
+    sentences: tuple[DrawnSentence, ...]
+    left_out: int  # sentences behind those
+
+
+def drawn_rows(folder: Path, rows: Sequence[int]) -> list[DrawnRow]:
+    """Rows of a dataset, by their numbers."""
+    return [drawn(find_row(folder, row, None)) for row in rows]
+
+
+def drawn(row: Row) -> DrawnRow:
+    """A row as it is drawn."""
+    values = row.values
+    sizes = {name: len(values[name]) for name in ("sentences", *GRANULARITIES)}
+    sizes |= {f"{side} tokens": len(values[side_column(side, "input_ids")]) for side in SIDES}
+    brackets = {side: _brackets(row, side) for side in SIDES}
+    sentences: list[DrawnSentence] = []
+    spans = row.spans("sentences").tolist()
+    marks = marks_of(row)
+    for number, (start, end) in enumerate(spans):
+        cut = min(end, DRAWN)
+        if start >= cut:
+            break
+        said = tuple(mark for at, mark in marks if (spans[number - 1][1] if number else 0) <= at < end)
+        sides = {side: _within(brackets[side], start, cut) for side in SIDES}
+        deepest = max((each.level for side in SIDES for each in sides[side] if each.kind == "phrase"), default=-1)
+        sentences.append(
+            DrawnSentence(
+                number,
+                said,
+                deepest + 1,
+                {side: events(values["text"], start, cut, sides[side]) for side in SIDES},
+            )
+        )
+    learnt = row.spans("responses").tolist()
+    begins = values["text"][learnt[0][0] if learnt else 0 :][:80]
+    special = {
+        side: [
+            values[side_column(side, "input_ids")][place]
+            for place, (start, _) in enumerate(row.spans(side_column(side, "offsets")).tolist())
+            if start < 0
+        ]
+        for side in SIDES
+    }
+    return DrawnRow(row.index, values["id"], begins, sizes, special, tuple(sentences), len(spans) - len(sentences))
+
+
+def _brackets(row: Row, side: Side) -> list[Bracket]:
+    """Everything to draw over the text as this side reads it."""
+    ids, offsets = row.values[side_column(side, "input_ids")], row.spans(side_column(side, "offsets"))
+    read = np.zeros(len(row.values["text"]), dtype=bool)
+    brackets: list[Bracket] = []
+    for index, (number, (start, end)) in enumerate(zip(ids, offsets.tolist(), strict=True)):
+        if start >= 0:
+            read[start:end] = True
+            brackets.append(Bracket("token", start, end, index, number=number))
+    for name in GRANULARITIES:
+        spans, tokens = row.spans(name).tolist(), row.spans(side_column(side, name)).tolist()
+        labels = row.values[label_column(name)] if name in LABELLED else [""] * len(spans)
+        heights = levels([(start, end) for start, end in spans]) if name == "phrases" else [0] * len(spans)
+        for index, ((start, end), (first, last), label, level) in enumerate(
+            zip(spans, tokens, labels, heights, strict=True)
+        ):
+            fate: Fate = "kept" if first >= 0 else "inside" if read[start] and read[end - 1] else "unread"
+            brackets.append(Bracket(KINDS[name], start, end, index, label, fate, span=(first, last), level=level))
+    return brackets
+
+
+def _within(brackets: Sequence[Bracket], start: int, end: int) -> list[Bracket]:
+    return [bracket for bracket in brackets if bracket.start < end and bracket.end > start]
+
+
+def spread(rows: int, wanted: int) -> list[int]:
+    """`wanted` of so many rows, as far apart as can be, from the first on."""
+    return sorted({rows * place // wanted for place in range(wanted)}) if rows else []

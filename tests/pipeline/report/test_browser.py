@@ -1,0 +1,127 @@
+"""A page as a browser shows it: nothing overflows, nothing runs, it is read by mouse, by keyboard, and by everybody.
+
+The browser is the system's own (Chromium or Chrome); where there is none, these tests are skipped.
+"""
+
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+from pipeline.report import build
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
+pytestmark = [
+    pytest.mark.skipif(BROWSER is None, reason=f"no browser on this machine (looked for {', '.join(NAMES)})"),
+    pytest.mark.xdist_group("browser"),
+]
+WIDTHS = (400, 1_400)
+#: Elements beyond the right edge, but for those in a part that scrolls by itself.
+OVERFLOWING = """() => [...document.querySelectorAll("main *")]
+    .filter(element => !element.closest(".scroll > *, svg > *"))
+    .filter(element => element.getBoundingClientRect().right > innerWidth + 1)
+    .map(element => `${element.tagName} ${element.className}`)"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for all tests here."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def opened(browser):
+    """Opens a file: a page, and what happened on it that should not."""
+
+    @contextmanager
+    def open_page(path, width=1_400, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page, events = context.new_page(), []
+        page.on("dialog", lambda dialog: (events.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("pageerror", lambda error: events.append(f"error {error}"))
+        page.on("console", lambda message: events.append(f"console {message.text}"))
+        page.on("request", lambda request: events.append(request.url) if request.url != path.as_uri() else None)
+        page.goto(path.as_uri())
+        yield page, events
+        context.close()
+
+    return open_page
+
+
+@pytest.fixture(scope="module")
+def hostile_page(hostile, tmp_path_factory):
+    """The report on rows that mean harm."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    build.write([hostile], 10, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sample_page(prepared, tmp_path_factory):
+    """The report on the sample."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    build.write([prepared], 2, path)
+    return path
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_hostile_texts_do_no_harm(hostile_page, opened, width):
+    with opened(hostile_page, width) as (page, events):
+        page.evaluate("document.querySelectorAll('details').forEach(element => element.open = true)")
+        assert page.evaluate("document.scripts.length") == 0
+        assert page.locator("main img, main [onerror], main [onmouseover], main script").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(OVERFLOWING) == []
+        assert page.locator("details").count() == 6
+        assert page.locator("summary").first.is_visible()
+        page.locator(".t").first.hover()
+        assert events == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_overflows(sample_page, opened, width):
+    with opened(sample_page, width) as (page, events):
+        page.evaluate("document.querySelectorAll('details').forEach(element => element.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(OVERFLOWING) == []
+        assert events == []
+
+
+def test_mouse_and_keyboard(sample_page, opened):
+    with opened(sample_page) as (page, events):
+        token = page.locator("details[open] .side .t").nth(3)
+        before = token.evaluate("element => getComputedStyle(element).backgroundColor")
+        token.hover()
+        assert token.evaluate("element => getComputedStyle(element).backgroundColor") != before
+        assert token.get_attribute("title").startswith("token ")
+        box = page.get_by_label("Show the number of every token")
+        box.focus()
+        page.keyboard.press("Space")
+        shown = token.evaluate("element => getComputedStyle(element, '::after').content")
+        assert shown == f'"{token.get_attribute("data-i")}"'
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")  # closes the first row
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")  # opens the second
+        assert page.evaluate("[...document.querySelectorAll('details')].map(element => element.open)") == [False, True]
+        assert page.evaluate("document.activeElement.matches(':focus-visible')")
+        assert events == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_read_it(sample_page, opened, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    with opened(sample_page, scheme=scheme) as (page, _):
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, background[4:-1].split(","))) > 384) == (scheme == "light")
+        rules = {} if scheme == "light" else {"runOnly": ["color-contrast"]}  # only colours differ
+        results = Axe().run(page, options=rules)
+        assert "color-contrast" in {rule["id"] for rule in results.response["passes"]}
+        assert results.violations_count == 0, results.generate_report()
