@@ -1,6 +1,6 @@
 """Rows as they are drawn: sentence by sentence, under each tokenization the units that it has there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -51,23 +51,15 @@ def drawn(row: Row) -> DrawnRow:
     sizes |= {f"{side} tokens": len(values[side_column(side, "input_ids")]) for side in SIDES}
     brackets = {side: _brackets(row, side) for side in SIDES}
     sentences: list[DrawnSentence] = []
-    spans = row.spans("sentences").tolist()
+    stretches = _stretches(row, [bracket.start for side in SIDES for bracket in brackets[side]])
     marks = marks_of(row)
-    for number, (start, end) in enumerate(spans):
-        cut = min(end, DRAWN)
-        if start >= cut:
+    before = 0
+    for number, (start, end) in enumerate(stretches):
+        if start >= DRAWN:
             break
-        said = tuple(mark for at, mark in marks if (spans[number - 1][1] if number else 0) <= at < end)
-        sides = {side: _within(brackets[side], start, cut) for side in SIDES}
-        deepest = max((each.level for side in SIDES for each in sides[side] if each.kind == "phrase"), default=-1)
-        sentences.append(
-            DrawnSentence(
-                number,
-                said,
-                deepest + 1,
-                {side: events(values["text"], start, cut, sides[side]) for side in SIDES},
-            )
-        )
+        said = tuple(mark for at, mark in marks if before <= at < end)
+        sentences.append(_sentence(number, said, values["text"], start, min(end, DRAWN), brackets))
+        before = end
     learnt = row.spans("responses").tolist()
     begins = values["text"][learnt[0][0] if learnt else 0 :][:80]
     special = {
@@ -78,7 +70,29 @@ def drawn(row: Row) -> DrawnRow:
         ]
         for side in SIDES
     }
-    return DrawnRow(row.index, values["id"], begins, sizes, special, tuple(sentences), len(spans) - len(sentences))
+    return DrawnRow(row.index, values["id"], begins, sizes, special, tuple(sentences), len(stretches) - len(sentences))
+
+
+def _sentence(
+    number: int, marks: tuple[str, ...], text: str, start: int, end: int, brackets: Mapping[Side, Sequence[Bracket]]
+) -> DrawnSentence:
+    sides = {side: [one for one in brackets[side] if one.start < end and one.end > start] for side in SIDES}
+    deepest = max((one.level for side in SIDES for one in sides[side] if one.kind == "phrase"), default=-1)
+    return DrawnSentence(number, marks, deepest + 1, {side: events(text, start, end, sides[side]) for side in SIDES})
+
+
+def _stretches(row: Row, starts: Sequence[int]) -> list[tuple[int, int]]:
+    """Sentences, each from the first token behind the one before: line breaks between them are tokens as well."""
+    begun = np.sort(np.array(starts, dtype=np.int64))
+    stretches, before = [], 0
+    spans = row.spans("sentences").tolist()
+    for number, (start, end) in enumerate(spans):
+        if number == len(spans) - 1:
+            end = len(row.values["text"].rstrip(" ")) if (begun >= end).any() else end
+        place = int(np.searchsorted(begun, before))
+        stretches.append((min(start, int(begun[place])) if place < len(begun) else start, end))
+        before = end
+    return stretches
 
 
 def _brackets(row: Row, side: Side) -> list[Bracket]:
@@ -100,10 +114,6 @@ def _brackets(row: Row, side: Side) -> list[Bracket]:
             fate: Fate = "kept" if first >= 0 else "inside" if read[start] and read[end - 1] else "unread"
             brackets.append(Bracket(KINDS[name], start, end, index, label, fate, span=(first, last), level=level))
     return brackets
-
-
-def _within(brackets: Sequence[Bracket], start: int, end: int) -> list[Bracket]:
-    return [bracket for bracket in brackets if bracket.start < end and bracket.end > start]
 
 
 def spread(rows: int, wanted: int) -> list[int]:
