@@ -6,6 +6,7 @@ from pathlib import Path
 from schemas.config import CacheConfig, ModelConfig
 from schemas.keys import flat, spelled
 from schemas.manifest import CONFIG
+from schemas.signals import WINDOW
 
 
 def parse_again(dataset: Path) -> str:
@@ -21,7 +22,8 @@ def cache_teacher(config: CacheConfig, like: tuple[Path, CacheConfig] | None = N
     words = ["mta-prep", "cache-teacher"]
     if like is None:
         words += [config.dataset, "--teacher", config.teacher.model]
-        base = CacheConfig(dataset=config.dataset, teacher=ModelConfig(model=config.teacher.model), signals=("final",))
+        teacher = ModelConfig(model=config.teacher.model)
+        base = CacheConfig(dataset=config.dataset, teacher=teacher, signals=("final",), window=WINDOW)
     else:
         folder, base = like
         words += [config.dataset] if config.dataset != base.dataset else []
@@ -30,8 +32,9 @@ def cache_teacher(config: CacheConfig, like: tuple[Path, CacheConfig] | None = N
         words += ["--layers", ",".join(f"{layer.layer}:{layer.granularity}" for layer in config.layers)]
     if config.signals != base.signals or like is None:
         words += ["--signals", ",".join(config.signals)]
-    before = flat(base.model_dump(exclude={"dataset", "layers", "signals"}))
-    for key, value in flat(config.model_dump(exclude={"dataset", "layers", "signals"})).items():
+    passed_over = {"dataset", "layers", "signals", *(() if "relations" in config.signals else ("window",))}
+    before = flat(base.model_dump(exclude=passed_over))
+    for key, value in flat(config.model_dump(exclude=passed_over)).items():
         if value != before[key]:
             words += ["--set", spelled(key, value)]
     return shlex.join([*words, "-o", "OTHER"])

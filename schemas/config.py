@@ -258,6 +258,8 @@ class CacheConfig(Strict):
         False  # states and what is of the next token, of the tokens that are learnt and the one before each alone
     )
     weights: Weights = "centrality"  # of tokens
+    #: of pairs of units of long documents (`trainer.maths.triangle`); None: all pairs, as in caches older than this key
+    window: int | None = Field(default=None, ge=2)
     topk: int = Field(default=64, ge=1)
     token_budget: int = Field(default=4096, ge=16)  # tokens in one batch; may move last bits, so it is recorded
     shard_bytes: Annotated[int, BeforeValidator(_bytes)] = Field(default=1 << 30, ge=1 << 16)  # of one shard, about

@@ -9,7 +9,7 @@ indices into Hugging Face `hidden_states` (0 the embeddings, the last one after 
 | `layer{l}.unit_rows` | [R+1] | int64 | always, per layer: pointers of its units |
 | `layer{l}.unit_index` | [units] | int32 | always, per layer: which of the row's units have a teacher span |
 | `layer{l}.unit_weights` | [units] | float32 | always, per layer: they add up to 1 in a row |
-| `layer{l}.relations` | [pairs] | int16 | `relations`: upper triangles (`trainer.maths.triangle`), cos · 32767 |
+| `layer{l}.relations` | [pairs] | int16 | `relations`: upper triangles, or bands (`trainer.maths.triangle`), cos · 32767 |
 | `layer{l}.units` | [units, d] | storage | `units`: pooled vectors |
 | `layer{l}.states` | [state tokens, d] | storage | `states` |
 | `layer{l}.state_rows` | [R+1] | int64 | `states` of covered tokens: pointers |
@@ -50,6 +50,10 @@ Scalar = Literal["entropy", "argmax", "logprob"]
 Storage = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
 StateTokens = Literal["covered", "all"]
 Weights = Literal["centrality", "uniform"]
+
+#: Of pairs of units, unless a config says otherwise: documents of more than twice as many units of a layer are cut to pairs
+#: that are nearer to each other. Twice, so that a unit of a long document costs what one of a whole triangle may.
+WINDOW: Final = 256
 
 #: Signals that are kept once a chosen layer; the others once a document.
 LAYER_SIGNALS: Final[frozenset[Signal]] = frozenset({"relations", "units", "states", "attention"})

@@ -101,7 +101,7 @@ def test_the_stand_in_is_as_strict_as_the_device():
         lambda hidden, weights: geometry.relations(hidden[: len(SPANS)], UNITS),
         lambda hidden, weights: geometry.student_units(hidden, TOKENS, SPANS, "centrality"),
         lambda hidden, weights: ragged.normalize_rows(weights, TOKENS),
-        lambda hidden, weights: triangle.unit_pairs(UNITS, hidden.device),
+        lambda hidden, weights: triangle.unit_pairs(triangle.later_units(UNITS), hidden.device),
         lambda hidden, weights: triangle.square(weights[:10], 5),
         lambda hidden, weights: triangle.from_fixed_point(triangle.to_fixed_point(weights)),
     ],

@@ -117,7 +117,7 @@ class TeacherCache:
         return self._values(row, "unit_weights", layer).clone()
 
     def triangle(self, row: int, layer: int) -> Float32[Tensor, " pairs"]:
-        """Cosines of every pair of units, as a flat upper triangle (`trainer.maths.triangle`)."""
+        """Cosines of every pair of units, as a flat upper triangle (`trainer.maths.triangle`), of a long document a band."""
         return self.triangles([row], layer)
 
     def triangles(self, rows: Sequence[int], layer: int) -> Float32[Tensor, " pairs"]:
@@ -125,8 +125,8 @@ class TeacherCache:
         return from_fixed_point(torch.cat([self._values(row, "relations", layer) for row in rows]))
 
     def relations(self, row: int, layer: int) -> Float32[Tensor, "units units"]:
-        """Cosines of every pair of units: symmetric, ones on the diagonal."""
-        return square(self.triangle(row, layer), len(self.unit_index(row, layer)))
+        """Cosines of every pair of units: symmetric, ones on the diagonal, NaN where a long document has no pair."""
+        return square(self.triangle(row, layer), len(self.unit_index(row, layer)), self.config.window)
 
     def units(self, row: int, layer: int) -> Float32[Tensor, "units hidden"]:
         """Pooled vector of each unit."""
@@ -298,7 +298,12 @@ class TeacherCache:
         if number not in self._shards:
             name = f"{names.SHARDS}/{shards[number].file}"
             self._shards[number] = _Shard(
-                name, self._open_file(name), shards[number].rows, _shared_pointers(self.config), self.damaged
+                name,
+                self._open_file(name),
+                shards[number].rows,
+                _shared_pointers(self.config),
+                self.config.window,
+                self.damaged,
             )
         return self._shards[number], place
 
@@ -355,13 +360,20 @@ class _Shard:
     """
 
     def __init__(
-        self, name: str, file: Any, rows: int, shared: Mapping[Along, Along], damaged: Callable[[str], DamagedError]
+        self,
+        name: str,
+        file: Any,
+        rows: int,
+        shared: Mapping[Along, Along],
+        window: int | None,
+        damaged: Callable[[str], DamagedError],
     ) -> None:
-        """`shared`: as `_shared_pointers` has it."""
+        """`shared`: as `_shared_pointers` has it; `window`: of pairs."""
         self._name = name
         self._file = file
         self._rows = rows
         self._shared = shared
+        self._window = window
         self._damaged = damaged
         self._names = frozenset(file.keys())
         self._tensors: dict[str, Tensor] = {}
@@ -391,7 +403,7 @@ class _Shard:
 
     def _read_pointers(self, along: Along, layer: int | None) -> Int64[Tensor, " pointers"]:
         if along == "pairs":
-            return pair_rows(self.pointers("units", layer))
+            return pair_rows(self.pointers("units", layer), self._window)
         name = _POINTERS[along]
         rows = self._tensor(tensor_name(name, layer))
         if rows.dtype != torch.int64 or rows.shape != (self._rows + 1,):

@@ -7,7 +7,7 @@ from typing import Any, Final, get_args
 from schemas.columns import GRANULARITIES, Granularity
 from schemas.config import CacheConfig, LayerConfig
 from schemas.errors import UsageError
-from schemas.signals import LAYER_SIGNALS, RECIPES, Signal, StateTokens
+from schemas.signals import LAYER_SIGNALS, RECIPES, WINDOW, Signal, StateTokens
 from trainer.teacher.pairing import teacher_layer
 from trainer.teacher.shape import TeacherShape
 
@@ -55,6 +55,7 @@ def stated(values: dict[str, Any], where: str, choice: Choice, same_tokens: bool
         values.setdefault("response_only", recipe in RESPONSE_ONLY)
     elif choice.signals is not None:
         values["signals"] = _words(choice.signals)
+    values.setdefault("window", WINDOW)
     _require_one_voice(choice)
     if choice.layers is not None and choice.layers != "auto":
         values["layers"] = listed_layers(choice.layers)

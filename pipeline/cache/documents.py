@@ -62,12 +62,12 @@ class Rows:
         mine = torch.cat([spans[bounds[row] : bounds[row + 1]] for row in members])
         return units_with_span(mine, pointers(rows.diff()[chosen]), pointers(self.token_rows.diff()[chosen]))
 
-    def shard(self, layers: Collection[LayerConfig], state_tokens: StateTokens | None) -> ShardRows:
-        """What a cache's shard of these rows is made of; `state_tokens`: None where no states are kept."""
+    def shard(self, layers: Collection[LayerConfig], state_tokens: StateTokens | None, window: int | None) -> ShardRows:
+        """What a cache's shard of these rows is made of; `state_tokens`: None where no states are kept; `window`: of pairs."""
         learnt = None if self.learnt is None else LearntRows.of(self.learnt, self.token_rows)
         # each layer its own, though some are equal: safetensors refuses tensors that share memory
         found = {
-            each.layer: layer_rows(*self.units[each.granularity], self.token_rows, state_tokens, learnt)
+            each.layer: layer_rows(*self.units[each.granularity], self.token_rows, state_tokens, learnt, window)
             for each in layers
         }
         return ShardRows(self.ids, self.token_rows, found, learnt)

@@ -72,6 +72,10 @@ def _show_sizes(manifest: CacheManifest, config: CacheConfig) -> None:
             f"Layer {layer.layer}: {of.units} {layer.granularity} ({without} more without a teacher span), "
             f"{counted(of.pairs, 'pair')}."
         )
+    if config.window is not None and "relations" in config.signals:
+        console.stdout.print(
+            f"Of more than {2 * config.window} units of a document, pairs less than {config.window} units apart count."
+        )
     _show_learnt(counts.learnt, counts.tokens)
     matrices = (manifest.index, manifest.head, manifest.embeddings)
     others = {each.file: each.bytes for each in matrices if each is not None}

@@ -67,11 +67,17 @@ class LayerRows:
     state_index: (
         Int32[Tensor, " state_tokens"] | None
     )  # which of the row's tokens; None: no states, or of all there are
+    window: int | None = None  # of pairs of units
+
+    @property
+    def pair_rows(self) -> Int64[Tensor, " pointers"]:
+        """Pointers of the pairs of units."""
+        return pair_rows(self.unit_rows, self.window)
 
     def counts(self) -> LayerCounts:
         """Totals."""
         states = 0 if self.state_rows is None else int(self.state_rows[-1])
-        return LayerCounts(len(self.unit_index), int(pair_rows(self.unit_rows)[-1]), states)
+        return LayerCounts(len(self.unit_index), int(self.pair_rows[-1]), states)
 
 
 def layer_rows(
@@ -80,22 +86,23 @@ def layer_rows(
     token_rows: Int64[Tensor, " _"],
     state_tokens: StateTokens | None,
     learnt: "LearntRows | None" = None,
+    window: int | None = None,
 ) -> LayerRows:
     """One layer's part of a shard, from the dataset: spans as its `teacher_{granularity}` column has them.
 
     `unit_rows`: pointers of all units of the shard's rows, those without a span too; `token_rows`: of their tokens.
-    `state_tokens`: None where no states are kept; `learnt`: None where those of all tokens may be. Raises ValueError for a
-    span that is empty or leaves its row.
+    `state_tokens`: None where no states are kept; `learnt`: None where those of all tokens may be; `window`: of pairs of
+    units. Raises ValueError for a span that is empty or leaves its row.
     """
     units = units_with_span(spans, unit_rows, token_rows)
     unit_index = (units.index - spread(unit_rows[:-1], units.rows)).to(torch.int32)
     if state_tokens != "covered":
         every = token_rows if learnt is None else learnt.rows
-        return LayerRows(units.rows, unit_index, every if state_tokens == "all" else None, None)
+        return LayerRows(units.rows, unit_index, every if state_tokens == "all" else None, None, window)
     keep = kept_states(units.spans, int(token_rows[-1]), state_tokens, None if learnt is None else learnt.tokens)
     assert keep is not None
     state_index, state_rows = _within_rows(keep, token_rows)
-    return LayerRows(units.rows, unit_index, state_rows, state_index)
+    return LayerRows(units.rows, unit_index, state_rows, state_index, window)
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ class ShardRows:
         if along == "states":
             assert rows.state_rows is not None
             return rows.state_rows
-        return pair_rows(rows.unit_rows) if along == "pairs" else rows.unit_rows
+        return rows.pair_rows if along == "pairs" else rows.unit_rows
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def measure(documents: TeacherSide, config: CacheConfig, shape: TeacherShape) ->
     costs = []  # bytes and tokens of every row
     id_bytes = longest = largest_id = 0
     for rows in documents.parts(granularities(config), response_only=config.response_only):
-        shard_rows = rows.shard(config.layers, state_tokens(config))
+        shard_rows = rows.shard(config.layers, state_tokens(config), config.window)
         counts = shard_rows.counts()
         total += counts
         for each in config.layers:

@@ -141,7 +141,7 @@ class CacheStage:
         first, last = item
         config = self.config
         rows = self.documents.read(sizes.granularities(config), first, last, response_only=config.response_only)
-        structure = rows.shard(config.layers, sizes.state_tokens(config))
+        structure = rows.shard(config.layers, sizes.state_tokens(config), config.window)
         counts = structure.counts()
         shard = ShardTensors(structure, sizes.tensors(config, self.shape, counts))
         lengths = rows.lengths
@@ -219,6 +219,7 @@ class CacheStage:
                         config.state_tokens,
                         config.weights,
                         learnt,
+                        config.window,
                     )
                     for each in config.layers
                 }

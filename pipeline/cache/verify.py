@@ -164,7 +164,7 @@ def _counts(tensors: Mapping[str, Tensor], config: CacheConfig) -> Counts:
         units = _pointers(tensors, tensor_name("unit_rows", each.layer))
         states = _state_rows(tensors, config, each.layer)
         layers[each.layer] = LayerCounts(
-            int(units[-1]), int(pair_rows(units)[-1]), 0 if states is None else int(states[-1])
+            int(units[-1]), int(pair_rows(units, config.window)[-1]), 0 if states is None else int(states[-1])
         )
     return Counts(len(rows) - 1, int(rows[-1]), int(_learnt_rows(tensors, config)[-1]), layers)
 
@@ -252,7 +252,7 @@ def _index_problem(values: Tensor, rows: Tensor, tensors: Mapping[str, Tensor], 
 def _check_against(
     place: str, tensors: Mapping[str, Tensor], rows: Rows, config: CacheConfig, findings: Findings
 ) -> None:
-    for name, expected in rows.shard(config.layers, sizes.state_tokens(config)).structure().items():
+    for name, expected in rows.shard(config.layers, sizes.state_tokens(config), config.window).structure().items():
         if not torch.equal(tensors[name], expected):
             findings.problem(f"{place}: {name} does not follow from the dataset.")
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+from jaxtyping import Float32
 from rich.table import Table
+from torch import Tensor
 
 from pipeline.cache.sizes import documents_of
 from schemas import console
@@ -15,6 +18,8 @@ from schemas.errors import StateError, UsageError
 from schemas.manifest import is_finished, read_manifest
 from schemas.signals import SCALARS
 from trainer.cache import TeacherCache
+from trainer.maths.ragged import pointers
+from trainer.maths.triangle import later_units, square
 
 #: Columns of a terminal that one cosine, and the beginning of a matrix's line, take.
 CELL_WIDTH: Final = 6
@@ -38,7 +43,20 @@ class LayerView:
     index: list[int]  # which of the row's units
     texts: list[str] | None  # None: the dataset is not there to spell them
     weights: list[float]
-    relations: list[list[float]] | None
+    relations: list[Float32[Tensor, " pairs"]] | None  # of each unit with those behind it, as many as there are pairs
+
+    @property
+    def whole(self) -> bool:
+        """Whether there are all of its pairs: a long document has those within a window alone."""
+        pairs = len(self.index) * (len(self.index) - 1) // 2
+        return self.relations is not None and sum(map(len, self.relations)) == pairs
+
+    def cosine(self, one: int, other: int) -> float | None:
+        """Of two units, by their places here; None where there is no such pair."""
+        first, second = sorted((one, other))
+        assert self.relations is not None
+        behind = self.relations[first]
+        return float(behind[second - first - 1]) if second - first <= len(behind) else None
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ def find_row(folder: Path, row: int, row_id: str | None) -> RowView:
             index := cache.unit_index(row, layer).tolist(),
             None if texts is None else [texts[granularity][unit] for unit in index],
             cache.unit_weights(row, layer).tolist(),
-            cache.relations(row, layer).tolist() if "relations" in cache.config.signals else None,
+            _relations(cache, row, layer) if "relations" in cache.config.signals else None,
         )
         for layer, granularity in cache.layers.items()
     ]
@@ -80,6 +98,11 @@ def find_row(folder: Path, row: int, row_id: str | None) -> RowView:
         name: getattr(cache, name)(row).tolist() for name in SCALARS if name in cache.config.signals
     }
     return RowView(row, line["id"], line["tokens"], len(cache.learnt_index(row)), layers, scalars)
+
+
+def _relations(cache: TeacherCache, row: int, layer: int) -> list[Float32[Tensor, " pairs"]]:
+    later = later_units(pointers([len(cache.unit_index(row, layer))]), cache.config.window)
+    return list(torch.split(cache.triangle(row, layer), later.tolist()))
 
 
 def _texts(cache: TeacherCache, row: int) -> dict[Granularity, list[str]] | None:
@@ -100,7 +123,8 @@ def _texts(cache: TeacherCache, row: int) -> dict[Granularity, list[str]] | None
 
 
 def as_json(view: RowView) -> dict[str, Any]:
-    """Everything, in full."""
+    """Everything, in full; of a document with pairs within a window alone, `relations_behind` instead of the matrix: the
+    cosines of each unit with those behind it that it has one with."""
     return {
         "row": view.row,
         "id": view.id,
@@ -113,11 +137,20 @@ def as_json(view: RowView) -> dict[str, Any]:
                 "unit_index": each.index,
                 "units": each.texts,
                 "unit_weights": each.weights,
-                "relations": each.relations,
+                **_relations_json(each),
             }
             for each in view.layers
         },
     }
+
+
+def _relations_json(view: LayerView) -> dict[str, Any]:
+    if view.relations is None:
+        return {"relations": None}
+    if not view.whole:
+        return {"relations": None, "relations_behind": [behind.tolist() for behind in view.relations]}
+    triangle = torch.cat([torch.empty(0), *view.relations])
+    return {"relations": square(triangle, len(view.index)).tolist()}
 
 
 def show(view: RowView, folder: Path) -> None:
@@ -157,13 +190,13 @@ def _table(title: str, view: LayerView, shown: Sequence[int]) -> Table:
             label.append(visible(view.texts[unit]), style="default")
         cells = [label, Text(f"{view.weights[unit]:.3f}")]
         if view.relations is not None:
-            cells += [_cosine(view.relations[unit][other], unit == other) for other in shown]
+            cells += [_cosine(None if unit == other else view.cosine(unit, other)) for other in shown]
         table.add_row(*cells)
     return table
 
 
-def _cosine(value: float, itself: bool) -> Text:
-    if itself:
+def _cosine(value: float | None) -> Text:
+    if value is None:
         return Text("·", style="dim")
     style = "green" if value >= NEAR else "red" if value <= FAR else ""
     return Text(f"{value:.2f}", style=style)

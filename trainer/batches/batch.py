@@ -22,7 +22,8 @@ class LayerTargets:
     spans: Int64[Tensor, "units 2"]  # the student's, [start, end) in the tokens of the batch; CPU
     rows: Int64[Tensor, " pointers"]  # units of each document; CPU
     weights: Float[Tensor, " units"]  # ω, adding up to 1 in each document that has units
-    relations: Float[Tensor, " pairs"] | None = None  # cosines, flat upper triangles (`trainer.maths.triangle`)
+    later: Int64[Tensor, " units"] | None = None  # which pairs count (`trainer.maths.triangle`); None: all; CPU
+    relations: Float[Tensor, " pairs"] | None = None  # cosines of those pairs, flat upper triangles
     units: Float[Tensor, "units teacher_hidden"] | None = None
     states: Float[Tensor, "states teacher_hidden"] | None = None
     state_index: Int64[Tensor, " states"] | None = None  # with `states`: places among the batch's tokens; CPU
@@ -112,6 +113,7 @@ _STRUCTURE: Final = frozenset(
         "rows",
         "position_rows",
         "spans",
+        "later",
         "state_index",
         "tokens",
         "pairs",

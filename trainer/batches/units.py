@@ -10,7 +10,7 @@ from torch import Tensor
 from schemas.columns import MISSING
 from trainer.maths.geometry import covered
 from trainer.maths.ragged import check_pointers, pointers, select, spread
-from trainer.maths.triangle import pair_rows, select_pairs
+from trainer.maths.triangle import later_of, later_units, select_pairs
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,25 @@ class SharedUnits:
     kept: Int64[Tensor, " units"]  # which they are of the units that the teacher has a span of, rising
     teacher_rows: Int64[Tensor, " pointers"]  # of those
 
+    def later(self, window: int | None) -> Int64[Tensor, " units"]:
+        """Which pairs of them count (`trainer.maths.triangle`)."""
+        if window not in self._later:
+            self._later[window] = later_of(self.kept, later_units(self.teacher_rows, window))
+        return self._later[window]
+
+    def pairs_among(self, later: Int64[Tensor, " teacher_units"], window: int | None) -> Int64[Tensor, " pairs"] | None:
+        """Where the pairs that count stand among pairs of all of the teacher's units, `later`; None: they are all of those.
+
+        Raises ValueError where some are not among them.
+        """
+        wanted = self.later(window)
+        if len(wanted) == len(later) and torch.equal(wanted, later):
+            return None
+        return select_pairs(self.kept, later, wanted)
+
     @cached_property
-    def unit_pairs(self) -> Int64[Tensor, " pairs"]:
-        """Which of the teacher's pairs of units are of units that both have."""
-        before, count = self.teacher_rows.diff(), self.rows.diff()
-        bounds = pair_rows(self.teacher_rows)
-        keep = torch.ones(int(bounds[-1]), dtype=torch.bool)
-        # most documents keep all, which costs nothing; the others' pairs are looked for
-        for document in (count < before).nonzero().flatten().tolist():
-            mine = self.kept[self.rows[document] : self.rows[document + 1]] - self.teacher_rows[document]
-            pairs = keep[bounds[document] : bounds[document + 1]]
-            pairs.zero_()
-            pairs[select_pairs(mine, pointers([int(before[document])]))] = True
-        return keep.nonzero().squeeze(1)
+    def _later(self) -> dict[int | None, Int64[Tensor, " units"]]:
+        return {}
 
 
 def shared_units(

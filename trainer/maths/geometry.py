@@ -28,7 +28,7 @@ from trainer.maths.ragged import (
     spread,
     sum_rows,
 )
-from trainer.maths.triangle import unit_pairs
+from trainer.maths.triangle import later_units, unit_pairs, whole_documents
 
 #: Added to the standard deviation of a hidden state.
 STD_EPSILON: Final = 1e-5
@@ -163,38 +163,79 @@ def covered(spans: Int64[Tensor, "units 2"], tokens: int) -> Bool[Tensor, " toke
 
 
 def relations(
-    units: Float[Tensor, "units hidden"], rows: Int64[Tensor, " pointers"], budget: int = BUDGET
+    units: Float[Tensor, "units hidden"],
+    rows: Int64[Tensor, " pointers"],
+    later: Int64[Tensor, " units"] | None = None,
+    budget: int = BUDGET,
 ) -> Float[Tensor, " pairs"]:
     """Cosine of every pair of units of one document, as flat upper triangles (`trainer.maths.triangle`). Differentiable.
 
         cos(U_i, U_j) = U_i · U_j / (max(|U_i|, 1e-8) max(|U_j|, 1e-8)), clipped to [-1, 1]
 
-    So a zero vector has cosine 0 with everything. Where it is clipped the cosine has no gradient. Needs every
-    document's full matrix at once (Σ K², with padding), and padded units of at most `budget` elements a group.
+    So a zero vector has cosine 0 with everything. Where it is clipped the cosine has no gradient. `later`, `budget` and
+    memory: as of `pair_products`.
     """
     check_pointers(rows, len(units))
     unit = at_least_float32(units)
     norm: Tensor = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
-    unit = unit / norm.clamp_min(NORM_EPSILON)
+    return pair_products(unit / norm.clamp_min(NORM_EPSILON), rows, later, budget).clamp(-1, 1)
+
+
+def pair_products(
+    units: Float[Tensor, "units hidden"],
+    rows: Int64[Tensor, " pointers"],
+    later: Int64[Tensor, " units"] | None = None,
+    budget: int = BUDGET,
+) -> Float[Tensor, " pairs"]:
+    """U_i · U_j of the pairs that count, by `later` (`trainer.maths.triangle`); None: of all. Differentiable.
+
+    Of documents all of whose pairs count it needs every full matrix at once (Σ K², with padding), and padded units of at
+    most `budget` elements a group, or of one document. Of one that is cut to a band, of at most w - 1 units behind each,
+    it needs a copy of the units and three tensors of 2wK elements.
+    """
+    later = later_units(rows) if later is None else later
+    whole = whole_documents(rows, later)
     buffers = []
     base = torch.zeros(len(rows) - 1, dtype=torch.int64)  # where each document's matrix begins in the buffers
-    widths = torch.zeros_like(base)
+    widths = torch.zeros_like(base)  # from a pair to that of the next first unit with the same second one
     filled = 0
     with torch.autocast(units.device.type, enabled=False):
-        for group in groups(rows, units.shape[1], budget):
+        for group in groups(rows, units.shape[1], budget, whole):
             size, width = len(group.members), group.width
-            padded = group.padded(unit)
+            padded = group.padded(units)
             buffers.append(torch.bmm(padded, padded.transpose(1, 2)).flatten())
             base[group.members] = filled + width**2 * torch.arange(size)
             widths[group.members] = width
             filled += size * width**2
+        if not bool(whole.all()):
+            documents = torch.split(units, rows.diff().tolist())
+            for document in (~whole).nonzero().flatten().tolist():
+                width = int(later[rows[document] : rows[document + 1]].max()) + 1
+                buffers.append(_band(documents[document], width).flatten())
+                base[document], widths[document] = filled, width - 1
+                filled += len(buffers[-1])
     if not buffers:
-        return unit.flatten()[:0]
-    left, right = unit_pairs(rows, units.device)
+        return units.flatten()[:0]
+    left, right = unit_pairs(later, units.device)
     local = torch.arange(len(units)) - spread(rows[:-1], rows)
     # where, in the buffers, a unit's line would have the batch's first unit
     line = spread(base - rows[:-1], rows) + local * spread(widths, rows)
-    return torch.cat(buffers).index_select(0, line.to(units.device, non_blocking=True)[left] + right).clamp(-1, 1)
+    return torch.cat(buffers).index_select(0, line.to(units.device, non_blocking=True)[left] + right)
+
+
+def _band(units: Float[Tensor, "units hidden"], width: int) -> Float[Tensor, "padded_units width"]:
+    """U_i · U_(i+δ) as [i, δ], δ from 0 to width - 1, of one document; 0 behind its last unit. Differentiable.
+
+    In blocks of `width` units, each with itself and with the next: twice the products that are needed, and no others.
+    """
+    blocks = -(-len(units) // width)
+    padded = F.pad(units, (0, 0, 0, blocks * width - len(units))).view(blocks, width, -1)
+    own = torch.bmm(padded, padded.transpose(1, 2))
+    following = torch.bmm(padded[:-1], padded[1:].transpose(1, 2))
+    both = torch.cat([own, F.pad(following, (0, 0, 0, 0, 0, 1))], dim=2)
+    # lines of one element more: each then begins at its own unit
+    skewed = F.pad(both.flatten(1), (0, width)).view(blocks, width, 2 * width + 1)
+    return skewed[:, :, :width].flatten(0, 1)
 
 
 def _check_spans(spans: Tensor, tokens: int) -> None:

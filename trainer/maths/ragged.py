@@ -124,14 +124,21 @@ class Group:
         return values.index_select(0, place.flatten()).view(*place.shape, -1)
 
 
-def groups(rows: Int64[Tensor, " pointers"], features: int, budget: int = BUDGET) -> list[Group]:
+def groups(
+    rows: Int64[Tensor, " pointers"],
+    features: int,
+    budget: int = BUDGET,
+    chosen: Bool[Tensor, " row_count"] | None = None,
+) -> list[Group]:
     """Rows sorted into groups for work that is quadratic in a row's length; empty rows are left out.
+
+    `chosen`: of each row, whether it is wanted; None: all are.
 
     Neither [group, width, features] nor [group, width, width] holds more than `budget` elements, save where one row
     alone does. A group also ends where padding would cost too much (`FREE_PADDING`). A function of lengths, features
     and budget only, so the same batch is always computed in the same way.
     """
-    every = rows.diff()
+    every = rows.diff() if chosen is None else rows.diff() * chosen
     lengths, order = every.sort(descending=True, stable=True)
     present = int(every.count_nonzero())
     found = []

@@ -1,14 +1,19 @@
-"""Flat upper triangles: how the relations of every pair of a document's units lie, in memory and on disk.
+"""Which pairs of a document's units count, and how what is told of every such pair lies, in memory and on disk.
 
-A document of K units has K(K-1)/2 pairs i < j, row by row: (0,1), (0,2), …, (0,K-1), (1,2), … Triangles of a batch
-are concatenated. Relations are symmetric and a unit's relation to itself says nothing, so this is all there is: a sum
-over i ≠ j is twice the sum over a triangle.
+A document of K units has K(K-1)/2 pairs i < j, row by row: (0,1), (0,2), …, (0,K-1), (1,2), …: a flat upper triangle.
+Those of a batch are concatenated. Relations are symmetric and a unit's relation to itself says nothing, so this is all
+there is: a sum over i ≠ j is twice the sum over a triangle.
+
+Under a window w, documents of more than 2w units have pairs j - i < w alone, still row by row: a triangle cut to a
+band. So what a unit has is bounded: fewer than 2w pairs i < j, on average of its document fewer than w, in whole
+triangles and in bands alike. Places i and j are counted among the units that the teacher has a span of. Which pairs
+count is said by `later`: of every unit, with how many of those next behind it it makes a pair.
 """
 
 from typing import Final
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int16, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Int16, Int64
 from torch import Tensor
 
 from trainer.maths.ragged import check_pointers, pointers, spread
@@ -17,54 +22,94 @@ from trainer.maths.ragged import check_pointers, pointers, spread
 ONE: Final = 32767
 
 
-def pair_rows(rows: Int64[Tensor, " pointers"]) -> Int64[Tensor, " pointers"]:
+def in_band(rows: Int64[Tensor, " pointers"], window: int | None) -> Bool[Tensor, " documents"]:
+    """Of each document, whether it is so long that only pairs within the window count; `window` None: none is."""
+    units = rows.diff()
+    return torch.zeros_like(units, dtype=torch.bool) if window is None else units > 2 * window
+
+
+def within(window: int | None, other: int | None) -> bool:
+    """Whether all pairs that count under a window do so under another as well."""
+    return other is None or (window is not None and window <= other)
+
+
+def pair_rows(rows: Int64[Tensor, " pointers"], window: int | None = None) -> Int64[Tensor, " pointers"]:
     """Row pointers of the pairs, from those of the units."""
     units = rows.diff()
-    return pointers(units * (units - 1) // 2)
+    pairs = units * (units - 1) // 2
+    if window is not None:
+        pairs = torch.where(in_band(rows, window), (window - 1) * units - window * (window - 1) // 2, pairs)
+    return pointers(pairs)
+
+
+def later_units(rows: Int64[Tensor, " pointers"], window: int | None = None) -> Int64[Tensor, " units"]:
+    """Of every unit of the batch, with how many of those behind it it makes a pair; on the CPU, as `rows` are."""
+    check_pointers(rows)
+    unit = torch.arange(int(rows[-1]))
+    end = spread(rows[1:], rows)
+    if window is not None:
+        end = torch.where(spread(in_band(rows, window), rows), torch.minimum(end, unit + window), end)
+    return end - unit - 1
+
+
+def whole_documents(rows: Int64[Tensor, " pointers"], later: Int64[Tensor, " units"]) -> Bool[Tensor, " documents"]:
+    """Of each document, whether all of its pairs count; on the CPU."""
+    check_pointers(rows, len(later))
+    units = rows.diff()
+    whole: Tensor = pointers(later)[rows].diff() == units * (units - 1) // 2
+    return whole
+
+
+def later_of(kept: Int64[Tensor, " kept"], later: Int64[Tensor, " units"]) -> Int64[Tensor, " kept"]:
+    """`later` of some of the units alone: of those that each made a pair with, how many are kept.
+
+    `kept`: strictly rising places among the units of the batch, as `select` gives them; all on the CPU.
+    """
+    if len(kept) and (int(kept[0]) < 0 or int(kept[-1]) >= len(later) or bool((kept.diff() <= 0).any())):
+        raise ValueError(f"units to keep must be strictly rising places from 0 to {len(later) - 1}")
+    return torch.searchsorted(kept, kept + later[kept], right=True) - torch.arange(len(kept)) - 1
 
 
 def unit_pairs(
-    rows: Int64[Tensor, " pointers"], device: torch.device | str = "cpu"
+    later: Int64[Tensor, " units"], device: torch.device | str = "cpu"
 ) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
     """The two units of every pair, as places among all units of the batch, on `device`.
 
-    `rows`: unit pointers, on the CPU. Sums of anything over the pairs of a document are
-    `sum_rows(…, pair_rows(rows))`; the weight of a pair is `weights[left] * weights[right]`.
+    `later`: on the CPU. Sums of anything over the pairs of a document are `sum_rows(…, pair_rows(…))`; the weight of a
+    pair is `weights[left] * weights[right]`.
     """
-    check_pointers(rows)
-    total = int(pair_rows(rows)[-1])
-    unit = torch.arange(int(rows[-1]), device=device)
-    partners = spread(rows[1:].to(device, non_blocking=True), rows) - 1 - unit
-    left = unit.repeat_interleave(partners, output_size=total)
-    begun = partners.cumsum(0) - partners
+    total = int(later.sum())
+    counts = later.to(device, non_blocking=True)
+    left = torch.arange(len(later), device=device).repeat_interleave(counts, output_size=total)
+    begun = counts.cumsum(0) - counts
     return left, torch.arange(total, device=device) - begun[left] + left + 1
 
 
-def select_pairs(kept: Int64[Tensor, " kept"], rows: Int64[Tensor, " pointers"]) -> Int64[Tensor, " kept_pairs"]:
-    """Where the pairs of some of the units stand among the pairs of all of them.
+def select_pairs(
+    kept: Int64[Tensor, " kept"], later: Int64[Tensor, " units"], wanted: Int64[Tensor, " kept"]
+) -> Int64[Tensor, " wanted_pairs"]:
+    """Where pairs of some of the units stand among the pairs of all of them.
 
-    `kept`: strictly rising places among the units of the batch, as `select` gives them; `rows`: pointers of all units;
-    both on the CPU. `triangle[select_pairs(kept, rows)]` is the triangle that the kept units alone would have.
+    `kept`: as of `later_of`; `later`: of all units; `wanted`: of the kept ones, which of the pairs among them are looked
+    for: those of `later_of(kept, later)`, or fewer; all on the CPU. `triangle[select_pairs(…)]` is what the kept units
+    alone would have. Raises ValueError if a wanted pair is not there.
     """
-    check_pointers(rows)
-    units = int(rows[-1])
-    if len(kept) and (int(kept[0]) < 0 or int(kept[-1]) >= units or bool((kept.diff() <= 0).any())):
-        raise ValueError(f"units to keep must be strictly rising places from 0 to {units - 1}")
-    keep: Bool[Tensor, " units"] = torch.zeros(units, dtype=torch.bool)
-    keep[kept] = True
-    left, right = (kept[unit] for unit in unit_pairs(pointers(keep.to(torch.int64))[rows]))
-    count, first, base = (spread(each, rows)[left] for each in (rows.diff(), rows[:-1], pair_rows(rows)[:-1]))
-    i, j = left - first, right - first
-    place: Tensor = base + i * count - i * (i + 1) // 2 + j - i - 1
-    return place
+    if bool((wanted > later_of(kept, later)).any()):
+        raise ValueError("pairs are wanted that are further apart than those that are there")
+    left, right = (kept[unit] for unit in unit_pairs(wanted))
+    begun = later.cumsum(0) - later
+    return begun[left] + right - left - 1
 
 
-def square(triangle: Shaped[Tensor, " pairs"], units: int) -> Shaped[Tensor, "units units"]:
-    """The symmetric [K, K] matrix of one document's triangle, ones on the diagonal. Differentiable."""
-    if len(triangle) != units * (units - 1) // 2:
-        raise ValueError(f"{units} units have {units * (units - 1) // 2} pairs, got {len(triangle)}")
-    left, right = torch.triu_indices(units, units, offset=1, device=triangle.device)
-    matrix = torch.eye(units, dtype=triangle.dtype, device=triangle.device)
+def square(triangle: Float[Tensor, " pairs"], units: int, window: int | None = None) -> Float[Tensor, "units units"]:
+    """The symmetric [K, K] matrix of one document's pairs, ones on the diagonal, NaN where no pair is. Differentiable."""
+    rows = pointers([units])
+    pairs = int(pair_rows(rows, window)[-1])
+    if len(triangle) != pairs:
+        raise ValueError(f"{units} units have {pairs} pairs, got {len(triangle)}")
+    left, right = unit_pairs(later_units(rows, window), triangle.device)
+    matrix = torch.full((units, units), torch.nan, dtype=triangle.dtype, device=triangle.device)
+    matrix.fill_diagonal_(1)
     matrix = matrix.index_put((left, right), triangle)
     return matrix.index_put((right, left), triangle)
 
@@ -87,16 +132,14 @@ def from_fixed_point(stored: Int16[Tensor, " pairs"]) -> Float32[Tensor, " pairs
     return (stored.to(torch.float64) / ONE).to(torch.float32)
 
 
-def partners(rows: Int64[Tensor, " pointers"]) -> tuple[Int64[Tensor, " ordered_pairs"], Int64[Tensor, " _"]]:
-    """For every unit of the batch, where its pairs with the others of its document stand among the flat triangles.
+def partners(later: Int64[Tensor, " units"]) -> tuple[Int64[Tensor, " ordered_pairs"], Int64[Tensor, " _"]]:
+    """For every unit of the batch, where its pairs stand among all pairs, those with units before it and behind it.
 
-    In the others' order, one unit after the other, with the pointers of each unit's; `rows`: units of each document.
+    In the others' order, one unit after the other, with the pointers of each unit's; `later`: on the CPU.
     """
-    count, first, base = (spread(each, rows) for each in (rows.diff(), rows[:-1], pair_rows(rows)[:-1]))
-    partner_rows = pointers(count - 1)
-    unit = spread(torch.arange(len(count)), partner_rows)
-    own = unit - first[unit]
-    other = torch.arange(len(unit)) - partner_rows[unit]
-    other += other >= own
-    low, high = torch.minimum(own, other), torch.maximum(own, other)
-    return base[unit] + low * count[unit] - low * (low + 1) // 2 + high - low - 1, partner_rows
+    left, right = unit_pairs(later)
+    # pairs lie in the order of their first unit, so a stable sort by the second one leaves the first ones in order
+    before = torch.bincount(right, minlength=len(later))
+    order = torch.argsort(torch.cat([right, left]), stable=True)
+    place = torch.arange(len(left))
+    return torch.cat([place, place])[order], pointers(before + later)

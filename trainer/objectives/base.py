@@ -40,6 +40,8 @@ class Needs:
     """What a term needs of the teacher."""
 
     layers: Mapping[int, frozenset[LayerNeed]] = field(default_factory=dict)  # by teacher layer
+    #: Of the pairs of units that it looks at, if it does (`trainer.maths.triangle`): the window, or None where all count.
+    windows: frozenset[int | None] = frozenset()
     final: bool = False  # last states at the student's positions
     topk: bool = False
     instead: str | None = None  # what to set where the same tokens are needed and the two sides have others

@@ -34,7 +34,7 @@ from trainer.batches.batch import Batch, SpanTargets
 from trainer.maths.divergence import forward_kl
 from trainer.maths.geometry import relations
 from trainer.maths.ragged import at_least_float32, spread, sum_rows
-from trainer.maths.triangle import pair_rows, unit_pairs
+from trainer.maths.triangle import later_units, pair_rows, unit_pairs
 from trainer.models.head import Head
 from trainer.objectives.base import (
     Beginning,
@@ -211,7 +211,7 @@ class SpanGeometry(SpanTerm, StateObjective):
         rows, theirs = _targets(batch).rows, _targets(batch).layers[pair.teacher]
         spans = self.pooled(states, batch, pair.student)
         difference = relations(spans, rows) - relations(theirs.vectors, rows)
-        left, right = unit_pairs(rows, spans.device)
+        left, right = unit_pairs(later_units(rows), spans.device)
         both = theirs.weights[left] * theirs.weights[right]
         pairs = pair_rows(rows)
         # of every pair twice, as k and k' and the other way round

@@ -1,5 +1,6 @@
 """The teacher's side of batches from caches: one, or several of the same teacher and dataset, made on different days."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -14,13 +15,14 @@ from schemas import commands
 from schemas.columns import Granularity, Side
 from schemas.config import CacheConfig, LayerConfig, ModelConfig
 from schemas.errors import UsageError
-from schemas.signals import Scalar, Signal
+from schemas.signals import WINDOW, Scalar, Signal
 from trainer.batches.batch import Batch, LayerTargets, SpanTargets, TeacherTokens
 from trainer.batches.lists import Rows
 from trainer.batches.units import SharedUnits, before_tokens
 from trainer.cache import EVERYTHING, TeacherCache
 from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import pointers, spread
+from trainer.maths.triangle import later_units, within
 from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
 from trainer.objectives.base import LayerNeed, SpanNeed
@@ -204,14 +206,16 @@ class CachedTeacher:
                 )
         signals = LayerSignals(torch.cat([serving[_WEIGHTS].unit_weights(row, layer) for row in rows]))
         if "relations" in needs:
-            signals = replace(signals, relations=serving["relations"].triangles(rows, layer))
+            cache = serving["relations"]
+            later = later_units(units.teacher_rows, cache.config.window)
+            signals = replace(signals, relations=cache.triangles(rows, layer), later=later)
         if "units" in needs:
             vectors = [serving["units"].vectors(row, "units", layer) for row in rows]
             signals = replace(signals, units=torch.cat(vectors))
         if needs & {"states", "position_states"}:
             signals = self._with_states(signals, layer, needs, batch)
         try:
-            return join_layer(signals, units, needs, len(batch.ids), batch.positions)
+            return join_layer(signals, units, needs, len(batch.ids), batch.positions, self._demand.window)
         except MissingState as error:
             cache = serving["position_states" if "position_states" in needs else "states"]
             raise cache.damaged(f"of layer {layer}, {error}") from None
@@ -275,6 +279,8 @@ class CachedTeacher:
                 has = has and _SIGNALS.get(need, need) in cache.config.signals
             if need == "topk":
                 has = has and cache.config.topk >= self._demand.likeliest
+            if need == "relations":
+                has = has and within(self._demand.window, cache.config.window)
             if need in ("position_states", "span_states"):
                 has = has and cache.config.state_tokens == "all"
             if layer is not None and need in _OF_TOKENS and "states" in self._demand.layers[layer]:
@@ -285,6 +291,7 @@ class CachedTeacher:
 
     def _lacking(self, missing: Sequence[tuple[int | None, str]]) -> str:
         layer, need = missing[0]
+        remedy = "make one, and name it there as well"
         if layer is None:
             what = f"No cache in `data.caches` has the signal `{need}`"
             if need == "topk" and self._demand.likeliest:
@@ -300,6 +307,13 @@ class CachedTeacher:
             elif wanted not in others:
                 found, cache = next(iter(others.items()))
                 what = f"{cache.folder} has {found} at teacher layer {layer}, which the config pairs for {wanted}"
+            elif need == "relations" and (narrow := self._with_relations(layer)) is not None:
+                window = narrow.config.window
+                what = (
+                    f"{narrow.folder} has, of long documents, relations of units less than {window} apart (`window: {window}`), "
+                    f"and this config asks for more (`objectives.dsa.window: {json.dumps(self._demand.window)}`)"
+                )
+                remedy = f"say `window: {window}` there, or less, or make a wider cache and name it in `data.caches`"
             elif need in _OF_TOKENS and self._ends_at_responses(layer):
                 what = (
                     "No cache in `data.caches` has the states of tokens outside of responses (`response_only: false`) of "
@@ -309,7 +323,7 @@ class CachedTeacher:
                 what = f"No cache in `data.caches` has the states of all tokens (recipe fdd) of teacher layer {layer}"
             else:
                 what = f"No cache in `data.caches` has the signal `{need}` of teacher layer {layer}"
-        return f"{what}; make one, and name it there as well: `{self._command(missing)}`."
+        return f"{what}; {remedy}: `{self._command(missing)}`."
 
     def _ends_at_responses(self, layer: int) -> bool:
         """Whether states of a layer are there, but for those of tokens that are not learnt, which are needed as well."""
@@ -318,6 +332,13 @@ class CachedTeacher:
             for cache in self._caches.caches
             if cache.layers.get(layer) == self._demand.granularities[layer]
         )
+
+    def _with_relations(self, layer: int) -> TeacherCache | None:
+        """The first cache with relations of a layer, of whatever pairs."""
+        for cache in self._caches.caches:
+            if cache.layers.get(layer) == self._demand.granularities[layer] and "relations" in cache.config.signals:
+                return cache
+        return None
 
     def _granularity(self, layer: int) -> Granularity:
         """Units of a layer; for spans, which have none, those that a cache has there."""
@@ -336,6 +357,7 @@ class CachedTeacher:
             state_tokens="all" if needs & {"position_states", "span_states"} else "covered",
             response_only="states" not in needs and not needs.isdisjoint(_OF_LEARNT),
             weights=self._demand.weights,
+            window=self._demand.window if "relations" in signals else WINDOW,
             limit=self.documents.limit,
         )
         if "topk" in signals and self._demand.likeliest:
@@ -343,7 +365,7 @@ class CachedTeacher:
         if not self._caches.caches:
             return commands.cache_teacher(wanted)
         first = self._caches.caches[0]  # what this does not say of it is as there
-        changed = wanted.model_dump(include={"signals", "state_tokens", "response_only", "weights"})
+        changed = wanted.model_dump(include={"signals", "state_tokens", "response_only", "weights", "window"})
         if "topk" in signals and self._demand.likeliest:
             changed["topk"] = wanted.topk
         rows = self.documents.rows if first.config.limit is not None else wanted.limit

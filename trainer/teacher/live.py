@@ -137,8 +137,12 @@ class LiveTeacher:
         units = self.documents.teacher_units(granularity, batch, captured.rows)
         want: set[Signal] = {"states" if need == "position_states" else need for need in needs}
         weights = self._demand.weights
-        signals = layer_signals(captured.states[layer], captured.rows, units.spans, units.rows, want, "all", weights)
-        return join_layer(signals, self.documents.units(granularity, batch), needs, len(batch.ids), batch.positions)
+        window = self._demand.window
+        signals = layer_signals(
+            captured.states[layer], captured.rows, units.spans, units.rows, want, "all", weights, window=window
+        )
+        shared = self.documents.units(granularity, batch)
+        return join_layer(signals, shared, needs, len(batch.ids), batch.positions, window)
 
 
 def _at(values: Tensor, positions: Int64[Tensor, " positions"]) -> Tensor:

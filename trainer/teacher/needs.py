@@ -20,6 +20,7 @@ class TeacherNeeds:
     final: bool = False
     topk: bool = False
     weights: Weights = "centrality"  # of the teacher's tokens
+    window: int | None = None  # of pairs of units; None: all count
     # as `trainer.objectives.base.Needs` has them
     teacher_final: bool = False
     embeddings: bool = False
@@ -83,12 +84,15 @@ def teacher_needs(
         for layer, kinds in needs.layers.items():
             layers[layer] = layers.get(layer, frozenset()) | kinds
     granularities = {pair.teacher: pair.granularity for pair in pairs}
+    # a batch has the pairs of one window
+    (window,) = frozenset().union(*(needs.windows for needs in terms.values())) or {None}
     return TeacherNeeds(
         layers=dict(sorted(layers.items())),
         granularities={layer: granularities[layer] for layer in sorted(layers)},
         final=any(needs.final for needs in terms.values()),
         topk=any(needs.topk for needs in terms.values()),
         weights=weights,
+        window=window,
         teacher_final=any(needs.teacher_final for needs in terms.values()),
         embeddings=any(needs.embeddings for needs in terms.values()),
         argmax=any(needs.argmax for needs in terms.values()),

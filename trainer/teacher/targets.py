@@ -28,12 +28,14 @@ def join_layer(
     needs: Collection[LayerNeed],
     tokens: int,
     positions: Int64[Tensor, " positions"],
+    window: int | None = None,
 ) -> LayerTargets:
     """What the teacher says of one layer, for the units that both sides have; values stay on the signals' device.
 
-    Weights add up to 1 over a document's remaining units. States belong to the tokens of both sides, which must then
-    be the same: `tokens` of the batch, of which `needs` may want those covered by a unit (`states`) and those at
-    `positions` (`position_states`). Raises ValueError if `signals` lack something of what is needed.
+    Weights add up to 1 over a document's remaining units. `window`: of the pairs of units that count. States belong to the
+    tokens of both sides, which must then be the same: `tokens` of the batch, of which `needs` may want those covered by a
+    unit (`states`) and those at `positions` (`position_states`). Raises ValueError if `signals` lack something of what is
+    needed.
     """
     device = signals.unit_weights.device
     kept = shared.kept.to(device, non_blocking=True)
@@ -44,8 +46,9 @@ def join_layer(
     relations = units = states = state_index = state_weights = position_states = None
     if "relations" in needs:
         relations = _present(signals.relations, "relations")
-        if len(kept) < units_before:
-            relations = relations[shared.unit_pairs.to(device, non_blocking=True)]
+        pairs = shared.pairs_among(_present(signals.later, "pairs of the relations"), window)
+        if pairs is not None:
+            relations = relations[pairs.to(device, non_blocking=True)]
     if "units" in needs:
         units = _present(signals.units, "units")[kept]
     if "states" in needs:
@@ -60,6 +63,7 @@ def join_layer(
         spans=shared.spans,
         rows=shared.rows,
         weights=weights,
+        later=shared.later(window),
         relations=relations,
         units=units,
         states=states,

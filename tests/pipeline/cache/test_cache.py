@@ -26,6 +26,7 @@ from schemas.signals import Signal
 from trainer.cache import TeacherCache
 from trainer.maths.geometry import centrality_weights, covered, pool, units_with_span
 from trainer.maths.ragged import normalize_rows, pointers
+from trainer.maths.triangle import ONE
 from trainer.models.hub import ModelFiles
 from trainer.models.tokenizer import load_tokenizer
 
@@ -184,7 +185,7 @@ def test_one_cache_serves_a_student_aligned_later(plain, prepared, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"signals": EVERY, "shard_tokens": 10**6}, {"signals": ["final"], "layers": []}]
+    "values", [{}, {"signals": EVERY, "shard_tokens": 10**6, "window": 8}, {"signals": ["final"], "layers": []}]
 )
 def test_the_estimate_is_what_is_written(cache_plan, tmp_path, values):
     plan = cache_plan(**values)
@@ -279,6 +280,36 @@ def test_commands_know_a_cache(command, plain, prepared, documents, tmp_path):
     assert "24 rows" in err
 
 
+def test_long_documents_have_pairs_within_a_window_alone(command, cache_plan, plain, prepared, tmp_path):
+    """And nothing else differs; short ones have all of theirs, as without a window."""
+    out = tmp_path / "out"
+    manifest = written(cache_plan(window=8), out).manifest
+    whole, cut = TeacherCache(plain), TeacherCache(out)
+    lengths = {layer: [len(whole.unit_index(row, layer)) for row in range(len(whole))] for layer in whole.layers}
+    assert min(lengths[4]) <= 16 < max(lengths[4])
+    for layer, of in lengths.items():
+        pairs = [(count, [(i, j) for i in range(count) for j in range(i + 1, count)]) for count in of]
+        near = [[count <= 16 or j - i < 8 for i, j in of_row] for count, of_row in pairs]
+        for row, there in enumerate(near):
+            every = whole.triangle(row, layer)[torch.tensor(there, dtype=torch.bool)]
+            # of bands computed in other blocks, and rounded: a step of the fixed point apart at most
+            step = 0 if all(there) else 1.01 / ONE
+            torch.testing.assert_close(cut.triangle(row, layer), every, rtol=0, atol=step)
+        counted = manifest.counts["layers"][str(layer)]
+        assert counted["pairs"] == sum(map(sum, near))
+    assert command("verify", out, "--dataset", prepared)[0] == 0
+    assert "Of more than 16 units of a document, pairs less than 8 units apart count." in command("info", out)[1]
+    row = lengths[4].index(max(lengths[4]))
+    code, text, _ = command("inspect", out, "--row", row)
+    assert code == 0
+    assert "·" in text
+    layers = json.loads(command("inspect", out, "--row", row, "--json")[1])["layers"]
+    assert layers["4"]["relations"] is None
+    assert torch.equal(
+        torch.tensor([value for of_unit in layers["4"]["relations_behind"] for value in of_unit]), cut.triangle(row, 4)
+    )
+
+
 def test_a_cache_is_shown_without_its_dataset(command, plain, tmp_path):
     alone = tmp_path / "alone"
     shutil.copytree(plain, alone)
@@ -315,7 +346,7 @@ def test_weights_of_a_shard_cost_what_the_plan_says(cache_plan):
     """Bytes by row, which decide where shards begin, add up to the bytes of the whole."""
     plan = cache_plan(signals=EVERY, layers=LAYERS)
     rows = plan.documents.read(sizes.granularities(plan.config), 0, plan.documents.rows, response_only=False)
-    shard = rows.shard(plan.config.layers, "covered")
+    shard = rows.shard(plan.config.layers, "covered", None)
     each = sizes.row_bytes(shard, sizes.tensors(plan.config, plan.shape, sizes.nothing(plan.config)).values())
     tensors = sizes.tensors(plan.config, plan.shape, shard.counts()).values()
     pointers = sum(spec.bytes for spec in sizes.tensors(plan.config, plan.shape, sizes.nothing(plan.config)).values())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trainer.batches.units import learnt_tokens, positions_of, shared_units
 from trainer.maths.layer_signals import LayerSignals
 from trainer.maths.ragged import pointers
+from trainer.maths.triangle import later_units
 from trainer.teacher.targets import join_layer
 
 
@@ -49,6 +50,7 @@ def test_shared_units_and_join_against_plain_loops(data):
     signals = LayerSignals(
         unit_weights=torch.tensor([values[unit] for unit in of_teacher]),
         relations=torch.tensor([100.0 * a + b for a, b in triangle]),
+        later=later_units(shared.teacher_rows),
         units=torch.tensor([[values[unit], -1.0] for unit in of_teacher]).reshape(-1, 2),
         states=torch.arange(2.0 * sum(tokens)).reshape(-1, 2),
         token_weights=torch.arange(float(sum(tokens))),

@@ -16,7 +16,7 @@ from trainer.maths.geometry import (
     units_with_span,
 )
 from trainer.maths.ragged import check_pointers, flat_index, flatten, normalize_rows, pointers, sum_rows
-from trainer.maths.triangle import from_fixed_point, pair_rows, select_pairs, square, to_fixed_point
+from trainer.maths.triangle import from_fixed_point, later_of, later_units, pair_rows, square, to_fixed_point
 
 # Nested, crossing, repeated and single-token spans; documents of 6, 1, 0 and 3 tokens with 5, 1, 0 and 2 units.
 ROWS = pointers([6, 1, 0, 3])
@@ -147,7 +147,7 @@ def test_nothing_is_quadratic_in_the_batch(documents, largest_tensor):
         chosen = units_with_span(inner.repeat(documents, 1), unit_rows, rows)
         weights = centrality_weights(hidden, rows, budget)
         pooled = pool(hidden, weights, chosen.spans)
-        cosines = relations(pooled, chosen.rows, budget)
+        cosines = relations(pooled, chosen.rows, budget=budget)
         unit_weights(weights, chosen.spans, chosen.rows)
         cosines.square().sum().backward()
     squares = documents * (units * nesting) ** 2  # all documents' own matrices, from which the triangles are taken
@@ -284,7 +284,7 @@ def test_other_inconsistencies_are_refused():
         square(torch.zeros(5), 4)
     for kept in ([1, 1], [2, 1], [-1], [4]):
         with pytest.raises(ValueError, match="strictly rising places from 0 to 3"):
-            select_pairs(torch.tensor(kept), pointers([4]))
+            later_of(torch.tensor(kept), later_units(pointers([4])))
     with pytest.raises(ValueError, match="belong on the CPU"):
         check_pointers(torch.empty(2, dtype=torch.int64, device="meta"))
     with pytest.raises(ValueError, match="belong on the CPU"):

@@ -31,7 +31,16 @@ from trainer.maths.ragged import (
     select,
     sum_rows,
 )
-from trainer.maths.triangle import from_fixed_point, pair_rows, select_pairs, square, to_fixed_point, unit_pairs
+from trainer.maths.triangle import (
+    from_fixed_point,
+    later_of,
+    later_units,
+    pair_rows,
+    select_pairs,
+    square,
+    to_fixed_point,
+    unit_pairs,
+)
 
 ROUNDING = 2.0**-24
 FEWER = settings(max_examples=40)  # where the loops, or all the functions at once, take their time
@@ -221,7 +230,7 @@ def test_pooling_and_unit_weights_are_the_equations(batch, seed):
 def test_relations_are_the_equation(batch):
     units = batch.units
     pooled = pool(batch.hidden, uniform_weights(batch.rows), units.spans)
-    cosines = relations(pooled, units.rows, batch.budget)
+    cosines = relations(pooled, units.rows, budget=batch.budget)
     rows = pair_rows(units.rows)
     assert len(cosines) == int(rows[-1])
     assert bool((cosines.abs() <= 1).all())
@@ -246,7 +255,7 @@ def test_a_batch_is_its_documents_alone(batch):
     weights = centrality_weights(batch.hidden, batch.rows, batch.budget)
     pooled = pool(batch.hidden, weights, units.spans)
     shares = unit_weights(weights, units.spans, units.rows)
-    cosines = relations(pooled, units.rows, batch.budget)
+    cosines = relations(pooled, units.rows, budget=batch.budget)
     first_token, first_unit, first_pair = batch.rows, units.rows, pair_rows(units.rows)
     for at, document in enumerate(batch.documents):
         alone = Batch([document], batch.features, BUDGET)
@@ -277,7 +286,7 @@ def test_the_order_of_documents_does_not_matter(batch, random):
             centrality_weights(these.hidden, these.rows, these.budget).split(these.rows.diff().tolist()),
             pooled.split(units.rows.diff().tolist()),
             unit_weights(weights, units.spans, units.rows).split(units.rows.diff().tolist()),
-            relations(pooled, units.rows, these.budget).split(pair_rows(units.rows).diff().tolist()),
+            relations(pooled, units.rows, budget=these.budget).split(pair_rows(units.rows).diff().tolist()),
         ]
 
     bounds = [slow_centrality(document.hidden.tolist())[1] for document in batch.documents]
@@ -308,7 +317,7 @@ def test_nothing_leaks_from_one_document_to_another(batch, data):
             (weights, batch.rows),
             (pooled, units.rows),
             (unit_weights(weights, units.spans, units.rows), units.rows),
-            (relations(pooled, units.rows, batch.budget), pair_rows(units.rows)),
+            (relations(pooled, units.rows, budget=batch.budget), pair_rows(units.rows)),
         ]
 
     for (clean, rows), (dirty, _) in zip(results(batch.hidden), results(spoiled), strict=True):
@@ -326,16 +335,16 @@ def test_the_structural_loss_of_a_batch_is_that_of_its_pairs(batch):
     # another space, and no span for every third unit
     student = torch.randn(len(teacher), batch.features + 1, generator=torch.Generator().manual_seed(1)).double()
     weights = centrality_weights(teacher, batch.rows, batch.budget)
-    teacher_side = relations(pool(teacher, weights, units.spans), units.rows, batch.budget)
+    teacher_side = relations(pool(teacher, weights, units.spans), units.rows, budget=batch.budget)
     omega = unit_weights(weights, units.spans, units.rows)
 
     both, rows = select(torch.arange(len(units.spans)) % 3 != 2, units.rows)
     share = normalize_rows(omega[both], rows)
     student_weights = centrality_weights(student, batch.rows, batch.budget)
-    student_side = relations(pool(student, student_weights, units.spans[both]), rows, batch.budget)
-    left, right = unit_pairs(rows)
+    student_side = relations(pool(student, student_weights, units.spans[both]), rows, budget=batch.budget)
+    left, right = unit_pairs(later_units(rows))
     weight = share[left] * share[right]
-    gap = (student_side - teacher_side[select_pairs(both, units.rows)]).square()
+    gap = (student_side - teacher_side[pairs_among(both, units.rows)]).square()
     got = sum_rows(weight * gap, pair_rows(rows))
 
     unit = 0
@@ -360,6 +369,12 @@ def test_the_structural_loss_of_a_batch_is_that_of_its_pairs(batch):
         assert float(got[at]) == pytest.approx(want, rel=1e-7, abs=1e-12)
 
 
+def pairs_among(kept, rows, window=None):
+    """Where the pairs of some units stand among those of all."""
+    later = later_units(rows, window)
+    return select_pairs(kept, later, later_of(kept, later))
+
+
 @given(st.lists(st.lists(st.booleans(), max_size=8), max_size=6))
 def test_pairs_stand_row_by_row_and_a_selection_keeps_their_order(masks):
     rows = pointers([len(mask) for mask in masks])
@@ -369,15 +384,15 @@ def test_pairs_stand_row_by_row_and_a_selection_keeps_their_order(masks):
         for i in range(first, last)
         for j in range(i + 1, last)
     ]
-    left, right = unit_pairs(rows)
+    left, right = unit_pairs(later_units(rows))
     assert list(zip(left.tolist(), right.tolist(), strict=True)) == want
     assert pair_rows(rows).diff().tolist() == [len(mask) * (len(mask) - 1) // 2 for mask in masks]
     keep = torch.tensor([flag for mask in masks for flag in mask], dtype=torch.bool)
     kept, kept_rows = select(keep, rows)
     assert kept_rows.diff().tolist() == [sum(mask) for mask in masks]
-    some = [want[place] for place in select_pairs(kept, rows).tolist()]
+    some = [want[place] for place in pairs_among(kept, rows).tolist()]
     assert some == [pair for pair in want if keep[pair[0]] and keep[pair[1]]]
-    assert [(int(kept[i]), int(kept[j])) for i, j in zip(*unit_pairs(kept_rows), strict=True)] == some
+    assert [(int(kept[i]), int(kept[j])) for i, j in zip(*unit_pairs(later_units(kept_rows)), strict=True)] == some
 
 
 @given(st.lists(st.integers(0, 3000), max_size=60), st.integers(1, 5000), st.sampled_from([1, 2**16, BUDGET, 2**40]))

@@ -32,11 +32,11 @@ def fields(signals):
     ("want", "there"),
     [
         (set(), set()),
-        ({"relations"}, {"relations"}),
+        ({"relations"}, {"relations", "later"}),
         ({"units"}, {"units"}),
         ({"states"}, {"states", "token_weights", "state_rows", "state_index"}),
         ({"final", "topk", "attention"}, set()),
-        (ALL, {"relations", "units", "states", "token_weights", "state_rows", "state_index"}),
+        (ALL, {"relations", "later", "units", "states", "token_weights", "state_rows", "state_index"}),
     ],
 )
 def test_only_what_is_wanted(want, there):

@@ -14,7 +14,7 @@ from schemas.training import PairConfig
 from trainer.batches.batch import Batch, LayerTargets
 from trainer.maths.geometry import relations
 from trainer.maths.ragged import pointers
-from trainer.maths.triangle import square
+from trainer.maths.triangle import later_units, square
 from trainer.objectives.base import Setting
 from trainer.objectives.rkd import angle_numerator
 from trainer.objectives.structure import StructuralAlignment, StructureOptions, product_total, row_kl_numerator
@@ -31,6 +31,8 @@ class Document:
     spans: list[tuple[int, int]]
     weights: list[float]  # ω
     units: torch.Tensor  # [units, TEACHER] float64, the teacher's
+    near: set[tuple[int, int]] | None = None  # pairs that count; None: all
+    later: list[int] | None = None  # the same as the code has it
 
 
 def document(tokens, spans, seed=0):
@@ -74,11 +76,14 @@ def batch_of(documents):
         for start, end in each.spans
     ]
     units = torch.cat([torch.empty(0, TEACHER, dtype=torch.float64), *(each.units for each in documents)])
+    every = [range(len(each.units) - 1, -1, -1) if each.later is None else each.later for each in documents]
+    later = torch.tensor([count for counts in every for count in counts], dtype=torch.int64)
     targets = LayerTargets(
         spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 2),
         rows=rows,
+        later=later,
         weights=torch.tensor([weight for each in documents for weight in each.weights], dtype=torch.float64),
-        relations=relations(units, rows),
+        relations=relations(units, rows, later),
         units=units,
     )
     nothing = torch.empty(0, dtype=torch.int64)
@@ -160,17 +165,14 @@ def pooled(each, kind):
     return units
 
 
-def relative_distances(units):
-    distance = {
-        (i, j): math.sqrt(inner(minus(units[i], units[j]), minus(units[i], units[j])))
-        for i, j in itertools.permutations(range(len(units)), 2)
-    }
+def relative_distances(units, near):
+    distance = {(i, j): math.sqrt(inner(minus(units[i], units[j]), minus(units[i], units[j]))) for i, j in near}
     mean = sum(distance.values()) / len(distance) if distance else 1
     return {pair: value / mean for pair, value in distance.items()}
 
 
-def softmax_row(units, i, temperature):
-    powers = {j: math.exp(cosine(units[i], units[j]) / temperature) for j in range(len(units)) if j != i}
+def softmax_row(units, i, near, temperature):
+    powers = {j: math.exp(cosine(units[i], units[j]) / temperature) for j in range(len(units)) if (i, j) in near}
     return {j: power / sum(powers.values()) for j, power in powers.items()}
 
 
@@ -180,23 +182,26 @@ def by_hand(documents, metric, kind="uniform", temperature=1.0):
     for each in documents:
         ours, theirs, omega = pooled(each, kind), each.units.tolist(), each.weights
         count = len(omega)
+        near = set(itertools.permutations(range(count), 2)) if each.near is None else each.near
         if metric == "cosine":
-            for i, j in itertools.permutations(range(count), 2):
+            for i, j in near:
                 above += omega[i] * omega[j] * (cosine(ours[i], ours[j]) - cosine(theirs[i], theirs[j])) ** 2
                 below += omega[i] * omega[j]
         elif metric == "distance":
-            a, b = relative_distances(ours), relative_distances(theirs)
+            a, b = relative_distances(ours, near), relative_distances(theirs, near)
             for i, j in a:
                 above += omega[i] * omega[j] * (a[i, j] - b[i, j]) ** 2
                 below += omega[i] * omega[j]
         elif metric == "angle":
             for i, j, k in itertools.permutations(range(count), 3):
+                if not {(i, j), (j, k), (i, k)} <= near:
+                    continue
                 a, b = (cosine(minus(u[i], u[j]), minus(u[k], u[j])) for u in (ours, theirs))
                 above += omega[i] * omega[j] * omega[k] * (a - b) ** 2
                 below += omega[i] * omega[j] * omega[k]
-        elif count >= 2:
-            for i in range(count):
-                p, q = softmax_row(theirs, i, temperature), softmax_row(ours, i, temperature)
+        else:
+            for i in {i for i, _ in near}:
+                p, q = softmax_row(theirs, i, near, temperature), softmax_row(ours, i, near, temperature)
                 above += omega[i] * sum(p[j] * math.log(p[j] / q[j]) for j in p)
                 below += omega[i]
     return above, below
@@ -211,6 +216,63 @@ def test_a_part_is_what_the_equation_says(metric, kind):
     assert value(objective, DOCUMENTS) == pytest.approx(above, rel=1e-12)
     assert denominator(objective, DOCUMENTS) == pytest.approx(below, rel=1e-14)
     assert above > 1e-3
+
+
+def cut(each, window, kept=None):
+    """A document whose units stood at the places `kept` (rising) among those that the teacher has a span of."""
+    places = list(range(len(each.spans))) if kept is None else kept
+    long = len(each.spans) > 2 * window
+    near = {(i, j) for i, a in enumerate(places) for j, b in enumerate(places) if 0 < abs(a - b) < window or not long}
+    near = {(i, j) for i, j in near if i != j}
+    later = [sum((i, j) in near for j in range(i + 1, len(places))) for i in range(len(places))]
+    return Document(
+        each.hidden,
+        [each.spans[place] for place in places],
+        [each.weights[place] for place in places],
+        each.units[places],
+        near,
+        later,
+    )
+
+
+#: Ten units, cut to bands: all kept; some gone, in one place so many that pairs are further apart than the window; none left
+#: that are near enough; and documents that are short enough to be whole.
+LONG = document(12, [(t, t + 1 + t % 3) for t in range(10)], seed=11)
+CUT = [
+    cut(LONG, 3),
+    DOCUMENTS[0],
+    cut(LONG, 4, [0, 1, 2, 6, 7, 8, 9]),
+    cut(LONG, 2, [0, 2, 4, 9]),
+    cut(LONG, 2, [0, 5, 6]),
+    cut(DOCUMENTS[0], 2),
+    cut(LONG, 5),
+]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_long_documents_pairs_are_those_within_the_window(metric):
+    objective = term("centrality", metric=metric)
+    above, below = by_hand(CUT, metric, "centrality")
+    assert value(objective, CUT) == pytest.approx(above, rel=1e-11)
+    assert denominator(objective, CUT) == pytest.approx(below, rel=1e-14)
+    alone = [by_hand([each], metric, "centrality") for each in CUT]
+    for each, (own, own_below) in zip(CUT, alone, strict=True):
+        assert value(objective, [each]) == pytest.approx(own, rel=1e-11, abs=1e-15)
+        assert denominator(objective, [each]) == pytest.approx(own_below, rel=1e-14)
+    assert denominator(term(metric=metric, reduce="sum"), CUT) == sum(own_below > 0 for _, own_below in alone)
+    assert sum(own_below > 0 for _, own_below in alone) == {"angle": 5}.get(metric, 6)
+    hidden, batch = states_of(CUT), batch_of(CUT)
+    objective = term(metric=metric)
+    assert torch.autograd.gradcheck(lambda states: objective({STUDENT_LAYER: states}, batch), (hidden,), fast_mode=True)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_window_as_wide_as_a_document_changes_nothing(metric):
+    objective = term("centrality", metric=metric)
+    whole, windowed = [LONG, *DOCUMENTS], [cut(LONG, 5), *DOCUMENTS]
+    assert cut(LONG, 10).near == cut(LONG, 5).near == set(itertools.permutations(range(10), 2))
+    assert value(objective, whole) == value(objective, windowed)
+    assert denominator(objective, whole) == denominator(objective, windowed)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.3, 20.0])
@@ -338,7 +400,7 @@ def test_rows_that_hardly_differ():
     for i in range(4):
         p, q = ([math.exp(square(each.double(), 4)[i, j]) for j in range(4) if j != i] for each in (theirs, ours))
         want += sum(a / sum(p) * math.log(a / sum(p) / (b / sum(q))) for a, b in zip(p, q, strict=True)) / 4
-    got = row_kl_numerator(ours, theirs, torch.full((4,), 0.25), pointers([4]), 1.0)
+    got = row_kl_numerator(ours, theirs, torch.full((4,), 0.25), later_units(pointers([4])), 1.0)
     assert want < 1e-6
     assert got.item() == pytest.approx(want, rel=1e-6)
 
@@ -387,8 +449,9 @@ def test_half_precision_is_computed_in_float32(metric):
 def test_small_weights_are_not_lost():
     """Two units, one of which weighs 1e-20: (Σω)² − Σω² would be 0."""
     weights = torch.tensor([1.0, 1e-20])
-    assert float(product_total(weights, pointers([2]), 2, 2)) == pytest.approx(2e-20, rel=1e-7)
-    assert float(product_total(weights, pointers([2]), 3, 3)) == 0
+    two = pointers([2]), later_units(pointers([2]))
+    assert float(product_total(weights, *two, 2, 2)) == pytest.approx(2e-20, rel=1e-7)
+    assert float(product_total(weights, *two, 3, 3)) == 0
 
 
 def test_angles_are_the_same_in_any_number_of_portions():
@@ -397,7 +460,7 @@ def test_angles_are_the_same_in_any_number_of_portions():
     targets = batch_of(each).layers[TEACHER_LAYER]
     found = []
     for budget in (1, 3 * 8**2, 2**23):  # a document and vertex at a time; all documents, a vertex at a time; all
-        loss = angle_numerator(units, targets.units, targets.weights, targets.rows, budget)
+        loss = angle_numerator(units, targets.units, targets.weights, targets.rows, later_units(targets.rows), budget)
         found.append((loss.detach(), *torch.autograd.grad(loss, units)))
     for later in found[1:]:
         torch.testing.assert_close(later, found[0], rtol=1e-12, atol=1e-15)
@@ -419,8 +482,8 @@ def test_angles_keep_to_their_budget(largest_tensor):
     each = document(60, [(t, t + 1) for t in range(60)])
     units = torch.randn(60, 64, requires_grad=True)
     with largest_tensor as largest:
-        weights = torch.tensor(each.weights)
-        angle_numerator(units, each.units.float(), weights, pointers([60]), budget=4 * 60**2).backward()
+        weights, rows = torch.tensor(each.weights), pointers([60])
+        angle_numerator(units, each.units.float(), weights, rows, later_units(rows), budget=4 * 60**2).backward()
     assert largest.elements <= 4 * 60**2 < 60**3
 
 
@@ -446,6 +509,8 @@ def test_each_pair_of_layers_is_a_part():
 def test_it_says_what_it_needs(metric):
     need = "relations" if metric in {"cosine", "row_kl"} else "units"
     assert term(metric=metric).needs().layers == {TEACHER_LAYER: frozenset({need})}
+    assert term(metric=metric).needs().windows == {256}
+    assert term(metric=metric, window=None).needs().windows == {None}
     assert not list(term(metric=metric).parameters())
 
 
@@ -458,6 +523,7 @@ def test_it_says_what_it_needs(metric):
         ({"temperature": 2}, "row_kl"),
         ({"metric": "row_kl", "temperature": 0}, "`temperature`"),
         ({"layers": []}, "`layers`"),
+        ({"window": 1}, "`window`"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

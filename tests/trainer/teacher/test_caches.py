@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from cached_batches import CHUNKS, ROWS, TOP, WORDS, assert_same_batch, command_in, needing, source_of
 from schemas import files
@@ -15,6 +16,7 @@ from schemas.manifest import read_manifest, same_tokens
 from schemas.training import PairConfig
 from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
+from trainer.maths.triangle import ONE
 from trainer.objectives.base import Needs, SpanNeed
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
@@ -107,6 +109,35 @@ def test_a_missing_signal(make_cache, prepared):
     with pytest.raises(UsageError, match="the signal `units` of teacher layer 4") as error:
         source_of(prepared, [make_cache(**TOP)], CHUNKS, needs=("relations", "units"))
     assert command_in(error).endswith("config.yaml --signals units -o OTHER")
+
+
+def test_pairs_of_a_narrower_window_come_out_of_a_wider_cache(make_cache, prepared):
+    whole, wide, narrow = (make_cache(**TOP, window=window) for window in (None, 20, 18))
+    wanted = {"windows": frozenset({18})}
+    batch = source_of(prepared, [narrow], CHUNKS, **wanted).fetch(ROWS)
+    for cache in (whole, wide):
+        other = source_of(prepared, [cache], CHUNKS, **wanted).fetch(ROWS)
+        mine, theirs = (each.layers[4] for each in (batch, other))
+        # computed in other blocks, and rounded: a step of the fixed point apart at most
+        torch.testing.assert_close(mine.relations, theirs.relations, rtol=0, atol=1.01 / ONE)
+        assert_same_batch(replace(other, layers={4: replace(theirs, relations=mine.relations)}), batch)
+    # some are cut, some are not
+    units = batch.layers[4].rows.diff()
+    assert bool((units > 40).any())
+    assert bool((units < 36).any())
+    assert len(batch.layers[4].relations) == int(batch.layers[4].later.sum())
+    assert len(batch.layers[4].relations) < len(source_of(prepared, [whole], CHUNKS).fetch(ROWS).layers[4].relations)
+
+
+@pytest.mark.parametrize(("window", "told"), [(6, "6"), (None, "null")])
+def test_a_wider_window_than_the_caches_is_refused(make_cache, prepared, window, told):
+    cache = make_cache(**TOP, window=4)
+    with pytest.raises(UsageError, match="units less than 4 apart") as error:
+        source_of(prepared, [cache], CHUNKS, windows=frozenset({window}))
+    assert f"`objectives.dsa.window: {told}`" in str(error.value)
+    assert command_in(error) == f"mta-prep cache-teacher --config {cache}/config.yaml --set window={told} -o OTHER"
+    # one that is wide enough, named behind it, serves
+    assert source_of(prepared, [cache, make_cache(**TOP)], CHUNKS, windows=frozenset({window})).fetch(ROWS)
 
 
 def test_another_granularity(make_cache, prepared):

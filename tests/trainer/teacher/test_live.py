@@ -16,7 +16,8 @@ from trainer.batches.batch import tensors
 from trainer.batches.documents import Documents
 from trainer.maths.geometry import centrality_weights
 from trainer.maths.ragged import pointers
-from trainer.objectives.base import Needs, SpanNeed
+from trainer.objectives.base import Needs, Setting, SpanNeed
+from trainer.objectives.structure import StructuralAlignment, StructureOptions
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
 from trainer.teacher.live import LiveTeacher
@@ -79,6 +80,29 @@ def test_units_of_another_tokenizer(make_cache, teacher_config, prepared, need, 
     assert equal(cached, live) > 1000
     assert getattr(cached.layers[3], need) is not None
     assert cached.layers[3].states is None
+
+
+@pytest.mark.parametrize("metric", ["cosine", "distance", "angle", "row_kl"])
+def test_pairs_within_a_window(make_cache, teacher_config, prepared, metric):
+    """The loss on documents that are cut to bands, for a student that lacks some of their units."""
+    (pair,) = PAIRS[2:]
+    options = StructureOptions(metric=metric, window=4)
+    term = StructuralAlignment(options, Setting((pair,), 16, 48))
+    cache = {"signals": ["relations", "units"], "storage": {"units": "fp32"}, "window": 4}
+    needs = term.needs()
+    wanted = {"layers": needs.layers[pair.teacher], "windows": needs.windows}
+    cached, live = both(make_cache, teacher_config, prepared, cache, pairs=[pair], **wanted)
+    equal(cached, live)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(len(cached.ids), 16, generator=generator, requires_grad=True)
+    losses = [term({pair.student: hidden}, batch) / term.denominators(batch) for batch in (cached, live)]
+    gradients = [torch.autograd.grad(loss, hidden)[0] for loss in losses]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4 * float(gradients[1].abs().max()))
+    assert losses[0].item() > 1e-3
+    # and not that of all pairs
+    everything = replace(live, layers={pair.teacher: replace(live.layers[pair.teacher], later=None)})
+    assert metric == "row_kl" or float(term.denominators(live)) < 0.9 * float(term.denominators(everything))
 
 
 @pytest.mark.parametrize("storage", BOUNDS)
