@@ -83,7 +83,7 @@ def centrality_weights(
         w_t = (1/N) Σ_s softmax(S[s,:])[t]
 
     Adds up to 1 in every document; a one-token document has w = 1. Needs three tensors of at most `budget` elements,
-    or of N · max(N, d) for a document longer than that. Raises ValueError for fewer than two features.
+    or of N · d for a document longer than that. Raises ValueError for fewer than two features.
     """
     check_pointers(rows, len(hidden))
     features = hidden.shape[1]
@@ -92,16 +92,12 @@ def centrality_weights(
     buffers = []
     base = torch.zeros(len(rows) - 1, dtype=torch.int64)  # where each document begins in the buffers
     filled = 0
+    long = rows.diff().square() > budget
     with torch.autocast(hidden.device.type, enabled=False):
-        for group in groups(rows, features, budget):
+        for group in groups(rows, features, budget, ~long):
             size, width = len(group.members), group.width
             lengths = group.lengths.to(hidden.device, non_blocking=True)[:, None]
-            states = at_least_float32(group.padded(hidden))
-            # Two passes by hand: torch.std over the last dimension takes five times as long on a CPU.
-            centred = states - states.mean(2, keepdim=True)
-            std = torch.linalg.vector_norm(centred, dim=2, keepdim=True) * (features - 1) ** -0.5
-            del centred
-            states = states * (features**-0.25 / (std + STD_EPSILON))
+            states = _scaled(at_least_float32(group.padded(hidden)))
             scores = torch.bmm(states, states.transpose(1, 2))
             real = torch.arange(width, device=hidden.device) < lengths
             scores.masked_fill_(~real[:, None, :], -torch.inf)
@@ -112,10 +108,39 @@ def centrality_weights(
             buffers.append(torch.bmm(share[:, None, :], scores).flatten())
             base[group.members] = filled + width * torch.arange(size)
             filled += size * width
+        for document in long.nonzero().flatten().tolist():
+            first, last = rows[document : document + 2].tolist()
+            buffers.append(_centrality_in_blocks(hidden[first:last], budget))
+            base[document] = filled
+            filled += last - first
     if not buffers:
         return at_least_float32(hidden[:, 0])
     place = spread((base - rows[:-1]).to(hidden.device, non_blocking=True), rows)
     return torch.cat(buffers).index_select(0, place + torch.arange(len(hidden), device=hidden.device))
+
+
+def _scaled(states: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
+    """Ĥ_t / d^(1/4), whose inner products are the scores."""
+    features = states.shape[-1]
+    # Two passes by hand: torch.std over the last dimension takes five times as long on a CPU.
+    centred = states - states.mean(-1, keepdim=True)
+    std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) * (features - 1) ** -0.5
+    del centred
+    return states * (features**-0.25 / (std + STD_EPSILON))
+
+
+def _centrality_in_blocks(hidden: Float[Tensor, "tokens hidden"], budget: int) -> Float[Tensor, " tokens"]:
+    """Of one document of more than one token, some lines of scores at a time: never more than `budget` of them, or a line."""
+    states = _scaled(at_least_float32(hidden))
+    tokens = len(states)
+    lines = max(1, budget // tokens)
+    weights = states.new_zeros(tokens)
+    for start in range(0, tokens, lines):
+        scores = states[start : start + lines] @ states.T
+        scores.diagonal(offset=start).fill_(-torch.inf)
+        scores.sub_(scores.amax(1, keepdim=True)).exp_()
+        weights += (scores.sum(1) * tokens).reciprocal() @ scores
+    return weights
 
 
 def uniform_weights(rows: Int64[Tensor, " pointers"], device: torch.device | str = "cpu") -> Float[Tensor, " tokens"]:

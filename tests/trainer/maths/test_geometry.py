@@ -162,6 +162,17 @@ def test_centrality_keeps_to_its_budget(largest_tensor):
     assert len(hidden) < largest.elements <= 2000
 
 
+def test_centrality_of_a_long_document_takes_memory_of_its_length(largest_tensor):
+    """Some lines of its scores at a time, for the weights that all at once give, beside documents that are short."""
+    rows = pointers([7, 300, 1])
+    hidden = random(308, 6, dtype=torch.float64)
+    with largest_tensor as largest:
+        weights = centrality_weights(hidden, rows, budget=2000)
+    assert largest.elements <= 2000 < 300**2
+    torch.testing.assert_close(weights, centrality_weights(hidden, rows), rtol=1e-13, atol=0)
+    assert torch.equal(weights[:7], centrality_weights(hidden[:7], pointers([7])))
+
+
 def test_pooling_does_not_copy_a_token_for_each_of_its_units(largest_tensor):
     hidden = random(200, 64, requires_grad=True)
     spans = torch.tensor([[0, 200]] * 10)
