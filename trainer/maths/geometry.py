@@ -126,7 +126,8 @@ def _scaled(states: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidde
     centred = states - states.mean(-1, keepdim=True)
     std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) * (features - 1) ** -0.5
     del centred
-    return states * (features**-0.25 / (std + STD_EPSILON))
+    scaled: Tensor = states * (features**-0.25 / (std + STD_EPSILON))
+    return scaled
 
 
 def _centrality_in_blocks(hidden: Float[Tensor, "tokens hidden"], budget: int) -> Float[Tensor, " tokens"]:
