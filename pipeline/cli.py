@@ -12,6 +12,8 @@ from pipeline.commands.generate import generate
 from pipeline.commands.inspect import info, inspect, verify
 from pipeline.commands.parse import parse
 from pipeline.commands.parser import eval_parser, export_parser, train_parser
+from pipeline.commands.pull import pull
+from pipeline.commands.push import push
 from pipeline.commands.report import report
 from schemas import console
 
@@ -35,6 +37,8 @@ for command in (
     report,
     generate,
     cache_teacher,
+    push,
+    pull,
     train_parser,
     eval_parser,
     export_parser,

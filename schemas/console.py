@@ -20,7 +20,17 @@ from typing import Any, Final, NoReturn
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.segment import Segment
 from rich.style import Style
 from rich.table import Table
@@ -92,7 +102,11 @@ class _Rate(ProgressColumn):
         if not speed:
             return Text("- rows/s", style="cyan")
         tokens = task.fields["tokens"] / task.completed * speed if task.completed else 0
-        return Text(f"{speed:.1f} rows/s{_and_tokens(tokens)}", style="cyan")
+        return Text(f"{_rows(speed)}{_and_tokens(tokens)}", style="cyan")
+
+
+def _rows(per_second: float) -> str:
+    return f"{per_second:.1f} rows/s"
 
 
 def _and_tokens(per_second: float) -> str:
@@ -123,8 +137,18 @@ class RowProgress:
             elapsed = max(now - self._began, 1e-9)
             rate = self._done / elapsed
             left = (self.total - self._done) / rate if rate else 0.0
-            speed = f"{rate:.1f} rows/s{_and_tokens(self._tokens / elapsed)}"
-            stderr.print(f"{self._done}/{counted(self.total, 'row')}, {speed}, {duration(left)} left")
+            stderr.print(f"{self._line(rate, self._tokens / elapsed)}, {duration(left)} left")
+
+    def _line(self, rate: float, tokens: float) -> str:
+        """What is done, and how fast."""
+        return f"{self._done}/{counted(self.total, 'row')}, {_rows(rate)}{_and_tokens(tokens)}"
+
+
+class ByteProgress(RowProgress):
+    """The same of bytes."""
+
+    def _line(self, rate: float, tokens: float) -> str:
+        return f"{size(self._done)} of {size(self.total)}, {size(rate)}/s"
 
 
 @contextmanager
@@ -145,6 +169,24 @@ def row_progress(what: str, total: int, quiet: bool) -> Iterator[RowProgress]:
     ]
     with Progress(*columns, console=stderr, speed_estimate_period=120) as bar:
         bar.add_task(what, total=total, tokens=0)
+        yield RowProgress(total, bar)
+
+
+@contextmanager
+def byte_progress(what: str, total: int, quiet: bool) -> Iterator[RowProgress]:
+    """The same of bytes that are transferred."""
+    if quiet or not stderr.is_terminal:
+        yield _Silent(total) if quiet else ByteProgress(total)
+        return
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=stderr, speed_estimate_period=120) as bar:
+        bar.add_task(what, total=total)
         yield RowProgress(total, bar)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,8 @@ from schemas.columns import Granularity
 from schemas.config import ModelConfig, Name, Strict
 from schemas.signals import Weights
 
+#: The config beside an exported student, by which its folder is one.
+EXPORTED: Final = "training.yaml"
 #: What every generator of random numbers takes.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 #: Of a moving average.

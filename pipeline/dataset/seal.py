@@ -17,6 +17,7 @@ from schemas.config import ParseConfig
 from schemas.console import counted
 from schemas.errors import UserError
 from schemas.manifest import CONFIG, InputFile, Manifest, OtherFile, read_manifest
+from schemas.saved_dataset import dataset_files
 from schemas.vocabulary import VOCABULARY
 
 Outcome = publish.Outcome[Manifest]
@@ -93,7 +94,7 @@ def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
     )
     trees = plan.config.parser.keep_trees
     names = [shard.file for shard in manifest.shards]
-    for name, text in shards.dataset_files(arrow_schema(trees), names, manifest.fingerprint).items():
+    for name, text in dataset_files(arrow_schema(trees), names, manifest.fingerprint).items():
         files.write_text(space.out / name, text)
     space.seal({CARD: dataset_card(manifest, trees), CONFIG: plan.config.to_yaml()}, manifest.to_json())
     return manifest

@@ -1,8 +1,7 @@
 """The shards of a prepared dataset: Arrow files as `datasets` reads them, and fingerprints over their rows."""
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
@@ -10,13 +9,10 @@ import pyarrow as pa
 
 from pipeline.shards.workspace import Layout, Receipt
 from schemas.manifest import DATASET_VERSION
+from schemas.saved_dataset import INFO, STATE, write_shard
 from schemas.vocabulary import VOCABULARY
 
 REJECTED = "rejected.jsonl"
-STATE = "state.json"
-INFO = "dataset_info.json"
-#: Rows in one Arrow record batch: the unit in which a reader maps a file.
-BATCH_ROWS = 256
 #: Of an id's digest.
 ID_BYTES = 8
 
@@ -73,8 +69,7 @@ class ShardOutput:
 
     def write(self, stream: IO[bytes]) -> None:
         """An Arrow stream."""
-        with pa.ipc.new_stream(stream, self.table.schema) as writer:
-            writer.write_table(self.table, max_chunksize=BATCH_ROWS)
+        write_shard(stream, self.table)
 
 
 def digests_of(receipt: Receipt) -> tuple[RowDigest, ...]:
@@ -101,39 +96,3 @@ class Fingerprint:
     def hexdigest(self) -> str:
         """The hash so far."""
         return self._total.hexdigest()
-
-
-def dataset_info(schema: pa.Schema) -> dict[str, Any]:
-    """What `datasets` writes of a schema of strings, numbers, lists and structs; importing it would take half a second."""
-    return {
-        "description": "",
-        "citation": "",
-        "homepage": "",
-        "license": "",
-        "features": {column.name: _feature(column.type) for column in schema},
-        "dataset_name": "mta-prep",
-    }
-
-
-def _feature(kind: pa.DataType) -> dict[str, Any]:
-    if pa.types.is_fixed_size_list(kind):
-        return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "List"}
-    if pa.types.is_list(kind):
-        return {"feature": _feature(kind.value_type), "_type": "List"}
-    if pa.types.is_struct(kind):
-        return {field.name: _feature(field.type) for field in kind}
-    return {"dtype": str(kind), "_type": "Value"}
-
-
-def dataset_files(schema: pa.Schema, shards: Sequence[str], name: str) -> dict[str, str]:
-    """`dataset_info.json` and `state.json`, as `datasets.load_from_disk` reads them: their texts."""
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": shard} for shard in shards],
-        "_fingerprint": name[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    return {INFO: json.dumps(dataset_info(schema), indent=4), STATE: json.dumps(state, indent=2) + "\n"}

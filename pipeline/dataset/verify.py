@@ -30,6 +30,7 @@ from schemas.dataset import open_shard
 from schemas.errors import DamagedError, UsageError, UserError
 from schemas.manifest import CONFIG, Manifest, read_manifest
 from schemas.rows import Reason
+from schemas.saved_dataset import dataset_files
 from schemas.vocabulary import VOCABULARY
 
 #: How the tree of a sentence begins: its root, and what it holds.
@@ -82,7 +83,7 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
     flat: set[Granularity] = {"words", "chunks"} if config.parser.kind == "benepar" else {"words"}
     check_config(folder, config, findings)
     names = [shard.file for shard in manifest.shards]
-    for name, text in shards.dataset_files(schema, names, manifest.fingerprint).items():
+    for name, text in dataset_files(schema, names, manifest.fingerprint).items():
         if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode():
             findings.problem(f"{name}, by which `datasets.load_from_disk` opens the folder, is not as it was written.")
     for shard in manifest.shards:

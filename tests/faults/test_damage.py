@@ -24,12 +24,12 @@ from pipeline.cache import verify as cache_verify
 from pipeline.cache import view as cache_view
 from pipeline.cache.plan import cache as make
 from pipeline.dataset import report, verify, view
-from pipeline.dataset.shards import dataset_files
 from pipeline.read.inputs import open_inputs
 from schemas import files
 from schemas.columns import GRANULARITIES, arrow_schema
 from schemas.errors import DamagedError, UserError
 from schemas.manifest import MANIFEST, read_cache_manifest, read_manifest
+from schemas.saved_dataset import dataset_files
 from schemas.signals import EMBEDDINGS, Signal
 from schemas.vocabulary import VOCABULARY
 from trainer.batches.documents import Documents

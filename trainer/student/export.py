@@ -15,7 +15,7 @@ from torch import Tensor
 from schemas.errors import ResourceError, StateError, UsageError, UserError
 from schemas.files import flush
 from schemas.manifest import Manifest
-from schemas.training import LoraConfig, StudentConfig, TrainConfig
+from schemas.training import EXPORTED, LoraConfig, StudentConfig, TrainConfig
 from trainer.batches.documents import Documents
 from trainer.batches.tokenization import differing_row, student_template
 from trainer.engine.monitor import METRICS, read_metrics
@@ -25,7 +25,6 @@ from trainer.student.lora import with_adapters
 from trainer.student.model import Student
 from trainer.student.model_card import model_card
 
-TRAINING: Final = "training.yaml"
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -76,7 +75,7 @@ def export(
     ResourceError if the folder cannot be written; ValueError for a state that is not this model's.
     """
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / TRAINING).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPORTED).is_file():
         raise StateError(
             f"{folder} is no exported student, so it is not replaced; move it away or choose another `out`."
         )
@@ -94,7 +93,7 @@ def export(
         parameters = sum(each.numel() for each in model.parameters())
         card = model_card(type(model).__name__, parameters, config, dataset, teacher, metrics)
         (part / "README.md").write_text(card, encoding="utf-8")
-        (part / TRAINING).write_text(config.to_yaml(), encoding="utf-8")
+        (part / EXPORTED).write_text(config.to_yaml(), encoding="utf-8")
         for file in part.rglob("*"):
             flush(file)
         flush(part)

@@ -8,10 +8,11 @@ import pytest
 from datasets import DatasetInfo, Features
 
 from pipeline.dataset import shards
-from pipeline.dataset.shards import INFO, LAYOUT, RowDigest, ShardOutput, dataset_info
+from pipeline.dataset.shards import LAYOUT, RowDigest, ShardOutput
 from pipeline.shards.workspace import CARD, workspace
 from schemas.columns import arrow_schema
 from schemas.errors import StateError
+from schemas.saved_dataset import INFO, dataset_info
 
 SCHEMA = pa.schema([("id", pa.string())])
 RECORD = {name: {"a": 1} for name in LAYOUT.recorded}
