@@ -27,8 +27,8 @@ STAND_INS = {
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": "embedded:sentencepiece-bpe",
     "cuda": "cpu",
 }
-#: `mta-prep` commands that take a treebank, minutes, or a hub.
-PARSED_ONLY = {"eval-parser", "export-parser", "train-parser", "bench"}
+#: `mta-prep` commands that take a treebank, minutes, or a hub (tests/pipeline/hub runs those of its page).
+PARSED_ONLY = {"push", "pull", "eval-parser", "export-parser", "train-parser", "bench"}
 
 
 @dataclass(frozen=True)

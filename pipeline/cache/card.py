@@ -36,5 +36,5 @@ cache.layers, len(cache), cache.ids[:3]
 ```
 
 `manifest.json` has the full config, counts and checksums; `mta-prep verify` checks them, `mta-prep inspect` shows a row. Hidden
-states and output matrices are made of the texts and the model: both licences apply.
+states and output matrices are made of the texts and the model: both licences apply, and `mta-prep push` asks for them.
 """

@@ -50,8 +50,8 @@ def dataset_card(manifest: Manifest, trees: bool) -> str:
 # Prepared dataset
 
 {manifest.rows_out} documents with words, chunks and phrases (noun and verb phrases) as character spans and as token spans of
-two tokenizers, made by `mta-prep` {manifest.versions["mta-prep"]}. The texts keep the licence of their source: state it here
-before you share them.
+two tokenizers, made by `mta-prep` {manifest.versions["mta-prep"]}. The texts keep the licence of their source, which
+`mta-prep push` asks for and states here.
 
 ```python
 from datasets import load_from_disk

@@ -1,6 +1,7 @@
 """The card of what is pushed: the folder's own, with its licences, its files as the Hub has them, and how to fetch it."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -76,7 +77,8 @@ def _section(front: dict[str, Any], contents: Contents, name: HubName) -> str:
     texts = f"; of the texts: {shown('text_license')}" if "text_license" in front else ""
     lines = [f"- licence: {shown('license')}{texts}"]
     source = name.id if name.revision is None else f"{name.id}@{name.revision}"
-    lines.append(f"- `mta-prep pull {source}` gives {CALLED[contents.kind].partition(' ')[2]} back, every file checked")
+    again = shlex.join(["mta-prep", "pull", source])
+    lines.append(f"- `{again}` gives {CALLED[contents.kind].partition(' ')[2]} back, every file checked")
     if contents.kind == "dataset":
         revision = "" if name.revision is None else f', revision="{name.revision}"'
         lines.append(f'- `datasets.load_dataset("{name.id}"{revision})` reads its rows')

@@ -21,6 +21,8 @@ COMMANDS = [
     "verify",
     "info",
     "report",
+    "push",
+    "pull",
     "train-parser",
     "eval-parser",
     "export-parser",

@@ -56,8 +56,8 @@ def model_card(
 # A distilled language model
 
 {_code(architecture)} with {parameters / 1e6:.1f} M parameters, trained by `mta-prep` {version("mta-prep")}. It may be used
-under the licences of what it was made of: its initial weights, its teacher, and the texts. State them here before you share
-it.
+under the licences of what it was made of: its initial weights, its teacher, and the texts. `mta-prep push` asks for the one
+that follows from them.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
