@@ -89,6 +89,16 @@ class FieldsConfig(Strict):
     text: Name | None = None
 
 
+class PromptFieldsConfig(Strict):
+    """The same of rows that ask and hold no answer, or none that is looked at."""
+
+    id: Name | None = None
+    prompt: Name | None = None
+    instruction: Name | None = None
+    input: Name | None = None
+    messages: Name | None = None
+
+
 class CsvConfig(Strict):
     """How CSV and TSV files are written. All unset: by their name and header (see `pipeline.read.csv_dialect`)."""
 
@@ -295,6 +305,7 @@ class GenerateConfig(CorpusConfig):
     """Everything that decides the content of a file of responses."""
 
     model: GeneratorConfig
+    fields: PromptFieldsConfig = PromptFieldsConfig()
     template: Name | None = None  # a chat template for all rows; None: the model's own, of conversations
     conversations: bool = False  # whether all rows are asked as conversations; found out
     merge_turns: bool = False  # neighbours of one role become one message

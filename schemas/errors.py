@@ -67,6 +67,11 @@ class ResourceError(UserError):
     exit_code = Exit.RESOURCE
 
 
+def sentence(text: str) -> str:
+    """With a full stop at its end, of which messages of others have one already."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def quoted(value: Any) -> str:
     """A wrong value as messages show it, without ever making the whole of it into text."""
     text = _SHORT.repr(value)

@@ -101,6 +101,21 @@ def generate(
         typer.Option("--system-into-user", help="Put what the system says into the user's turn."),
         Key("system_into_user"),
     ] = None,
+    prompt_field: Annotated[
+        str | None, typer.Option(help="Field with the prompt, as it is to be asked."), Key("fields.prompt")
+    ] = None,
+    instruction_field: Annotated[
+        str | None, typer.Option(help="Field with the instruction."), Key("fields.instruction")
+    ] = None,
+    input_field: Annotated[
+        str | None, typer.Option(help="Field with the instruction's input, in rows that have one."), Key("fields.input")
+    ] = None,
+    messages_field: Annotated[
+        str | None, typer.Option(help="Field with chat messages."), Key("fields.messages")
+    ] = None,
+    id_field: Annotated[
+        str | None, typer.Option(help="Field with the row's id. Default: `id`."), Key("fields.id")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, …"), Key("model.device")] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,

@@ -13,6 +13,7 @@ from schemas import console
 from schemas.columns import GRANULARITIES, SIDES
 from schemas.config import FieldsConfig, ParseConfig
 from schemas.console import Text, counted
+from schemas.errors import sentence
 from schemas.manifest import CONFIG, MANIFEST, Manifest
 from schemas.part_names import part_like
 from schemas.rows import listed
@@ -187,9 +188,9 @@ def show_findings(findings: Findings, folder: Path) -> None:
     """The end of a verification."""
     checked = ", ".join(counted(count, what.removesuffix("s")) for what, count in findings.checked.items() if count)
     for side, how in findings.retokenized.items():
-        console.stdout.print(f"{side} tokenized again: {how}.")
+        console.stdout.print(sentence(f"{side} tokenized again: {how}"))
     for side, how in findings.decoded.items():
-        console.stdout.print(f"{side} tokens decoded: {how}.")
+        console.stdout.print(sentence(f"{side} tokens decoded: {how}"))
     if not findings.found:
         console.stdout.print(Text(f"{folder} is whole: {checked} checked, nothing wrong.", "green"))
         return

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pipeline.generate.fields import USUAL, Naming
 from pipeline.read.records import Record
 from schemas.chat_rows import conversation_of
 from schemas.config import GenerateConfig
 from schemas.conversations import Conversation
 from schemas.part_names import INPUTS
-from schemas.rows import RowError, holds_something, row_id
+from schemas.rows import RowError, row_id
 from trainer.evaluation.answers import with_its_opening
 from trainer.evaluation.prompts import Asked, Prompter
 from trainer.evaluation.questions import Reading, asked_by, holds_turns
@@ -22,9 +23,11 @@ FINISHED: Final = "finished"
 
 @dataclass(frozen=True)
 class Exchange:
-    """A row that can be asked. Its answered row has its id, what it asks, and the response: nothing else of it."""
+    """A row that can be asked. Its answered row has its id, what it asks under the usual names, and the response: nothing
+    else of it."""
 
     record: Record
+    fields: Mapping[str, Any]  # by their usual names
     id: str | None
     question: str | Conversation
     asked: Asked
@@ -36,7 +39,7 @@ class Exchange:
         if isinstance(self.question, str):
             if not response.strip():
                 raise RowError("the response is empty")
-            fields = self.record.fields
+            fields = self.fields
             given = {
                 name: fields[name] for name in _ASKED if isinstance(fields.get(name), str) and fields[name].strip()
             }
@@ -52,25 +55,26 @@ class Exchange:
         return row | {FINISHED: finished}
 
 
-def exchange_of(record: Record, reading: Reading, prompter: Prompter | None) -> Exchange:
-    """What a row asks; without a prompter (and its tokens), whether it asks anything.
+def exchange_of(record: Record, reading: Reading, prompter: Prompter | None, naming: Naming = USUAL) -> Exchange:
+    """What a row asks, in the fields that the naming says; without a prompter (and its tokens), whether it asks anything.
 
     Raises `RowError` for a row that asks nothing, or in a way that the template does not take, or for too long.
     """
-    if holds_turns(record.fields) and not reading.as_conversations:
+    fields = naming.read(record.fields)
+    if holds_turns(fields) and not reading.as_conversations:
         raise RowError(
             "a conversation among single prompts", "none of the first rows is one; --template asks all as such"
         )
-    question = asked_by(record.fields, reading)
-    own = row_id(record.fields)
+    question = asked_by(fields, reading)
+    own = row_id(fields)
     if prompter is None:
-        return Exchange(record, own, question, Asked((), False, False))
+        return Exchange(record, fields, own, question, Asked((), False, False))
     asked = prompter.asked(question)
     if asked.was_cut:
         raise RowError(
             "the prompt is too long", f"more than {prompter.max_length} tokens, which leave room for a response"
         )
-    return Exchange(record, own, question, asked)
+    return Exchange(record, fields, own, question, asked)
 
 
 def reading_of(config: GenerateConfig) -> Reading:
@@ -78,17 +82,12 @@ def reading_of(config: GenerateConfig) -> Reading:
     return Reading(config.conversations, config.merge_turns, config.system_into_user)
 
 
-def id_of(record: Record) -> str | None:
+def id_of(record: Record, naming: Naming) -> str | None:
     """The row's own id, if it has one that can be used."""
     try:
-        return row_id(record.fields)
+        return row_id(naming.read(record.fields))
     except RowError:
         return None
-
-
-def not_carried(row: Mapping[str, Any], record: Record) -> tuple[str, ...]:
-    """Fields of a row that hold something and are not in its answered row."""
-    return tuple(name for name, value in record.fields.items() if holds_something(value) and name not in row)
 
 
 def _turns(conversation: Conversation) -> list[dict[str, Any]]:

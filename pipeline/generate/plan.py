@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.generate.exchange import exchange_of, reading_of
+from pipeline.generate.fields import Naming
 from pipeline.read.corpus import Corpus, open_corpus, spool_beside
 from pipeline.read.records import Record, Rejected
 from pipeline.shards.workspace import RUN, WORK
@@ -99,7 +100,10 @@ def planned(config: GenerateConfig, out: Path) -> Iterator[GeneratePlan]:
     with spool_beside(out, config.inputs) as spool:
         corpus = open_corpus(config, spool)
         sample, records = corpus.sample(SAMPLE_ROWS)
-        conversations = config.template is not None or any(holds_turns(record.fields) for record in records)
+        naming = Naming.of(config.fields)
+        naming.require_there(records)
+        turns = any(holds_turns(naming.read(record.fields)) for record in records)
+        conversations = config.template is not None or turns
         config = config.model_copy(update={"conversations": conversations})
         _require_askable(config, sample, None)
         # what takes seconds to import comes after all that a wrong name would be refused for
@@ -131,7 +135,8 @@ def _identified(config: GenerateConfig, out: Path, corpus: Corpus, sample: list[
 
 def _notes_on(config: GenerateConfig, sample: list[Record | Rejected]) -> tuple[str, ...]:
     """What `mta-prep parse` will say of the answered rows."""
-    ready = {holds_something(row.fields.get("prompt")) for row in sample if isinstance(row, Record)}
+    naming = Naming.of(config.fields)
+    ready = {holds_something(naming.read(row.fields).get("prompt")) for row in sample if isinstance(row, Record)}
     if config.conversations or len(ready) < 2:
         return ()
     return (
@@ -142,14 +147,14 @@ def _notes_on(config: GenerateConfig, sample: list[Record | Rejected]) -> tuple[
 
 def _require_askable(config: GenerateConfig, sample: list[Record | Rejected], prompter: Prompter | None) -> None:
     """Raises `UserError` if none of the first rows can be asked."""
-    reading = reading_of(config)
+    naming, reading = Naming.of(config.fields), reading_of(config)
     first = None
     for row in sample:
         if isinstance(row, Rejected):
             first = first or row
             continue
         try:
-            exchange_of(row, reading, prompter)
+            exchange_of(row, reading, prompter, naming)
             return
         except RowError as error:
             first = first or row.left_out(error.reason, None)

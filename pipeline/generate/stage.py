@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Any, Final
 
-from pipeline.generate.exchange import FINISHED, Exchange, exchange_of, id_of, not_carried, reading_of
+from pipeline.generate.exchange import FINISHED, Exchange, exchange_of, id_of, reading_of
+from pipeline.generate.fields import Naming
 from pipeline.read.records import Record, Rejected
 from pipeline.shards.pool import Tick, untold
 from schemas.config import GenerateConfig, ModelConfig
@@ -70,7 +71,7 @@ class GenerateStage:
 
         Raises `UserError` and its kin as `load` does, `UsageError` for a model that leaves no room for a prompt.
         """
-        self._config = config
+        self._config, self._naming = config, Naming.of(config.fields)
         loaded = load(model, config.template, config.conversations)
         self._device = loaded.teacher.device
         self._prompter = Prompter(
@@ -111,7 +112,7 @@ class GenerateStage:
                 reason = error.reason
             if reason is None:
                 answered.append((number, row))
-                unused.update(not_carried(row, exchange.record))
+                unused.update(self._naming.unread(exchange.record.fields, row))
                 continue
             (dropped if reason.kind == UNFINISHED else rejected)[reason.kind] += 1
             # what was computed is kept
@@ -141,9 +142,9 @@ class GenerateStage:
                 left_out.append(row)
                 continue
             try:
-                exchanges.append(exchange_of(row, reading_of(self._config), self._prompter))
+                exchanges.append(exchange_of(row, reading_of(self._config), self._prompter, self._naming))
             except RowError as error:
-                left_out.append(row.left_out(error.reason, id_of(row)))
+                left_out.append(row.left_out(error.reason, id_of(row, self._naming)))
         return exchanges, left_out
 
     def _responses(self, exchanges: Sequence[Exchange], tick: Tick) -> list[Response]:

@@ -41,12 +41,7 @@ def resolve_fields(config: FieldsConfig, sample: Sequence[Record]) -> FieldsConf
     names = list(dict.fromkeys(name for record in sample for name in record.fields))
     if not names:
         raise UserError("None of the first rows has a field, so nothing tells what they are.")
-    _check(config)
-    for part, name in config.model_dump(exclude={"form"}, exclude_none=True).items():
-        near = nearest(name, names)
-        if name not in names and (part not in _OPTIONAL or near):  # an input may come later, if it is no misspelt one
-            hint = f"; did you mean `{near}`?" if near else "."
-            raise UserError(f"No row has the field `{name}` (--{part}-field); the fields are {listed(names)}{hint}")
+    require_named(config, sample)
     if config.form is not None:
         return config
     found = _Sample(sample)
@@ -54,6 +49,18 @@ def resolve_fields(config: FieldsConfig, sample: Sequence[Record]) -> FieldsConf
     if form is None:
         raise _no_form(found, names)
     return config.model_copy(update={"form": form})
+
+
+def require_named(config: FieldsConfig, sample: Sequence[Record]) -> None:
+    """Raises `UserError` when a named field that every row needs is in no row of the sample, `UsageError` when named fields
+    contradict each other."""
+    _check(config)
+    names = list(dict.fromkeys(name for record in sample for name in record.fields))
+    for part, name in config.model_dump(exclude={"form"}, exclude_none=True).items():
+        near = nearest(name, names)
+        if name not in names and (part not in _OPTIONAL or near):  # an input may come later, if it is no misspelt one
+            hint = f"; did you mean `{near}`?" if near else "."
+            raise UserError(f"No row has the field `{name}` (--{part}-field); the fields are {listed(names)}{hint}")
 
 
 class _Sample:

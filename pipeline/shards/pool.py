@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from pipeline.shards.workspace import Output, Workspace
-from schemas.errors import ResourceError
+from schemas.errors import ResourceError, UserError
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -43,6 +43,7 @@ class Stage(Protocol):
 KERNELS: Final = 16
 
 _stage: Stage | None = None
+_refusal: UserError | None = None  # why this process could not make its stage
 _workspace: Workspace | None = None
 _number = 0
 
@@ -80,16 +81,24 @@ def _ctrl_c_ignored() -> Iterator[None]:
 
 
 def _start(make: Callable[[], Stage], workspace: Workspace, started: "Synchronized[int]") -> None:
-    global _stage, _workspace, _number
+    global _stage, _refusal, _workspace, _number
     with started.get_lock():
         _number = started.value
         started.value += 1
     settle_torch()
-    _stage, _workspace = make(), workspace
+    _workspace = workspace
+    try:
+        _stage = make()
+    except (
+        UserError
+    ) as error:  # raised where a shard is waited for: a process that ends at its start has no way to say why
+        _refusal = error
 
 
 def _work(index: int, item: Any) -> tuple[int, int]:
     """A shard in a worker; returns its rows and tokens."""
+    if _refusal is not None:
+        raise _refusal
     assert _stage is not None
     assert _workspace is not None
     rows, tokens = 0, 0

@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from pipeline.shards import pool, ranks
 from pipeline.shards.workspace import Layout, Workspace
 from schemas import console
+from schemas.errors import UserError
 
 Manifested = TypeVar("Manifested")
 
@@ -66,7 +67,8 @@ def publish(
 ) -> Outcome[Manifested]:
     """Run `plan` into `out`, going on from what is finished there.
 
-    Raises `StateError` if `out` is in use or holds something else.
+    Raises `StateError` if `out` is in use or holds something else. A run that is refused before its first shard leaves
+    nothing behind.
     """
     folder = ranks.shared_workspace(out, product.layout, plan.record(), plan.shards, overwrite, rank)
     with folder as (space, done):
@@ -78,9 +80,14 @@ def publish(
         mine = {index for index in range(plan.shards) if index not in done and rank.takes(index)}
         rows = sum(map(plan.rows_in, mine))
         with console.row_progress(product.doing, rows, quiet or rank.number > 0) as progress:
-            pool.run_shards(
-                make_stage, plan.items(mine.__contains__), space, min(workers, max(1, len(mine))), progress.advance
-            )
+            try:
+                pool.run_shards(
+                    make_stage, plan.items(mine.__contains__), space, min(workers, max(1, len(mine))), progress.advance
+                )
+            except UserError:
+                if rank.count == 1:
+                    space.forget_unless_begun()
+                raise
         if rank.number:
             return Outcome(None, before)
         ranks.wait_for_others(space, rank)

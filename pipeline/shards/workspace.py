@@ -169,6 +169,11 @@ class Workspace:
         shutil.rmtree(self.work)
         flush(self.out)
 
+    def forget_unless_begun(self) -> None:
+        """Where no shard is finished, remove what says that this run was begun, so that any other may be."""
+        if not any(map(self.has_receipt, range(self.shards))):
+            (self.work / RUN).unlink(missing_ok=True)
+
     def abandon(self) -> None:
         """Remove the shards and what says that this run was begun, so that any other may be; other files stay."""
         for index in range(self.shards):
@@ -209,16 +214,14 @@ def workspace(
         raise StateError(f"{out} is a file; --out names a folder.")
     _, foreign = layout.ours(out)
     if foreign:
-        raise StateError(
-            f"{out} already holds other files ({', '.join(foreign[:3])}); choose an empty or a new folder."
-        )
-    work = out / WORK
+        raise StateError(f"{out} already holds other files ({', '.join(foreign[:3])}); choose an empty or a new --out.")
+    work, new = out / WORK, not out.exists()
     work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(work / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise StateError(f"Another run is writing to {out}. Wait for it to end, or choose another folder.") from None
+        raise StateError(f"Another run is writing to {out}. Wait for it to end, or choose another --out.") from None
     try:
         if overwrite:
             _clear(out, layout.ours(out)[0])
@@ -235,6 +238,8 @@ def workspace(
         lock.release()
         if work.is_dir() and not (work / RUN).exists():
             shutil.rmtree(work)
+        if new and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
 
 
 def require_same_run(out: Path, layout: Layout, record: dict[str, Any], path: Path | None = None) -> None:
@@ -245,7 +250,7 @@ def require_same_run(out: Path, layout: Layout, record: dict[str, Any], path: Pa
         told = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
         raise StateError(
             f"{out} already holds a finished {layout.name} of another run "
-            f"({told}). Choose another folder, or pass --overwrite."
+            f"({told}). Choose another --out, or pass --overwrite."
         )
 
 
@@ -256,7 +261,7 @@ def _record_in(path: Path) -> dict[str, Any]:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise StateError(f"{path} is damaged. Choose another folder, or pass --overwrite to begin anew.")
+        raise StateError(f"{path} is damaged. Choose another --out, or pass --overwrite to begin anew.")
     return record
 
 
@@ -276,5 +281,5 @@ def claim(work: Path, record: dict[str, Any]) -> None:
     if lines:
         raise StateError(
             f"{work.parent} holds an unfinished run that differs: {'; '.join(lines[:3])}. "
-            "Use the settings it was begun with, choose another folder, or pass --overwrite to begin anew."
+            "Use the settings it was begun with, choose another --out, or pass --overwrite to begin anew."
         )

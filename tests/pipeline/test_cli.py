@@ -170,6 +170,10 @@ def test_info_and_verify_say_it_in_words(command, prepared):
 
 
 def test_a_tokenizer_that_moved_can_be_named(command, prepared, tmp_path):
+    _, out, _ = command("verify", prepared, "--teacher", tmp_path / "nope")
+    (told,) = [line for line in out.splitlines() if line.startswith("teacher tokenized again: no: ")]
+    assert told.endswith(".")
+    assert not told.endswith("..")
     code, out, _ = command("verify", prepared, "--student", tmp_path)
     assert code == 0
     assert "student tokenized again: no:" in out

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any, Final
 import jinja2
 import numpy as np
 from jaxtyping import Int32
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.conversations import Conversation
 from schemas.errors import UsageError, UserError, nearest
@@ -47,6 +49,8 @@ _ASKS_DATE: Final = "strftime_now"
 _DIRECTIVES: Final = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdDeFHIjmMpSTuUwWxXyY"]
 #: What transformers calls the environment in which it compiles a template.
 _SANDBOX: Final = "ImmutableSandboxedEnvironment"
+#: Whether what is compiled now is ours; each thread has its own.
+_OURS: Final = ContextVar("_OURS", default=False)
 #: Outlines that are kept: most conversations are of a few frames.
 _KEPT_OUTLINES: Final = 256
 
@@ -218,18 +222,25 @@ class ChatTemplate:
 
 @contextmanager
 def _in_our_sandbox() -> Iterator[None]:
-    """Templates that transformers compiles within are compiled for `Sandbox`: it has no argument for one, so for this time the
-    name under which it takes jinja2's means ours, which differs in what it refuses alone."""
+    """Templates that transformers compiles within, in this thread, are compiled for `Sandbox`.
+
+    It has no argument for one, so the name under which it takes jinja2's means from now on what `_environment` chooses.
+    """
     from transformers.utils import (
         chat_template_utils,
     )  # takes seconds, and has long been imported by who has a tokenizer
 
-    usual = getattr(chat_template_utils, _SANDBOX)
-    setattr(chat_template_utils, _SANDBOX, Sandbox)
+    setattr(chat_template_utils, _SANDBOX, _environment)
+    within = _OURS.set(True)
     try:
         yield
     finally:
-        setattr(chat_template_utils, _SANDBOX, usual)
+        _OURS.reset(within)
+
+
+def _environment(*args: Any, **kwargs: Any) -> ImmutableSandboxedEnvironment:
+    """Ours for what we render, which differs in what it refuses alone, and jinja2's for whoever else compiles a template."""
+    return (Sandbox if _OURS.get() else ImmutableSandboxedEnvironment)(*args, **kwargs)
 
 
 def _reasoning_key(template: str) -> str | None:

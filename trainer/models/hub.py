@@ -12,7 +12,7 @@ import huggingface_hub  # by its parts' whole names: it loads each when it is na
 
 from schemas import embedded
 from schemas.config import ModelConfig
-from schemas.errors import ResourceError, UserError
+from schemas.errors import ResourceError, UserError, sentence
 from schemas.files import sha256_of, write_text
 
 _PROBE_SECONDS: Final = 10.0
@@ -226,4 +226,4 @@ def untrusted(subject: str) -> UserError:
 def first_line(error: Exception) -> str:
     """An exception's first line as a sentence."""
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line if line.endswith((".", "!", "?")) else line + "."
+    return sentence(line)

@@ -57,7 +57,7 @@ def test_two_runs_on_one_folder_exclude_each_other(tmp_path):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
-    assert caught == [f"Another run is writing to {out}. Wait for it to end, or choose another folder."]
+    assert caught == [f"Another run is writing to {out}. Wait for it to end, or choose another --out."]
     with workspace(out, LAYOUT, RECORD, 1, overwrite=False) as space:
         assert space is not None
 

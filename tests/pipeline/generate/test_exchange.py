@@ -1,10 +1,13 @@
 """What a model was asked is what `parse` puts before its response, whatever the row says."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.generate.exchange import Exchange, exchange_of
+from pipeline.generate.exchange import exchange_of
+from pipeline.generate.fields import Naming
 from pipeline.read.contents import ContentsRenderer
 from pipeline.read.fields import resolve_fields
 from pipeline.read.records import Record
@@ -37,6 +40,30 @@ def test_a_single_prompt_is_asked_as_parse_renders_it(row, response):
     assert start == len(exchange.question)
 
 
+PARTS = ["prompt", "instruction", "input", "id"]
+
+
+@given(st.dictionaries(st.sampled_from(PARTS), said, min_size=1).filter(lambda row: set(row) != {"id"}), st.data())
+def test_named_fields_are_asked_as_they_are_under_their_usual_names(row, data):
+    """Whatever else stands under those; what is read so is carried, and nothing else."""
+    fields = data.draw(st.permutations([*row, "question", "key"]))[: len(row)]
+    named = dict(zip(row, fields, strict=True))
+    elsewhere = dict.fromkeys([*row, "messages", "conversations"], "something else")
+    elsewhere |= {named[part]: value for part, value in row.items()}
+    naming = Naming(named)
+    try:
+        expected = exchange_of(Record(0, "rows", 1, row), Reading(), None)
+    except RowError as error:
+        with pytest.raises(RowError, match=error.reason.kind):
+            exchange_of(Record(0, "rows", 1, elsewhere), Reading(), None, naming)
+        return
+    exchange = exchange_of(Record(0, "rows", 1, elsewhere), Reading(), None, naming)
+    answered = exchange.answered("Yes.", True)
+    assert exchange.question == expected.question
+    assert answered == expected.answered("Yes.", True)
+    assert set(naming.unread(elsewhere, answered)) == {*elsewhere} - {*fields}
+
+
 turns = st.lists(st.tuples(said, said), max_size=2)
 
 
@@ -64,7 +91,7 @@ def test_a_conversation_is_asked_as_parse_reads_it(before, question, response, h
 def test_reasoning_that_the_prompt_began_is_whole_in_the_row():
     row = {"messages": [{"role": "user", "content": "Why?"}]}
     asked = exchange_of(Record(0, "rows", 1, row), Reading(True), None)
-    thinking = Exchange(asked.record, asked.id, asked.question, Asked((1,), False, True))
+    thinking = replace(asked, asked=Asked((1,), False, True))
     turn = thinking.answered("It is so.\n</think>\n\nBecause.", True)["messages"][-1]
     assert turn["content"] == "<think>\nIt is so.\n</think>\n\nBecause."
     with pytest.raises(RowError, match="does not end"):

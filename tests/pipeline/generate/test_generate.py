@@ -13,7 +13,7 @@ from pipeline.generate.plan import planned
 from pipeline.read.inputs import open_inputs
 from schemas import embedded
 from schemas.config import GenerateConfig, ModelConfig
-from schemas.errors import Exit
+from schemas.errors import Exit, UsageError
 from schemas.responses import manifest_of, read_responses_manifest, rejected_of, work_of
 from trainer.evaluation.answers import Decoder
 from trainer.evaluation.generate import Generator, Prompt, Sampling
@@ -140,6 +140,32 @@ def test_nor_on_workers_and_threads(config, plain, tmp_path, forked_workers, mon
     assert contents(tmp_path) == contents(plain.parent)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_model_that_is_refused_leaves_nothing_behind(config, tmp_path, forked_workers, workers):
+    """Also where it is loaded by processes of their own, which have their sentence told and not that they died."""
+    with pytest.raises(UsageError, match="leaves none for a prompt"):
+        generate(config(max_new_tokens=10**6), tmp_path / "out.jsonl", workers=workers)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refusal_leaves_what_was_finished_before(
+    config, plain, tmp_path, killed_at, forked_workers, monkeypatch, contents
+):
+    out = tmp_path / "out.jsonl"
+    killed_at("00001.rows", "before", partial(generate, config(), out))
+
+    def refuse(*_):
+        raise UsageError("No room.")
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(place, "GenerateStage", refuse)
+        with pytest.raises(UsageError, match="No room"):
+            generate(config(), out, workers=2)
+    assert (work_of(out) / "00000.rows").exists()
+    generate(config(), out)
+    assert contents(tmp_path) == contents(plain.parent)
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_nor_on_ranks(on_ranks, config, plain, tmp_path, contents):
     written_to = tmp_path / "config.yaml"
@@ -178,6 +204,20 @@ def test_killed_and_resumed_it_is_the_same_to_the_byte(killed_at, config, plain,
     generate(config(), out)
     assert contents(tmp_path) == contents(plain.parent)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.json"]
+
+
+def test_fields_can_be_named(command, model, tmp_path):
+    rows = written(tmp_path / "rows.jsonl", [{"q": "Name a colour.", "key": "a", "id": "b", "prompt": "Unread."}])
+    asked = ["generate", rows, "--model", model, "--max-new-tokens", 3, "--set", "unfinished=keep", "--json"]
+    code, _, err = command(*asked, "--prompt-field", "question", "-o", tmp_path / "out.jsonl")
+    assert (code, "No row has the field `question` (--prompt-field)" in err) == (Exit.INPUT, True)
+    code, _, err = command(*asked, "--prompt-field", "q", "--messages-field", "key", "-o", tmp_path / "out.jsonl")
+    assert (code, "exclude each other" in err) == (Exit.USAGE, True)
+    code, told, err = command(*asked, "--prompt-field", "q", "--id-field", "key", "-o", tmp_path / "out.jsonl")
+    assert code == 0, err
+    (row,) = read(tmp_path / "out.jsonl")
+    assert (row["id"], row["prompt"]) == ("a", "Name a colour.")
+    assert json.loads(told)["counts"]["not_carried"] == {"id": 1, "prompt": 1}
 
 
 def test_what_is_interrupted_ends_at_once(config, model, tmp_path):

@@ -3,10 +3,12 @@
 import copy
 import datetime
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from chat_kinds import ASKED, CALLING, KINDS, TOOL, check, conversation, exchanges
 from runaway_templates import BY_CHANCE, TOO_MUCH
@@ -15,7 +17,8 @@ from schemas.alpaca import alpaca
 from schemas.conversations import Content, Conversation
 from schemas.errors import UsageError, UserError
 from schemas.rows import RowError
-from trainer.models.chat_template import BUILT_IN, ChatTemplate
+from schemas.sandbox import Sandbox
+from trainer.models.chat_template import BUILT_IN, ChatTemplate, _in_our_sandbox
 from trainer.models.tokenizer import load_tokenizer
 
 
@@ -295,6 +298,26 @@ def test_a_template_that_asks_for_too_much_is_told_of(tokenizer, body, monkeypat
     with pytest.raises((UsageError, UserError, RowError), match="chat template native: it "):
         native(tokenizer, body).render(conversation(("user", "What?"), ("assistant", "That.")))
     assert time.process_time() - began < 3
+
+
+def test_threads_do_not_take_the_sandbox_from_each_other():
+    """One leaves while another is within, which would compile what follows for jinja2's, or leave ours behind for everybody."""
+    from transformers.utils import chat_template_utils
+
+    def kind():
+        return type(chat_template_utils.ImmutableSandboxedEnvironment())
+
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        threads = first, second
+        within = [_in_our_sandbox(), _in_our_sandbox()]
+        for thread, ours in zip(threads, within, strict=True):
+            thread.submit(ours.__enter__).result()
+        assert [thread.submit(kind).result() for thread in threads] == [Sandbox, Sandbox]
+        assert kind() is ImmutableSandboxedEnvironment
+        first.submit(within[0].__exit__, None, None, None).result()
+        assert [thread.submit(kind).result() for thread in threads] == [ImmutableSandboxedEnvironment, Sandbox]
+        second.submit(within[1].__exit__, None, None, None).result()
+        assert [thread.submit(kind).result() for thread in threads] == [ImmutableSandboxedEnvironment] * 2
 
 
 @pytest.mark.parametrize("body", BY_CHANCE)
