@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ PARTIAL = ".partial"
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
     """A binary stream whose content appears at `path` only once it is complete and on disk; of several writers the last's."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    # its own name for each writer: those on other machines, or in other containers, may have the same process number
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         with partial.open("wb") as stream:
             yield stream
@@ -53,7 +55,7 @@ def problem(path: Path, size: int, sha256: str | None) -> str | None:
 def clear_partial(folder: Path) -> None:
     """Remove what an interrupted writer left in `folder`."""
     for leftover in folder.glob(f"*{PARTIAL}"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

@@ -1,7 +1,7 @@
 """README and docs are true: their commands run, their code runs, what they print is printed, their links lead somewhere.
 
 Commands run in one folder, page after page, with embedded tokenizers and models in place of those of a hub. What needs
-several GPUs, a student or a treebank is parsed with its own parser and not run; tests of their own run it.
+several GPUs, a cluster, a student or a treebank is parsed with its own parser and not run; tests of their own run it.
 """
 
 import re
@@ -85,7 +85,7 @@ def run_words(words: list[str], command) -> str:
     from pipeline import cli
 
     match words:
-        case ["mta-prep", name, *_] if name in PARSED_ONLY:
+        case ["mta-prep", name, *rest] if name in PARSED_ONLY or "--engine" in rest:
             parsed(cli.app, words[1:])
         case ["mta-prep", *arguments]:
             code, out, err = command(*(STAND_INS.get(word, word) for word in arguments))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,9 @@ from schemas.signals import EMBEDDINGS, HEAD, INDEX, SHARDS, index_schema
 from trainer.models.hub import identity
 from trainer.models.loading import placed
 from trainer.teacher.shape import TeacherShape
+
+if TYPE_CHECKING:
+    from pipeline.shards.cluster import Cluster
 
 #: Bytes a row of `index.arrow` takes besides its id: three int32 and an offset.
 INDEX_ROW_BYTES: Final = 16
@@ -78,6 +81,11 @@ class CachePlan:
             "config": self.config.model_dump(mode="json"),
             "teacher": self.teacher,
         }
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """What the stage opens."""
+        return {"teacher": self.config.teacher.model, "dataset": self.config.dataset}
 
     def rows_in(self, index: int) -> int:
         """Rows of a shard."""
@@ -141,7 +149,14 @@ def make_stage(plan: CachePlan, local: int, threads: int) -> CacheStage:
 
 
 def cache(
-    plan: CachePlan, out: Path, *, workers: int, overwrite: bool = False, quiet: bool = False, rank: Rank = ALONE
+    plan: CachePlan,
+    out: Path,
+    *,
+    workers: int,
+    overwrite: bool = False,
+    quiet: bool = False,
+    rank: Rank = ALONE,
+    cluster: "Cluster | None" = None,
 ) -> Outcome[CacheManifest]:
     """Write a cache to `out`; goes on from an interrupted run of the same config.
 
@@ -151,9 +166,11 @@ def cache(
         for note in plan.notes:
             console.stderr.print(note)
         require_room(plan, out)
-    threads = pool.threads_of(min(workers, plan.shards), rank.local_count)
+    threads = cluster.cores if cluster else pool.threads_of(min(workers, plan.shards), rank.local_count)
     stage = partial(make_stage, plan, rank.local * workers, threads)
-    return publish(CACHE, plan, stage, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank)
+    return publish(
+        CACHE, plan, stage, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank, cluster=cluster
+    )
 
 
 def free_bytes(out: Path) -> int:

@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.commands.flags import (
+    AddressFlag,
     AllowRejectedFlag,
     DatasetArgument,
+    EngineFlag,
     JsonFlag,
     OverwriteFlag,
+    RayResourcesFlag,
     WorkersFlag,
-    rank_here,
+    engine_of,
     run_workers,
 )
 from pipeline.commands.parse import finish
@@ -67,6 +70,9 @@ def align(
         ),
     ] = None,
     workers: WorkersFlag = None,
+    engine: EngineFlag = "local",
+    address: AddressFlag = None,
+    ray_resources: RayResourcesFlag = None,
     overwrite: OverwriteFlag = False,
     allow_rejected: AllowRejectedFlag = False,
     as_json: JsonFlag = False,
@@ -75,6 +81,7 @@ def align(
 
     With only the student changed the teacher side stays the same to the byte, and teacher caches made for it still fit.
     """
+    flags = locals()
     from pipeline.dataset import realign
 
     given: dict[Side, dict[str, Any]] = {
@@ -107,11 +114,18 @@ def align(
             "`student` or `teacher`."
         )
     target = out or realign.default_out(dataset, sides)
-    rank = rank_here()
-    count = workers or run_workers(rank.local_count)
-    outcome = realign.realign(
-        dataset, target, sides, overflow, workers=count, overwrite=overwrite, quiet=as_json, rank=rank
-    )
+    with engine_of(flags, run_workers) as made_by:
+        outcome = realign.realign(
+            dataset,
+            target,
+            sides,
+            overflow,
+            workers=made_by.workers,
+            overwrite=overwrite,
+            quiet=as_json,
+            rank=made_by.rank,
+            cluster=made_by.cluster,
+        )
     finish(outcome, target, allow_rejected, as_json, before=read_manifest(dataset))
 
 

@@ -6,7 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from pipeline.commands.flags import ConfigFlag, JsonFlag, Key, OverwriteFlag, SetFlag, config_values, rank_here, require
+from pipeline.commands.flags import (
+    AddressFlag,
+    ConfigFlag,
+    EngineFlag,
+    JsonFlag,
+    Key,
+    ModelWorkersFlag,
+    OverwriteFlag,
+    RayResourcesFlag,
+    SetFlag,
+    config_values,
+    engine_of,
+    one_worker,
+    require,
+)
 from schemas import console
 from schemas.config import CacheConfig
 from schemas.errors import UsageError
@@ -81,14 +95,10 @@ def cache_teacher(
         int | None, typer.Option(min=1, help="Tokens kept of each distribution. Default: 64."), Key("topk")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the dataset's first N rows."), Key("limit")] = None,
-    workers: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Processes, each with the model in memory: one a GPU. A process uses all cores (its share of them). "
-            "Never changes the output.",
-        ),
-    ] = 1,
+    workers: ModelWorkersFlag = None,
+    engine: EngineFlag = "local",
+    address: AddressFlag = None,
+    ray_resources: RayResourcesFlag = None,
     overwrite: OverwriteFlag = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Bytes per signal and layer, time and room on the disk; write nothing.")
@@ -110,7 +120,6 @@ def cache_teacher(
 
     if out is None:
         raise UsageError("No output folder: pass --out FOLDER.")
-    rank = rank_here()
     values, where = config_values(cache_teacher, given, CacheConfig)
     for key, named in (("dataset", "a dataset"), ("teacher.model", "--teacher")):
         require(values, key, named, "cache-teacher")
@@ -127,15 +136,26 @@ def cache_teacher(
 
     shape = shape_of(sources.teacher)
     settled = resolved(wanted, choice, shape)
-    planned = plan.plan_cache(settled, notes, shape)
+    with engine_of(given, one_worker, settled.teacher.device) as made_by:
+        planned = plan.plan_cache(settled, notes, shape)
+        if dry_run:
+            estimated = estimate.estimate(planned, out, workers=made_by.workers)
+        else:
+            outcome = plan.cache(
+                planned,
+                out,
+                workers=made_by.workers,
+                overwrite=overwrite,
+                quiet=as_json,
+                rank=made_by.rank,
+                cluster=made_by.cluster,
+            )
     if dry_run:
-        estimated = estimate.estimate(planned, out, workers=workers)
         if as_json:
             console.emit_json(estimated)
         else:
             report.show_estimate(estimated, out)
         return
-    outcome = plan.cache(planned, out, workers=workers, overwrite=overwrite, quiet=as_json, rank=rank)
     if outcome.manifest is None:
         return  # rank 0 tells
     if as_json:

@@ -1,9 +1,11 @@
 """Flags that several commands have, and how flags and `--set` meet a config."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_type_hints
 
 import typer
 
@@ -12,6 +14,7 @@ from schemas.errors import Exit, UsageError
 from schemas.keys import assign, assignment
 
 if TYPE_CHECKING:
+    from pipeline.shards.cluster import Cluster
     from pipeline.shards.ranks import Rank
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
@@ -19,7 +22,41 @@ WorkersFlag = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Processes that prepare shards. Default: one a core (this rank's share of them). Never changes the output.",
+        help="Processes that prepare shards. Default: one a core (this rank's share of them), or as many as a Ray cluster has "
+        "room for. Never changes the output.",
+        show_default=False,
+    ),
+]
+ModelWorkersFlag = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes, each with the model in memory: one a GPU. A process uses all cores (its share of them). Default: 1, or "
+        "as many as a Ray cluster has room for. Never changes the output.",
+        show_default=False,
+    ),
+]
+EngineFlag = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        help="Who prepares shards: processes of this machine, or actors on a Ray cluster that is there already (needs "
+        "`pip install 'mta-prep[ray]'`). Never changes the output."
+    ),
+]
+AddressFlag = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the Ray cluster: HOST:PORT, or `auto` (default), the one that this machine belongs to.",
+        show_default=False,
+    ),
+]
+RayResourcesFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-resources",
+        help="What each actor takes of the Ray cluster, as CPU=4,GPU=1,memory=8e9. Default: CPU=1, and GPU=1 with a device of "
+        "cuda.",
+        show_default=False,
     ),
 ]
 OverwriteFlag = Annotated[bool, typer.Option(help="Replace an earlier run of ours in the output folder.")]
@@ -111,3 +148,43 @@ def run_workers(sharing: int = 1) -> int:
     from pipeline.shards.pool import threads_of
 
     return threads_of(1, sharing)
+
+
+def one_worker(sharing: int = 1) -> int:
+    """Default number of workers that have a model each."""
+    return 1
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who prepares shards: so many processes here, as this rank, or so many actors of a cluster."""
+
+    workers: int
+    rank: "Rank"
+    cluster: "Cluster | None" = None
+
+
+@contextmanager
+def engine_of(
+    given: Mapping[str, Any], usual: Callable[[int], int], device: str = "cpu", inputs: Sequence[str] = ()
+) -> Iterator[Engine]:
+    """The engine of a command's arguments; `usual`: workers where none are named, on a machine that so many ranks share.
+
+    While a cluster is used, nothing may be printed on stdout. Raises `UsageError` for flags of the other engine,
+    `ResourceError` for a cluster that cannot be reached.
+    """
+    rank = rank_here(inputs)
+    if given["engine"] == "local":
+        for flag, value in (("--address", given["address"]), ("--ray-resources", given["ray_resources"])):
+            if value is not None:
+                raise UsageError(f"{flag} is of --engine ray; pass both or neither.")
+        yield Engine(given["workers"] or usual(rank.local_count), rank)
+        return
+    if rank.count > 1:
+        raise UsageError(
+            f"--engine ray starts its own workers, and this is rank {rank.number} of {rank.count}; start the command once."
+        )
+    from pipeline.shards.cluster import connected, resources_of
+
+    with connected(given["address"] or "auto", resources_of(given["ray_resources"], device)) as cluster:
+        yield Engine(given["workers"] or cluster.slots(), rank, cluster)

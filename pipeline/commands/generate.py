@@ -5,7 +5,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands.flags import AllowRejectedFlag, JsonFlag, Key, SplitFlag, config_values, rank_here, require
+from pipeline.commands.flags import (
+    AddressFlag,
+    AllowRejectedFlag,
+    EngineFlag,
+    JsonFlag,
+    Key,
+    ModelWorkersFlag,
+    RayResourcesFlag,
+    SplitFlag,
+    config_values,
+    engine_of,
+    one_worker,
+    require,
+)
 from schemas import console
 from schemas.config import GenerateConfig
 from schemas.errors import Exit, UsageError
@@ -131,14 +144,10 @@ def generate(
         Key("model.trust_remote_code"),
     ] = None,
     split: SplitFlag = None,
-    workers: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Processes, each with the model in memory: one a GPU. A process uses all cores (its share of them). "
-            "Never changes the output.",
-        ),
-    ] = 1,
+    workers: ModelWorkersFlag = None,
+    engine: EngineFlag = "local",
+    address: AddressFlag = None,
+    ray_resources: RayResourcesFlag = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier file of ours, or an unfinished run.")] = False,
     allow_rejected: AllowRejectedFlag = False,
     dry_run: Annotated[
@@ -164,20 +173,31 @@ def generate(
     for key, named in (("inputs", "prompts"), ("model.model", "--model")):
         require(values, key, named, "generate")
     settings = GenerateConfig.parse(values, where)
-    rank = rank_here(settings.inputs)
     require_writable(out, overwrite)
-    with planned(settings, out) as plan:
+    with (
+        engine_of(given, one_worker, settings.model.device, settings.inputs) as made_by,
+        planned(settings, out) as plan,
+    ):
         # what takes seconds to import comes after all that a wrong name would be refused for
         from pipeline.generate import place, report
 
         if dry_run:
-            estimated = report.estimate(plan, workers=workers)
-            if as_json:
-                console.emit_json(estimated)
-            else:
-                report.show_estimate(estimated, plan.config, out)
-            return
-        outcome = place.generate(plan, workers=workers, overwrite=overwrite, quiet=as_json, rank=rank)
+            estimated = report.estimate(plan, workers=made_by.workers)
+        else:
+            outcome = place.generate(
+                plan,
+                workers=made_by.workers,
+                overwrite=overwrite,
+                quiet=as_json,
+                rank=made_by.rank,
+                cluster=made_by.cluster,
+            )
+    if dry_run:
+        if as_json:
+            console.emit_json(estimated)
+        else:
+            report.show_estimate(estimated, plan.config, out)
+        return
     manifest = outcome.manifest
     if manifest is None:
         return  # rank 0 tells

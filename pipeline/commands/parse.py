@@ -6,16 +6,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.commands.flags import (
+    AddressFlag,
     AllowRejectedFlag,
     ConfigFlag,
+    EngineFlag,
     JsonFlag,
     Key,
     OverwriteFlag,
+    RayResourcesFlag,
     SetFlag,
     SplitFlag,
     WorkersFlag,
     config_values,
-    rank_here,
+    engine_of,
     require,
     run_workers,
 )
@@ -185,6 +188,9 @@ def parse(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only the first N rows."), Key("limit")] = None,
     workers: WorkersFlag = None,
+    engine: EngineFlag = "local",
+    address: AddressFlag = None,
+    ray_resources: RayResourcesFlag = None,
     overwrite: OverwriteFlag = False,
     allow_rejected: AllowRejectedFlag = False,
     dry_run: Annotated[
@@ -212,16 +218,25 @@ def parse(
     ):
         require(values, key, named, "parse")
     settings = ParseConfig.parse(values, where)
-    rank = rank_here(settings.inputs)
-    count = workers or run_workers(rank.local_count)
+    with engine_of(given, run_workers, settings.parser.device, settings.inputs) as made_by:
+        if dry_run:
+            estimated = prepare.estimate(settings, out, workers=made_by.workers)
+        else:
+            outcome = prepare.prepare(
+                settings,
+                out,
+                workers=made_by.workers,
+                overwrite=overwrite,
+                quiet=as_json,
+                rank=made_by.rank,
+                cluster=made_by.cluster,
+            )
     if dry_run:
-        estimated = prepare.estimate(settings, out, workers=count)
         if as_json:
             console.emit_json(estimated)
         else:
             report.show_estimate(estimated, out)
         return
-    outcome = prepare.prepare(settings, out, workers=count, overwrite=overwrite, quiet=as_json, rank=rank)
     finish(outcome, out, allow_rejected, as_json)
 
 

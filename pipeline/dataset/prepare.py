@@ -13,7 +13,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.align.vocabulary import SideVocabulary
 from pipeline.dataset import assemble, shards
@@ -38,6 +38,9 @@ from schemas.errors import UserError
 from schemas.manifest import InputFile
 from schemas.part_names import names_of
 from schemas.rows import RowError
+
+if TYPE_CHECKING:
+    from pipeline.shards.cluster import Cluster
 
 #: Rows from which fields are detected and tokenizers are audited before the run.
 SAMPLE_ROWS = 200
@@ -183,6 +186,11 @@ class PreparePlan:
         return self.corpus.read(start, stop)
 
     @property
+    def reads(self) -> dict[str, str]:
+        """What the stage opens; rows come to it."""
+        return reads_of(self.config, SIDES) | {"parser model": self.config.parser.model}
+
+    @property
     def vocabularies(self) -> dict[Side, SideVocabulary]:
         """Those of the stage's tokenizers."""
         return {side: SideVocabulary.of(tokenizer) for side, tokenizer in self.stage.tokenizers.items()}
@@ -194,6 +202,15 @@ class PreparePlan:
     def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Record | Rejected]]]:
         """(index, input rows) of the wanted shards, in order."""
         return self.corpus.items(self.shard_rows, wanted)
+
+
+def reads_of(config: ParseConfig, sides: Sequence[Side]) -> dict[str, str]:
+    """Tokenizers and templates of sides, by what a person calls them."""
+    reads = {"template": config.template}
+    for side in sides:
+        own = getattr(config, side)
+        reads |= {f"{side}'s tokenizer": own.tokenizer} | ({f"{side}'s template": own.template} if own.template else {})
+    return reads
 
 
 def package_versions() -> dict[str, str]:
@@ -245,6 +262,7 @@ def prepare(
     overwrite: bool = False,
     quiet: bool = False,
     rank: Rank = ALONE,
+    cluster: "Cluster | None" = None,
 ) -> Outcome:
     """Prepare a dataset at `out`; goes on from an interrupted run of the same config.
 
@@ -255,7 +273,9 @@ def prepare(
         stage = pool.Made(ready.stage, partial(PrepareStage, ready.config))
         for note in ready.notes if rank.number == 0 else ():
             console.stderr.print(console.Text(note, "yellow"))
-        return publish(DATASET, ready, stage, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank)
+        return publish(
+            DATASET, ready, stage, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank, cluster=cluster
+        )
 
 
 def estimate(config: ParseConfig, out: Path, *, workers: int) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from pipeline.align.vocabulary import SideVocabulary, read_side
 from pipeline.dataset import assemble, shards
-from pipeline.dataset.prepare import load_tokenizers
+from pipeline.dataset.prepare import load_tokenizers, reads_of
 from pipeline.dataset.rows import ROW_COLUMNS, stored_rows
 from pipeline.dataset.seal import DATASET, Outcome
 from pipeline.read.records import RAW_LIMIT, Rejected
@@ -33,6 +33,9 @@ from schemas.errors import UsageError, UserError
 from schemas.keys import assign
 from schemas.manifest import CONFIG, InputFile, Manifest, ShardFile, read_manifest
 from trainer.models.chat_template import require_known
+
+if TYPE_CHECKING:
+    from pipeline.shards.cluster import Cluster
 
 #: Rows on which a new tokenizer is audited before the run.
 AUDIT_ROWS = 200
@@ -91,6 +94,11 @@ class RealignPlan:
             "config": self.config.model_dump(mode="json"),
             "tokenizers": self.tokenizers,
         }
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """What the stage opens."""
+        return reads_of(self.config, self.changed) | {"dataset": str(self.source)}
 
     def rows_in(self, index: int) -> int:
         """Rows of a shard as it was."""
@@ -179,6 +187,7 @@ def realign(
     overwrite: bool,
     quiet: bool,
     rank: Rank = ALONE,
+    cluster: "Cluster | None" = None,
 ) -> Outcome:
     """Write `dataset` to `out` with other tokenizers or chat templates; `sides` maps a side to its `SideConfig` values.
 
@@ -211,4 +220,6 @@ def realign(
     vocabularies |= {side: _vocabulary_before(dataset, before, side) for side in SIDES if side not in changed}
     plan = RealignPlan(dataset, before, config, identities, changed, vocabularies)
     make = pool.Made(stage, partial(RealignStage, config, changed))
-    return publish(DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank)
+    return publish(
+        DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank, cluster=cluster
+    )

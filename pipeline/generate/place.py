@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -20,6 +20,9 @@ from schemas.console import counted
 from schemas.errors import StateError, UserError
 from schemas.responses import ResponsesManifest, manifest_of, read_responses_manifest, rejected_of, work_of
 from trainer.models.loading import placed
+
+if TYPE_CHECKING:
+    from pipeline.shards.cluster import Cluster
 
 
 def shard_name(index: int, total: int) -> str:
@@ -64,7 +67,13 @@ def make_stage(plan: GeneratePlan, local: int, threads: int) -> GenerateStage:
 
 
 def generate(
-    plan: GeneratePlan, *, workers: int, overwrite: bool = False, quiet: bool = False, rank: Rank = ALONE
+    plan: GeneratePlan,
+    *,
+    workers: int,
+    overwrite: bool = False,
+    quiet: bool = False,
+    rank: Rank = ALONE,
+    cluster: "Cluster | None" = None,
 ) -> Outcome[ResponsesManifest]:
     """Write the file; goes on from an interrupted run of the same config.
 
@@ -78,12 +87,14 @@ def generate(
     if not overwrite and (manifest := finished(plan)) is not None:
         return Outcome(None if rank.number else manifest, plan.shards, already_finished=True)
     workers = min(workers, plan.shards)
-    threads = pool.threads_of(workers, rank.local_count)
+    threads = cluster.cores if cluster else pool.threads_of(workers, rank.local_count)
     stage: Callable[[], pool.Stage] = partial(make_stage, plan, rank.local * workers, threads)
-    if workers == 1:
+    if workers == 1 and cluster is None:
         stage = pool.Made(stage(), stage)  # a model that cannot be used is refused before anything is written
     work = work_of(plan.out)
-    return publish(RESPONSES, plan, stage, work, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank)
+    return publish(
+        RESPONSES, plan, stage, work, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank, cluster=cluster
+    )
 
 
 def seal(plan: GeneratePlan, space: Workspace) -> ResponsesManifest:

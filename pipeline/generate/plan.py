@@ -68,6 +68,11 @@ class GeneratePlan:
             "template": self.template,
         }
 
+    @property
+    def reads(self) -> dict[str, str]:
+        """What the stage opens; rows come to it."""
+        return {"model": self.config.model.model} | ({"template": self.config.template} if self.config.template else {})
+
     def rows_in(self, index: int) -> int:
         """Input rows of a shard."""
         return min(self.shard_rows, self.corpus.rows - index * self.shard_rows)

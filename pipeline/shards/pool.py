@@ -101,13 +101,18 @@ def _work(index: int, item: Any) -> tuple[int, int]:
         raise _refusal
     assert _stage is not None
     assert _workspace is not None
+    return publish_one(_stage, _workspace, index, item)
+
+
+def publish_one(stage: Stage, workspace: Workspace, index: int, item: Any) -> tuple[int, int]:
+    """Make a shard and publish it; its rows and tokens, as ticked."""
     rows, tokens = 0, 0
 
     def tick(more_rows: int, more_tokens: int) -> None:
         nonlocal rows, tokens
         rows, tokens = rows + more_rows, tokens + more_tokens
 
-    _workspace.publish(index, _stage.run(item, tick))
+    workspace.publish(index, stage.run(item, tick))
     return rows, tokens
 
 

@@ -107,6 +107,16 @@ class Workspace:
         """Where the run keeps what is gone when it has finished."""
         return self.out / WORK
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where anything is written."""
+        return self.out, (self.out / self.layout.shards).parent, self.work
+
+    def clear_partial(self) -> None:
+        """Remove what writers have left that are no more."""
+        for folder in self.folders:
+            files.clear_partial(folder)
+
     def publish(self, index: int, output: Output) -> None:
         """Write one shard and the files that come with it, then its receipt.
 
@@ -230,10 +240,11 @@ def workspace(
             yield None
             return
         claim(work, record)
-        for place in (out, (out / layout.shards).parent, work):
-            place.mkdir(exist_ok=True)
-            files.clear_partial(place)
-        yield Workspace(out, layout, shards)
+        space = Workspace(out, layout, shards)
+        for folder in space.folders:
+            folder.mkdir(exist_ok=True)
+        space.clear_partial()
+        yield space
     finally:
         lock.release()
         if work.is_dir() and not (work / RUN).exists():

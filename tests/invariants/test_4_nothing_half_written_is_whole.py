@@ -43,19 +43,24 @@ KILLS = 6
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
+MAKE = preparing.PrepareStage
+MADE = {}
+
+
+def kept_stage(config):
+    """The stage of a config, loaded once; by its name also in workers, which get it pickled."""
+    key = config.to_yaml()
+    MADE[key] = MADE.get(key) or MAKE(config)
+    return MADE[key]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_stage():
-    """Every run of a config has the same stage, loaded once: it is the writing that is interrupted here."""
-    make, made = preparing.PrepareStage, {}
-
-    def stage(config):
-        key = config.to_yaml()
-        made[key] = made.get(key) or make(config)
-        return made[key]
-
+    """Every run of a config has the same stage: it is the writing that is interrupted here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "PrepareStage", stage)
+        patch.setattr(preparing, "PrepareStage", kept_stage)
         yield
+    MADE.clear()
 
 
 @pytest.fixture(scope="module")
