@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from forks import forked_workers, killed_at, on_full_disk, on_ranks, signalled_at  # noqa: F401  # fixtures
 from hub_stand_in import hub  # noqa: F401  # a fixture
+from same_folders import pytest_collect_directory  # noqa: F401  # a hook
 
 settings.register_profile(
     "project", deadline=None, max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
