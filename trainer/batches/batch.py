@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from trainer.maths.ragged import pointers, spread
 from trainer.maths.spans import LearntSpans
 
 
@@ -42,6 +43,7 @@ class TeacherTokens:
     position_rows: Int64[Tensor, " pointers"]  # positions of each document; CPU
     targets: Int64[Tensor, " teacher_positions"]  # those next ones
     final: Float[Tensor, "teacher_positions teacher_hidden"] | None = None  # its last states at `positions`
+    whole_final: Float[Tensor, "teacher_tokens teacher_hidden"] | None = None  # its last states at all of its tokens
     argmax: Int64[Tensor, " teacher_positions"] | None = None  # its likeliest next tokens there; CPU
     entropy: Float32[Tensor, " teacher_positions"] | None = None  # of its distributions there, in nats
     logprob: Float32[Tensor, " teacher_positions"] | None = None  # of `targets`, as it says
@@ -104,6 +106,30 @@ class Batch:
             return tensor if path[-1] in _STRUCTURE else tensor.to(device, non_blocking=True)
 
         return mapped(self, moved)
+
+
+def everywhere(batch: Batch) -> Batch:
+    """The batch as if all tokens of both sides were learnt, but a document's first, which is nobody's next.
+
+    Tokens of both sides alone, with `whole_final` in place of the teacher's `final`: all else is of what is really learnt.
+    """
+    teacher = batch.teacher
+    assert teacher is not None
+    assert teacher.whole_final is not None
+    positions, position_rows = _followed(batch.rows)
+    theirs, their_rows = _followed(teacher.rows)
+    here, there = (each.to(batch.ids.device, non_blocking=True) for each in (positions, theirs))
+    tokens = TeacherTokens(
+        teacher.ids, teacher.rows, there, their_rows, teacher.ids[there + 1], final=teacher.whole_final[there]
+    )
+    return Batch(batch.documents, batch.ids, batch.rows, here, position_rows, batch.ids[here + 1], teacher=tokens)
+
+
+def _followed(rows: Int64[Tensor, " pointers"]) -> tuple[Int64[Tensor, " positions"], Int64[Tensor, " pointers"]]:
+    """Tokens that another one of their document follows, and pointers of each document's; on the CPU."""
+    position_rows = pointers((rows.diff() - 1).clamp_min(0))
+    shift = spread(rows[:-1] - position_rows[:-1], position_rows)
+    return torch.arange(int(position_rows[-1])) + shift, position_rows
 
 
 #: what stays on the CPU

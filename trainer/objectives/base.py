@@ -47,6 +47,7 @@ class Needs:
     instead: str | None = None  # what to set where the same tokens are needed and the two sides have others
     # what needs no common tokens
     teacher_final: bool = False  # last states at the teacher's own positions
+    whole_final: bool = False  # last states of all of the teacher's own tokens
     embeddings: bool = False  # its input embeddings
     argmax: bool = False  # its likeliest tokens, at its own positions
     entropy: bool = False  # that of its distributions there

@@ -9,6 +9,9 @@ notation of `trainer.objectives.dskd`, W_v the same map, W_e one of this term's 
 and the term is the sum of nDTW(X, Y) (`trainer.maths.warping`) over the spaces of `on` and over documents, divided by the
 student's learnt tokens, since nDTW grows with length. `band` keeps paths near DSKD's attention A, a constant. Gradients go to
 the student, its embeddings included, and to W_v and W_e. A document of which one side has nothing to learn adds 0.
+
+With `positions: all` the sequences are whole documents, prompts included: all tokens but the last, each with the one that
+follows, as the paper's text has it. A is then DSKD's attention among all of these. The denominator stays as it is.
 """
 
 from collections.abc import Mapping
@@ -20,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from schemas.errors import UsageError
-from trainer.batches.batch import Batch
+from trainer.batches.batch import Batch, everywhere
 from trainer.maths.warping import Band, table_sizes, warping
 from trainer.objectives.base import Beginning, Needs, Objective, Options, Ramp, Setting, StateObjective
 from trainer.objectives.dskd import DualSpace
@@ -33,8 +36,9 @@ class SoftDtwOptions(Options):
 
     gamma: Annotated[float, Field(gt=0)] | Ramp = 2.0  # temperature of the minimum over paths
     band: Band | None = Band()  # None: no path costs more than it does
-    on: tuple[Space, ...] = Field(default=("hidden", "embeddings"), min_length=1)
-    normalised: bool = True  # else nothing is taken off for what either side is by itself
+    on: tuple[Space, ...] = Field(default=("hidden", "embeddings"), min_length=1)  # spaces that are warped and added up
+    normalised: bool = True  # nDTW; else sdtw(C^XY), from which nothing is taken off for what either side is by itself
+    positions: Literal["response", "all"] = "response"  # of both sides: what is learnt, or the prompt's tokens as well
 
     @model_validator(mode="after")
     def _known(self) -> "SoftDtwOptions":
@@ -71,8 +75,12 @@ class SoftDtw(StateObjective):
             )
 
     def needs(self) -> Needs:
-        """Last states at the teacher's own positions, its input embeddings."""
-        return Needs(teacher_final=True, embeddings="embeddings" in self.config.on)
+        """Last states at the teacher's own positions, or of all its tokens, and its input embeddings."""
+        return Needs(
+            teacher_final=True,
+            whole_final=self.config.positions == "all",
+            embeddings="embeddings" in self.config.on,
+        )
 
     def begin(self, beginning: Beginning) -> None:
         """Raises UsageError for embeddings that are not as wide as the teacher's last states."""
@@ -92,6 +100,8 @@ class SoftDtw(StateObjective):
 
     def forward(self, states: Mapping[int, Float[Tensor, "tokens _"]], batch: Batch) -> Float[Tensor, " one"]:
         """The sum over documents and spaces."""
+        if self.config.positions == "all":
+            batch = everywhere(batch)
         teacher = batch.teacher
         assert teacher is not None
         spaces = {"hidden": self._hidden, "embeddings": self._embeddings}

@@ -37,6 +37,7 @@ _SIGNALS: Final[Mapping[str, Signal]] = {
     "states": "states",
     "position_states": "states",
     "span_states": "states",
+    "whole_final": "final",
 }
 #: Needs of tokens, which one cache serves together.
 _OF_TOKENS: Final = frozenset({"states", "position_states"})
@@ -164,6 +165,7 @@ class CachedTeacher:
         return replace(
             tokens,
             final=self._final("teacher", rows, positions) if self._demand.teacher_final else None,
+            whole_final=self._whole_final(rows, len(tokens.ids)) if self._demand.whole_final else None,
             argmax=self._scalars("argmax", rows, positions) if self._demand.argmax else None,
             entropy=self._scalars("entropy", rows, positions) if self._demand.entropy else None,
             logprob=self._scalars("logprob", rows, positions) if (None, "logprob") in self._serving else None,
@@ -186,6 +188,13 @@ class CachedTeacher:
         cache = self._serving[None, "final"]
         final = torch.cat([cache.vectors(row, "final", part=part) for row, part in self._learnt(side, rows, cache)[0]])
         _require_as_many(cache, len(final), positions, "last states")
+        return final
+
+    def _whole_final(self, rows: Rows, tokens: int) -> Float[Tensor, "tokens hidden"]:
+        """The teacher's last states at all of its tokens."""
+        cache = self._serving[None, "whole_final"]
+        final = torch.cat([cache.vectors(row, "final") for row in rows.tolist()])
+        _require_as_many(cache, len(final), tokens, "last states")
         return final
 
     def _scalars(self, name: Scalar, rows: Rows, positions: int) -> Shaped[Tensor, " positions"]:
@@ -277,6 +286,8 @@ class CachedTeacher:
                 has = layer is None or cache.layers.get(layer) == self._demand.granularities[layer]
             if need != _WEIGHTS:
                 has = has and _SIGNALS.get(need, need) in cache.config.signals
+            if need == "whole_final":
+                has = has and not cache.config.response_only
             if need == "topk":
                 has = has and cache.config.topk >= self._demand.likeliest
             if need == "relations":
@@ -293,7 +304,9 @@ class CachedTeacher:
         layer, need = missing[0]
         remedy = "make one, and name it there as well"
         if layer is None:
-            what = f"No cache in `data.caches` has the signal `{need}`"
+            what = f"No cache in `data.caches` has the signal `{_SIGNALS.get(need, need)}`"
+            if need == "whole_final":
+                what += " of tokens outside of responses (`response_only: false`)"
             if need == "topk" and self._demand.likeliest:
                 what += f" of {self._demand.likeliest} tokens"
         elif need in _SPAN_NEEDS:
@@ -355,7 +368,7 @@ class CachedTeacher:
             layers=tuple(LayerConfig(layer=each, granularity=self._granularity(each)) for each in layers),
             signals=tuple(signal for signal in get_args(Signal) if signal in signals),
             state_tokens="all" if needs & {"position_states", "span_states"} else "covered",
-            response_only="states" not in needs and not needs.isdisjoint(_OF_LEARNT),
+            response_only=needs.isdisjoint({"states", "whole_final"}) and not needs.isdisjoint(_OF_LEARNT),
             weights=self._demand.weights,
             window=self._demand.window if "relations" in signals else WINDOW,
             limit=self.documents.limit,
@@ -372,17 +385,18 @@ class CachedTeacher:
         return first.command(**changed, dataset=wanted.dataset, layers=wanted.layers, limit=rows)
 
 
-def _once_a_document(demand: TeacherNeeds) -> list[Signal]:
+def _once_a_document(demand: TeacherNeeds) -> list[str]:
     """What is demanded that is of no layer."""
-    needed: dict[Signal, bool] = {
+    needed = {
         "final": demand.head,
+        "whole_final": demand.whole_final,
         "topk": demand.topk or demand.likeliest > 0,
         "argmax": demand.argmax,
         "entropy": demand.entropy,
         "logprob": demand.logprob and not demand.logits,
         "embeddings": demand.embeddings,
     }
-    return [signal for signal, is_needed in needed.items() if is_needed]
+    return [need for need, is_needed in needed.items() if is_needed]
 
 
 def _of_spans(demand: TeacherNeeds) -> list[tuple[int | None, str]]:

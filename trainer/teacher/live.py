@@ -49,7 +49,7 @@ class LiveTeacher:
         request = Request(
             layers=tuple(sorted({*demand.layers, *of_spans})),
             attention=of_spans if demand.spans is not None and demand.spans.weights == "attention" else (),
-            final=demand.head,
+            final=demand.head or demand.whole_final,
             topk=max(self._topk, demand.likeliest) or None,
             scalars=tuple(name for name in SCALARS if getattr(demand, name)),
         )
@@ -125,6 +125,7 @@ class LiveTeacher:
         return replace(
             tokens,
             final=_at(final, tokens.positions) if self._demand.teacher_final and final is not None else None,
+            whole_final=final if self._demand.whole_final else None,
             argmax=None if argmax is None else _at(argmax, tokens.positions).to("cpu", torch.int64),
             entropy=None if entropy is None else _at(entropy, tokens.positions),
             logprob=None if logprob is None else _at(logprob, tokens.positions),

@@ -23,6 +23,7 @@ class TeacherNeeds:
     window: int | None = None  # of pairs of units; None: all count
     # as `trainer.objectives.base.Needs` has them
     teacher_final: bool = False
+    whole_final: bool = False
     embeddings: bool = False
     argmax: bool = False
     entropy: bool = False
@@ -49,6 +50,7 @@ class TeacherNeeds:
         """Whether some term looks at the teacher's own tokens."""
         return (
             self.teacher_final
+            or self.whole_final
             or self.embeddings
             or self.argmax
             or self.entropy
@@ -94,6 +96,7 @@ def teacher_needs(
         weights=weights,
         window=window,
         teacher_final=any(needs.teacher_final for needs in terms.values()),
+        whole_final=any(needs.whole_final for needs in terms.values()),
         embeddings=any(needs.embeddings for needs in terms.values()),
         argmax=any(needs.argmax for needs in terms.values()),
         entropy=any(needs.entropy for needs in terms.values()),

@@ -1,5 +1,6 @@
 """The term `soft_dtw` against plain float64 loops over its equations, on documents of two tokenizers; and what learns from it."""
 
+import copy
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -10,6 +11,7 @@ from torch import nn
 
 from dtw import by_loops
 from schemas.errors import UsageError
+from trainer.batches.batch import Batch, TeacherTokens
 from trainer.models.embeddings import Embeddings
 from trainer.objectives import build
 from trainer.student.distiller import Distiller
@@ -93,6 +95,39 @@ def test_against_plain_loops(dual, options):
     assert problem.value(term).item() == pytest.approx(expected, rel=1e-9)
     if options.get("band") == BAND:
         assert expected != pytest.approx(plain(problem, term, of_dual, **{"gamma": 2.0} | options | {"band": None}))
+
+
+def whole(problem):
+    """The problem with the teacher's states of all its tokens, and the same as if all but first tokens were learnt."""
+    teacher = problem.batch.teacher
+    states = torch.randn(len(teacher.ids), TEACHER, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    problem.batch = replace(problem.batch, teacher=replace(teacher, whole_final=states))
+
+    def all_of(side):
+        tokens = list(pairwise(side.rows.tolist()))
+        before = torch.tensor([token for start, end in tokens for token in range(start, end - 1)])
+        rows = torch.tensor([0, *(max(end - start - 1, 0) for start, end in tokens)]).cumsum(0)
+        return side.ids, side.rows, before, rows, side.ids[before + 1]
+
+    other = copy.copy(problem)
+    places = all_of(teacher)
+    tokens = TeacherTokens(*places, final=states[places[2]])
+    other.batch = Batch(problem.batch.documents, *all_of(problem.batch), teacher=tokens)
+    return other
+
+
+@pytest.mark.parametrize("band", [BAND, None])
+def test_all_positions_are_those_of_whole_documents(band):
+    """The band with them; the denominator stays what is learnt, and with responses alone nothing of prompts counts."""
+    problem = TwoTokenizers(WITH_EMPTY)
+    of_all = whole(problem)
+    term, dual = terms_of(problem, positions="all", band=band)
+    expected = plain(of_all, term, dual, 2.0, band) * len(of_all.batch.targets) / len(problem.batch.targets)
+    assert problem.value(term).item() == pytest.approx(expected, rel=1e-9)
+    assert term.needs().whole_final
+    of_responses, dual = terms_of(problem, band=band)
+    assert problem.value(of_responses).item() == pytest.approx(plain(problem, of_responses, dual, 2.0, band), rel=1e-9)
+    assert not of_responses.needs().whole_final
 
 
 def test_finite_differences():

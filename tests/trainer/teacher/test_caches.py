@@ -252,6 +252,17 @@ def test_what_cross_tokenizer_terms_need_and_no_cache_has(make_cache, prepared, 
     assert ("--set response_only=true" in command) == (need != "embeddings")
 
 
+def test_states_of_prompts_are_not_in_a_cache_of_responses(make_cache, prepared):
+    cache = make_cache(layers=[], signals=["final"], response_only=True)
+    assert source_of(prepared, [cache], needs=(), teacher_final=True).fetch(ROWS).teacher.whole_final is None
+    with pytest.raises(
+        UsageError, match=r"signal `final` of tokens outside of responses \(`response_only: false`\)"
+    ) as error:
+        source_of(prepared, [cache], needs=(), teacher_final=True, whole_final=True)
+    again = f"mta-prep cache-teacher --config {cache}/config.yaml --set response_only=false -o OTHER"
+    assert command_in(error) == again
+
+
 def test_a_cache_for_another_method(make_cache, prepared, command, tmp_path):
     documents, cache = Documents(prepared), make_cache(**TOP)
     told = Caches([cache], documents).command("dskd-eta")

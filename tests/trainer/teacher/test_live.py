@@ -196,6 +196,7 @@ def teacher_of_a_kind(request, tiny_teacher, tmp_path_factory):
 @pytest.mark.parametrize("response_only", [False, True])
 def test_the_teachers_own_tokens_whatever_the_students(make_cache, teacher_of_a_kind, prepared, response_only):
     needs = {"teacher_final": True, "argmax": True, "entropy": True, "embeddings": True}
+    needs["whole_final"] = not response_only
     documents = Documents(prepared)
     wanted = needing(documents, pairs=[], **needs)
     cache = make_cache(
@@ -221,6 +222,9 @@ def test_the_teachers_own_tokens_whatever_the_students(make_cache, teacher_of_a_
         first, last = tokens.position_rows[place : place + 2].tolist()
         assert (tokens.positions[first:last] - tokens.rows[place]).tolist() == before
         assert tokens.targets[first:last].tolist() == [ids[each + 1] for each in before]
+        if not response_only:
+            assert len(tokens.whole_final) == len(tokens.ids)
+            assert torch.equal(tokens.whole_final[tokens.positions], tokens.final)
         logits = cached.head.logits(tokens.final[first:last])
         torch.testing.assert_close(logits.log_softmax(1), logprobs[before], rtol=1e-4, atol=1e-4)
         at_best = logprobs[before].gather(1, tokens.argmax[first:last, None]).squeeze(1)
