@@ -40,6 +40,9 @@ WAYS = ("sft", "cached", "cached_srkl", "live", "usual")
 #: Methods for two tokenizers, beside cross-entropy.
 FAMILY: dict[str, dict[str, Any]] = {
     "spans": {"span_cos": {"weight": 0.5}, "span_geometry": {"weight": 25}, "span_kl": {"weight": 0.5}},
+    "span_cos": {"span_cos": {"weight": 0.5}},
+    "span_geometry": {"span_geometry": {"weight": 25}},
+    "span_kl": {"span_kl": {"weight": 0.5}},
     "dskd": {"dskd": {}},
     "dskd_top": {"dskd": {"top": 16}},
     "dskd_student_space": {"dskd": {"teacher_space": False}},
