@@ -271,6 +271,7 @@ class CacheConfig(Strict):
     #: of pairs of units of long documents (`trainer.maths.triangle`); None: all pairs, as in caches older than this key
     window: int | None = Field(default=None, ge=2)
     topk: int = Field(default=64, ge=1)
+    sorted: int = Field(default=1024, ge=1)  # probabilities of each distribution; of a smaller vocabulary, all
     token_budget: int = Field(default=4096, ge=16)  # tokens in one batch; may move last bits, so it is recorded
     shard_bytes: Annotated[int, BeforeValidator(_bytes)] = Field(default=1 << 30, ge=1 << 16)  # of one shard, about
     shard_tokens: int = Field(default=1 << 18, ge=1)  # of one shard, at most: what an interruption can cost

@@ -20,11 +20,12 @@ indices into Hugging Face `hidden_states` (0 the embeddings, the last one after 
 | `learnt_index` | [learnt tokens] | int32 | `response_only`: which of the row's tokens these are |
 | `final` | [learnt tokens, d] | storage | `final`: last hidden state, after the final norm |
 | `topk.indices`, `topk.logprobs` | [learnt tokens, k] | int32, float16 | `topk` |
+| `sorted` | [learnt tokens, K] | float16 | `sorted`: probabilities of the likeliest next tokens, falling |
 | `entropy` | [learnt tokens] | float32 | `entropy`: of the next token, in nats |
 | `argmax` | [learnt tokens] | int32 | `argmax`: the likeliest next token |
 | `logprob` | [learnt tokens] | float32 | `logprob`: of the row's own next token; 0 behind its last |
 
-The last three are of the teacher's own logits, before anything is rounded for storage. States of the deepest layer are
+The last four are of the teacher's own logits, before anything is rounded for storage. States of the deepest layer are
 not there where `final` holds the same ones (`CacheConfig.states_are_final`); their weights are.
 
 With `response_only`, the learnt tokens of a row are those in the dataset's `teacher_responses` and the one before each,
@@ -43,7 +44,7 @@ from typing import Final, Literal, get_args
 import pyarrow as pa
 
 Signal = Literal[
-    "relations", "units", "states", "final", "topk", "attention", "entropy", "argmax", "logprob", "embeddings"
+    "relations", "units", "states", "final", "topk", "sorted", "attention", "entropy", "argmax", "logprob", "embeddings"
 ]
 #: What is said of a whole distribution in one number.
 Scalar = Literal["entropy", "argmax", "logprob"]
@@ -71,6 +72,7 @@ RECIPES: Final[dict[str, tuple[Signal, ...]]] = {
     "dskd-eta": ("final", "argmax"),
     "dwa": ("final", "entropy", "embeddings"),
     "gold": ("final", "logprob"),
+    "uld": ("sorted", "logprob"),
     "logits": ("final",),
 }
 
@@ -80,6 +82,7 @@ LEARNT_ROWS: Final = "learnt_rows"
 LEARNT_INDEX: Final = "learnt_index"
 TOPK_INDICES: Final = "topk.indices"
 TOPK_LOGPROBS: Final = "topk.logprobs"
+SORTED: Final = "sorted"
 ENTROPY: Final = "entropy"
 ARGMAX: Final = "argmax"
 LOGPROB: Final = "logprob"
@@ -142,6 +145,7 @@ PARTS: Final[dict[str, Part]] = {
     FINAL: Part("learnt", "final"),
     TOPK_INDICES: Part("learnt", "topk"),
     TOPK_LOGPROBS: Part("learnt", "topk"),
+    SORTED: Part("learnt", "sorted"),
     ENTROPY: Part("learnt", "entropy"),
     ARGMAX: Part("learnt", "argmax"),
     LOGPROB: Part("learnt", "logprob"),

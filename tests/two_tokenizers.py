@@ -68,6 +68,7 @@ class TwoTokenizers:
             final=teacher.final,
             argmax=logits.argmax(1),
             entropy=-(logprobs.exp() * logprobs).sum(1).float(),
+            sorted=logprobs.topk(TOP).values.exp().float(),
             likeliest=logprobs.topk(TOP).indices,
             likeliest_logprobs=logprobs.topk(TOP).values.float(),
         )
@@ -145,7 +146,7 @@ class TwoTokenizers:
         theirs, _, there = of(batch.teacher)
         of_positions = {
             name: None if values is None else values[there]
-            for name in ("final", "argmax", "entropy", "logprob", "likeliest", "likeliest_logprobs")
+            for name in ("final", "argmax", "entropy", "logprob", "sorted", "likeliest", "likeliest_logprobs")
             for values in [getattr(batch.teacher, name)]
         }
         pairs = batch.pairs
@@ -223,6 +224,33 @@ def chunked(problem, seed=0):
     student, teacher = (torch.tensor(side, dtype=torch.int64).reshape(-1, 2) for side in sides)
     problem.batch = replace(batch, chunks=Chunks(student, teacher, pointers(counts)))
     return problem
+
+
+def chunk_distributions(problem, merge="bayesian"):
+    """Of every document the distributions of its chunks on both sides, of the student's differentiable."""
+    batch, teacher = problem.batch, problem.batch.teacher
+    places = batch.positions.tolist()
+    student = [
+        after(problem.hidden[place] @ problem.head.weight.t() + problem.head.bias, problem.head).softmax(0)
+        for place in places
+    ]
+    other = [problem.teacher_head.logits(row[None])[0].softmax(0) for row in teacher.final]
+    sides = ((student, batch, batch.chunks.student), (other, teacher, batch.chunks.teacher))
+    for first, end in pairwise(batch.chunks.rows.tolist()):
+        yield [
+            tuple(merged(p, side.targets.tolist(), *spans[chunk].tolist(), merge) for p, side, spans in sides)
+            for chunk in range(first, end)
+        ]
+
+
+def merged(p, tokens, first, end, merge):
+    """P of a chunk of positions first … end − 1, by their distributions and the tokens that follow."""
+    chosen = first if merge == "observed" else end - 1
+    product = p[chosen]
+    for place in range(first, end):
+        if place != chosen:
+            product = product * p[place][tokens[place]]
+    return product
 
 
 def after(logits, head):

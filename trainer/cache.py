@@ -186,6 +186,20 @@ class TeacherCache:
         logprobs = self._values(row, names.TOPK_LOGPROBS)[part]
         return indices.to(torch.int64), logprobs.to(torch.float32, copy=True)
 
+    def sorted(self, row: int, part: slice = EVERYTHING) -> Float32[Tensor, "kept_tokens most"]:
+        """Probabilities of the likeliest next tokens after each token of `learnt_index`, or each of some; falling."""
+        values = self._values(row, names.SORTED)
+        if values.dtype != torch.float16 or values.shape[1:] != (self.config.sorted,):
+            raise self.damaged(f"its sorted probabilities are {values.dtype} {tuple(values.shape)}")
+        return values[part].to(torch.float32, copy=True)
+
+    @property
+    def most_sorted(self) -> int:
+        """How many of the likeliest tokens' probabilities it has of each distribution; 0: none."""
+        if "sorted" in self.config.signals:
+            return self.config.sorted
+        return self.config.topk if "topk" in self.config.signals else 0
+
     def entropy(self, row: int) -> Float32[Tensor, " kept_tokens"]:
         """Of the next token after each token of `learnt_index`, by the teacher, in nats."""
         return self._scalar(row, "entropy")

@@ -14,7 +14,7 @@ from trainer.teacher.shape import TeacherShape
 #: Recipes whose losses look at tokens outside of units as well: FDD and SRA, at all that are learnt.
 STATE_TOKENS: Final[dict[str, StateTokens]] = {"fdd": "all", "sra": "all"}
 #: Recipes whose losses look at nothing but what is learnt.
-RESPONSE_ONLY: Final = frozenset({"fdd", "logits", "sra", "dskd", "dskd-eta", "dwa", "gold"})
+RESPONSE_ONLY: Final = frozenset({"fdd", "logits", "sra", "dskd", "dskd-eta", "dwa", "gold", "uld"})
 #: Recipes whose methods work on the last layer, if no other is asked for.
 LAST_LAYER: Final = frozenset({"sra"})
 DEFAULT_RECIPE: Final = "mta"
@@ -76,7 +76,9 @@ def resolved(config: CacheConfig, choice: Choice, shape: TeacherShape) -> CacheC
         layers = automatic_layers(shape.depth)
     elif "layers" not in config.model_fields_set and LAYER_SIGNALS & set(config.signals):
         layers = automatic_layers(shape.depth)[-1 if choice.recipe in LAST_LAYER else 0 :]
-    config = config.model_copy(update={"layers": _in_order(layers)})
+    config = config.model_copy(
+        update={"layers": _in_order(layers), "sorted": min(config.sorted, shape.vocabulary)}  # all there are
+    )
     _check(config, shape)
     return config
 

@@ -27,8 +27,9 @@ from trainer.maths.ragged import check_pointers, pointers, select, spread
 from trainer.maths.triangle import pair_rows, to_fixed_point
 from trainer.models.head import SCALAR_TYPES
 
-#: Log-probabilities of `topk`: their float16 is within 2^-11 of them.
+#: Log-probabilities of `topk` and probabilities of `sorted`: their float16 is within 2^-11 of them.
 LOGPROBS: Final = torch.float16
+PROBABILITIES: Final = torch.float16
 
 
 @dataclass(frozen=True)
@@ -201,11 +202,13 @@ def specs(
     topk: int,
     response_only: bool = False,
     states_of_final: int | None = None,
+    most: int = 0,
 ) -> dict[str, Spec]:
     """Name to tensor, for every tensor of a shard that holds this much; their bytes are the file's but for its header.
 
     `width`: features of the teacher's hidden states at a layer, or of its last ones (None); `topk`: tokens kept of each
-    distribution; `states_of_final`: the layer whose states are those of `final`, and not kept again.
+    distribution; `most`: probabilities of each; `states_of_final`: the layer whose states are those of `final`, and not kept
+    again.
     """
     found: dict[str, Spec] = {}
 
@@ -245,6 +248,7 @@ def specs(
     add_vectors(names.FINAL, storage.final, counts.learnt)
     add(names.TOPK_INDICES, torch.int32, counts.learnt, columns=topk)
     add(names.TOPK_LOGPROBS, LOGPROBS, counts.learnt, columns=topk)
+    add(names.SORTED, PROBABILITIES, counts.learnt, columns=most)
     for name in names.SCALARS:
         add(name, SCALAR_TYPES[name], counts.learnt)
     return found
@@ -273,11 +277,12 @@ def pack(
     final: Float[Tensor, "learnt hidden"] | None,
     topk: tuple[Int32[Tensor, "learnt k"], Float[Tensor, "learnt k"]] | None,
     scalars: Mapping[Scalar, Shaped[Tensor, " learnt"]],
+    falling: Float[Tensor, "learnt most"] | None = None,
     states_of_final: int | None = None,
 ) -> Packed:
     """Everything of a batch that goes into a shard, on the device where it is, without waiting for it.
 
-    `states_of_final`: as of `specs`.
+    `falling`: probabilities of each distribution; `states_of_final`: as of `specs`.
     """
     tensors: dict[str, Tensor] = {}
     peaks: dict[str, Tensor] = {}
@@ -305,6 +310,8 @@ def pack(
     if topk is not None:
         tensors[names.TOPK_INDICES] = topk[0]
         tensors[names.TOPK_LOGPROBS] = topk[1].to(LOGPROBS)
+    if falling is not None:
+        tensors[names.SORTED] = falling.to(PROBABILITIES)
     tensors |= {str(name): values for name, values in scalars.items()}
     return Packed(tensors, peaks)
 

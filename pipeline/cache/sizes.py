@@ -58,6 +58,7 @@ def tensors(config: CacheConfig, shape: TeacherShape, counts: Counts) -> dict[st
         config.topk,
         config.response_only,
         states_of_final(config, shape),
+        config.sorted,
     )
 
 

@@ -121,6 +121,7 @@ class CacheStage:
             attention=layers if "attention" in config.signals else (),
             final="final" in config.signals,
             topk=config.topk if "topk" in config.signals else None,
+            sorted=config.sorted if "sorted" in config.signals else None,
             scalars=tuple(name for name in SCALARS if name in config.signals),
         )
 
@@ -230,6 +231,7 @@ class CacheStage:
                     final=captured.final,
                     topk=captured.topk,
                     scalars=captured.scalars,
+                    falling=captured.sorted,
                     states_of_final=sizes.states_of_final(config, self.shape),
                 )
                 return _on_host(packed)

@@ -215,9 +215,19 @@ def _problem(
         return f"holds entropies that a distribution over {shape.vocabulary} tokens cannot have"
     if name == names.LOGPROB and bool((values > TOLERANCE).any()):
         return "are no log-probabilities"
+    if name == names.SORTED:
+        return _sorted_problem(values.to(torch.float32))
     if name == names.TOPK_LOGPROBS and bool(((values > 0).any()) | (values.diff(dim=1) > 0).any()):
         return "are no log-probabilities, best first"
     return None
+
+
+def _sorted_problem(values: Tensor) -> str | None:
+    if bool(((values < 0) | (values > 1)).any() | (values.diff(dim=1) > 0).any()):
+        return "are no probabilities, likeliest first"
+    # float16 is within 2^-11 of a number, and of small ones within 2^-25
+    most = 1 + 2.0**-10 + values.shape[1] * 2.0**-25
+    return "add up to more than 1" if bool((values.sum(1) > most).any()) else None
 
 
 def _weights_problem(part: str, spec: Spec, tensors: Mapping[str, Tensor], config: CacheConfig) -> str | None:

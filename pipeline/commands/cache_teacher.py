@@ -94,6 +94,13 @@ def cache_teacher(
     topk: Annotated[
         int | None, typer.Option(min=1, help="Tokens kept of each distribution. Default: 64."), Key("topk")
     ] = None,
+    sorted_: Annotated[
+        int | None,
+        typer.Option(
+            "--sorted", min=1, help="Probabilities kept of each sorted distribution, or all there are. Default: 1024."
+        ),
+        Key("sorted"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the dataset's first N rows."), Key("limit")] = None,
     workers: ModelWorkersFlag = None,
     engine: EngineFlag = "local",

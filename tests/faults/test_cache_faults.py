@@ -40,7 +40,7 @@ POINTS = [
     )
     for when in ("before", "after")
 ]
-SIGNALS = ["relations", "final", "entropy", "argmax", "logprob", "embeddings"]
+SIGNALS = ["relations", "final", "sorted", "entropy", "argmax", "logprob", "embeddings"]
 #: Caches made, and times that each one's run is killed, at random moments of about as long as it takes.
 CACHES = 3
 KILLS = 3
@@ -191,6 +191,10 @@ def shifted(values, by):
         (SHARD, "entropy", lambda t: t[:1].fill_(9.0), "entropies that a distribution over 4096 tokens cannot have"),
         (SHARD, "argmax", lambda t: t[:1].fill_(4096), "tokens outside the vocabulary of 4096"),
         (SHARD, "logprob", lambda t: t[:1].fill_(0.1), "are no log-probabilities"),
+        (SHARD, "sorted", lambda t: t[:1].neg_(), "are no probabilities, likeliest first"),
+        (SHARD, "sorted", lambda t: t[:1, :2].copy_(t[:1, :2].flip(1)), "are no probabilities, likeliest first"),
+        (SHARD, "sorted", lambda t: t[:1, 0].fill_(1.001), "are no probabilities, likeliest first"),
+        (SHARD, "sorted", lambda t: t[:1, :9].fill_(0.12), "add up to more than 1"),
         ("head.safetensors", "weight", lambda t: t[:1].fill_(float("nan")), "NaN or infinite"),
         ("embeddings.safetensors", "weight", lambda t: t[:1].fill_(float("inf")), "NaN or infinite"),
         ("embeddings.safetensors", "ids", lambda t: t[1:2].copy_(t[:1]), "no rising tokens of the vocabulary of 4096"),

@@ -124,6 +124,7 @@ def said_by(folder):
             values += [cache.units(row, layer), cache.states(row, layer), cache.state_index(row, layer)]
             values += [cache.token_weights(row, layer), cache.attention(row, layer)]
         values += [cache.final(row), *cache.topk(row), cache.entropy(row), cache.argmax(row), cache.logprob(row)]
+        values.append(cache.sorted(row))
     return [*values, cache.embeddings.weight, cache.embeddings.ids]
 
 

@@ -50,6 +50,7 @@ def config_of(**values):
         "teacher": {"model": "org/teacher"},
         "layers": [{"layer": layer, "granularity": name} for layer, name in LAYERS.items()],
         "signals": EVERY,
+        "sorted": K,
     }
     return CacheConfig.parse(base | values, "test")
 
@@ -142,7 +143,14 @@ def write_cache(folder, config, logits=None, head=None):
         counts = shard_rows.counts()
         totals = totals + counts
         expected = specs(
-            counts, config.signals, config.storage, config.state_tokens, lambda _: HIDDEN, K, config.response_only
+            counts,
+            config.signals,
+            config.storage,
+            config.state_tokens,
+            lambda _: HIDDEN,
+            K,
+            config.response_only,
+            most=config.sorted,
         )
         shard = ShardTensors(shard_rows, expected)
         for place, row in enumerate(rows):
@@ -157,6 +165,7 @@ def write_cache(folder, config, logits=None, head=None):
                     for name, values in scalars_of(row).items()
                     if name in config.signals
                 },
+                falling=kept_of(topk_of(row)[1].exp(), row, config) if "sorted" in config.signals else None,
             )
             shard.place([place], batch)
             places.append((f"id-{row}", number, place, LENGTHS[row]))
@@ -260,6 +269,7 @@ def test_every_signal_of_every_row(tmp_path, storage, state_tokens, response_onl
         indices, logprobs = cache.topk(row)
         assert torch.equal(indices, kept_of(topk_of(row)[0].long(), row, config))
         assert torch.equal(logprobs, kept_of(topk_of(row)[1].half().float(), row, config))
+        assert torch.equal(cache.sorted(row), kept_of(topk_of(row)[1].exp().half().float(), row, config))
         for name, values in scalars_of(row).items():
             assert torch.equal(
                 getattr(cache, name)(row), kept_of(values, row, config).to(getattr(cache, name)(row).dtype)
@@ -385,6 +395,7 @@ def test_an_unknown_signal_is_told_with_the_command_that_caches_it(tmp_path, sig
         "attention": [cache.attention],
         "final": [lambda row, _: cache.final(row), lambda row, _: cache.logits(row)],
         "topk": [lambda row, _: cache.topk(row)],
+        "sorted": [lambda row, _: cache.sorted(row)],
         "entropy": [lambda row, _: cache.entropy(row)],
         "argmax": [lambda row, _: cache.argmax(row)],
         "logprob": [lambda row, _: cache.logprob(row)],

@@ -47,6 +47,7 @@ class TeacherTokens:
     argmax: Int64[Tensor, " teacher_positions"] | None = None  # its likeliest next tokens there; CPU
     entropy: Float32[Tensor, " teacher_positions"] | None = None  # of its distributions there, in nats
     logprob: Float32[Tensor, " teacher_positions"] | None = None  # of `targets`, as it says
+    sorted: Float32[Tensor, "teacher_positions most"] | None = None  # probabilities of the likeliest there, falling
     likeliest: Int64[Tensor, "teacher_positions k"] | None = None  # its k likeliest next tokens there, best first; CPU
     likeliest_logprobs: Float32[Tensor, "teacher_positions k"] | None = None
 

@@ -23,13 +23,15 @@ class Ranked:
     rest: Float[Tensor, " rows"]  # what all others have together
 
     @classmethod
-    def of(cls, probabilities: Float[Tensor, "rows events"], k: int | None) -> "Ranked":
-        """The k likeliest, or all that there are; differentiable, which event has which rank is a constant."""
+    def of(
+        cls, probabilities: Float[Tensor, "rows events"], k: int | None, together: Float[Tensor, " rows"] | float = 1.0
+    ) -> "Ranked":
+        """The k likeliest, or all that there are; `together`: what all add up to. Differentiable; ranks are constants."""
         count = probabilities.shape[1]
         likeliest = probabilities.topk(count if k is None else min(k, count), dim=1).values
         if likeliest.shape[1] == count:
             return cls(likeliest, torch.zeros_like(likeliest[:, :1]).sum(1))
-        return cls(likeliest, probabilities.sum(1) - likeliest.sum(1))
+        return cls(likeliest, together - likeliest.sum(1))
 
     @classmethod
     def stored(cls, likeliest: Float[Tensor, "rows k"]) -> "Ranked":

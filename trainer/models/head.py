@@ -73,6 +73,7 @@ class NextTokens:
     """What is kept of the distributions of the next token, at each position: what was asked for."""
 
     topk: tuple[Int32[Tensor, "tokens k"], Float32[Tensor, "tokens k"]] | None  # indices, log-probabilities, best first
+    sorted: Float32[Tensor, "tokens most"] | None  # probabilities, falling
     scalars: Mapping[Scalar, Shaped[Tensor, " tokens"]]
 
 
@@ -82,8 +83,10 @@ def next_tokens(
     topk: int | None,
     scalars: Collection[Scalar],
     following: Int64[Tensor, " tokens"],
+    most: int | None = None,
 ) -> NextTokens:
-    """The `topk` likeliest next tokens and their log-probabilities, and `scalars`; in float32, from one pass over the logits.
+    """The `topk` likeliest next tokens and their log-probabilities, the probabilities of the `most` likeliest (of all, where
+    there are fewer), and `scalars`; in float32, from one pass over the logits.
 
         entropy   -Σ_v p(v) ln p(v), in nats
         argmax    the v of the largest p(v), int32; -1 where the logits are not finite
@@ -94,15 +97,18 @@ def next_tokens(
     device = final.device
     indices = torch.empty(len(final), topk or 0, dtype=torch.int32, device=device)
     values = torch.empty(len(final), topk or 0, device=device)
+    width = min(most or 0, len(head.weight))
+    falling = torch.empty(len(final), width, device=device)
     kept = {name: torch.empty(len(final), dtype=SCALAR_TYPES[name], device=device) for name in scalars}
     following = following.to(device, non_blocking=True)
     for part in head.portions(len(final)):
         logits = head.logits(final[part]).float()
         total = logits.logsumexp(1, keepdim=True)
-        if topk is not None:
-            best = logits.topk(topk, dim=1)
-            indices[part] = best.indices.to(torch.int32)
-            values[part] = best.values - total
+        if topk is not None or most is not None:
+            best = logits.topk(max(topk or 0, width), dim=1)
+            indices[part] = best.indices[:, : indices.shape[1]].to(torch.int32)
+            values[part] = best.values[:, : indices.shape[1]] - total
+            falling[part] = (best.values[:, :width] - total).exp_()
         if "argmax" in kept:
             kept["argmax"][part] = torch.where(total.squeeze(1).isfinite(), logits.argmax(1), -1).to(torch.int32)
         if "logprob" in kept:
@@ -111,4 +117,4 @@ def next_tokens(
             kept["logprob"][part] = of_own.squeeze(1).masked_fill(own < 0, 0.0)
         if "entropy" in kept:
             kept["entropy"][part] = torch.special.entr((logits - total).exp_()).sum(1)
-    return NextTokens(None if topk is None else (indices, values), kept)
+    return NextTokens(None if topk is None else (indices, values), None if most is None else falling, kept)

@@ -34,19 +34,20 @@ class Request:
     """What to keep of a forward pass. Layers are indices into `hidden_states`.
 
     `attention` layers are from 1 to the depth: that of index l is the attention inside the block whose output is
-    `hidden_states[l]`. `final`, `topk` and `scalars` need a whole teacher.
+    `hidden_states[l]`. `final`, `topk`, `sorted` and `scalars` need a whole teacher.
     """
 
     layers: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     final: bool = False
     topk: int | None = None
+    sorted: int | None = None
     scalars: tuple[Scalar, ...] = ()
 
     @property
     def of_logits(self) -> bool:
         """Whether something is computed of logits."""
-        return self.topk is not None or bool(self.scalars)
+        return self.topk is not None or self.sorted is not None or bool(self.scalars)
 
     @property
     def of_last(self) -> bool:
@@ -70,6 +71,7 @@ class Captured:
     topk: (
         tuple[Int32[Tensor, "top_tokens k"], Float32[Tensor, "top_tokens k"]] | None
     )  # indices, log-probabilities, best first
+    sorted: Float32[Tensor, "top_tokens most"] | None  # probabilities, falling
     scalars: Mapping[Scalar, Shaped[Tensor, " top_tokens"]]
 
 
@@ -128,7 +130,7 @@ class Forward:
     ) -> Captured:
         """One forward pass over documents' token ids, each with at least one.
 
-        `top`: of which tokens `final`, `topk` and `scalars` are kept, on the CPU; None: of all.
+        `top`: of which tokens `final`, `topk`, `sorted` and `scalars` are kept, on the CPU; None: of all.
 
         Memory that runs out is an error for which `trainer.models.memory.out_of_memory` is true. Raises UserError for a document
         longer than the model can take.
@@ -162,6 +164,7 @@ class Forward:
             attention={layer: attention[layer] for layer in request.attention},
             final=final if request.final else None,
             topk=summary.topk,
+            sorted=summary.sorted,
             scalars=summary.scalars,
         )
 
@@ -170,9 +173,10 @@ class Forward:
     ) -> NextTokens:
         """What is asked for of the logits that `final`, the last states of the tokens in `top`, give."""
         if not self.request.of_logits or self.head is None or final is None:
-            return NextTokens(None, {})
+            return NextTokens(None, None, {})
         own = torch.cat([torch.from_numpy(np.append(document[1:], -1).astype(np.int64)) for document in documents])
-        return next_tokens(self.head, final, self.request.topk, self.request.scalars, own if top is None else own[top])
+        request, following = self.request, own if top is None else own[top]
+        return next_tokens(self.head, final, request.topk, request.scalars, following, request.sorted)
 
     def _run_packed(
         self, documents: Sequence[Int[np.ndarray, " _"]], wanted: frozenset[int], attention: frozenset[int]

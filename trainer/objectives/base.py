@@ -54,6 +54,7 @@ class Needs:
     logprob: bool = (
         False  # log-probabilities of its own next tokens there, if its logits are not at hand (`teacher_logprobs`)
     )
+    sorted: int = 0  # probabilities of so many of its likeliest tokens there
     likeliest: int = 0  # so many of its likeliest tokens there, with their probabilities
     pairs: bool = False  # positions whose next tokens are the same text
     spans: SpanNeed | None = None

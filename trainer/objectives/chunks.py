@@ -102,7 +102,9 @@ def documents_with(chunks: Chunks) -> Float[Tensor, " one"]:
 
 
 def teacher_scales(teacher: TeacherTokens, merged: Merged, head: Head | None) -> Float[Tensor, " chunks"]:
-    """The teacher's s: of log-probabilities that were kept, else of its last states."""
+    """The teacher's s: of log-probabilities that were kept, else of its last states; 0 where every chunk is one position."""
+    if not len(merged.others):
+        return torch.zeros(len(merged.chosen), device=merged.chosen.device)
     if teacher.logprob is not None:
         return merged.scales(teacher.logprob.index_select(0, merged.others))
     assert head is not None

@@ -104,13 +104,14 @@ class Events:
         log_p = logits.log_softmax(1)
         matched = log_p.index_select(1, columns.matched) + scales[:, None]
         others = log_p.index_select(1, columns.unmatched).exp()
+        together = others.sum(1)
         if options.rest == "none":
             matched = matched.clamp_min(math.log(LEAST))
         else:
-            else_ = scales.exp() * others.sum(1) - torch.expm1(scales)
+            else_ = scales.exp() * together - torch.expm1(scales)
             tiny = torch.finfo(else_.dtype).tiny  # of a vocabulary all of whose tokens are in O
             matched = torch.cat([matched, else_.clamp_min(tiny).log()[:, None]], 1)
-        return cls(matched, Ranked.of(others, options.k).scaled(scales.exp()))
+        return cls(matched, Ranked.of(others, options.k, together).scaled(scales.exp()))
 
 
 @dataclass(frozen=True, kw_only=True)

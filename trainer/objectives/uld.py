@@ -9,95 +9,91 @@ The term is the mean over documents of their means over i; with `reduce: token` 
 DSKD's tables have it. Positions meet by their number alone, and tokens by their rank: no vocabulary is looked at. Which token
 has which rank is a constant. A document of which a side has nothing to learn adds nothing.
 
-With `k` the k likeliest of each side are compared, and what all others have together:
+With `alignment: chunks` it is not position i that meets position i, but chunk c of text chunk c, each side's tokens in it
+merged into one distribution P_c (`trainer.objectives.chunks`), whose last token is followed by the same text on both sides.
 
-    Σ_{v ≤ k} | sort(p^S_i)_v − sort(p^T_i)_v | + | r^S_i − r^T_i |,    r = 1 − Σ_{v ≤ k} sort(p)_v
-
-which is at most r^S_i + r^T_i below the whole, and never above it; `k: null` sorts everything. The teacher's distributions are
-made from `final` and its output matrix. The end of a response counts on both sides, where the published code leaves out the
-student's alone.
+With `k` the k likeliest of each side are compared, and what all others have together (`trainer.maths.ranked`); `k: null` sorts
+everything. The teacher's distributions are made from `final` and its output matrix, or are the signal `sorted`
+(`source: sorted`), for which no output matrix is needed. The end of a response counts on both sides, where the published code
+leaves out the student's alone; chunks are without it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from trainer.batches.batch import Batch
-from trainer.maths.ragged import at_least_float32, normalize_rows, pointers
+from trainer.batches.batch import Batch, Chunks
+from trainer.maths.ragged import at_least_float32, pointers
+from trainer.maths.ranked import Ranked
 from trainer.models.head import Head
-from trainer.models.row_losses import Evaluate, Stream
 from trainer.objectives.base import Needs, Options, RowObjective
+from trainer.objectives.chunks import (
+    ChunkBatch,
+    ChunkDistances,
+    Compare,
+    documents_with,
+    positions_alone,
+    teacher_scales,
+)
 
 
 class UniversalOptions(Options):
     """Options of `uld`."""
 
+    alignment: Literal["position", "chunks"] = "position"
+    source: Literal["final", "sorted"] = "final"
     k: int | None = Field(default=1024, ge=1)  # likeliest tokens of each side; None: all
     temperature: float = Field(default=1.0, gt=0)
     reduce: Literal["document", "token"] = "document"
 
-
-def sorted_distance(
-    student: Float[Tensor, "rows vocabulary"],
-    teacher: Float[Tensor, "rows teacher_vocabulary"],
-    k: int | None,
-    temperature: float = 1.0,
-) -> Float[Tensor, " rows"]:
-    """ULD of rows of logits, differentiable in the student's."""
-    size = max(student.shape[1], teacher.shape[1])
-    count = size if k is None else min(k, size)
-    mine, theirs = (_likeliest(logits / temperature, count) for logits in (student, teacher.detach()))
-    distance = (mine - theirs).abs().sum(1)
-    return distance if count == size else distance + (mine.sum(1) - theirs.sum(1)).abs()
-
-
-def _likeliest(logits: Float[Tensor, "rows vocabulary"], count: int) -> Float[Tensor, "rows likeliest"]:
-    """Probabilities of the likeliest tokens, falling, then zeros."""
-    size = logits.shape[1]
-    return F.pad(logits.softmax(1).topk(min(count, size), dim=1).values, (0, max(count - size, 0)))
-
-
-@dataclass(frozen=True)
-class SortedDistances:
-    """Of the student's rows from the teacher's (protocol: `trainer.models.row_losses.RowWork`)."""
-
-    head: Head  # the teacher's
-    final: Float[Tensor, "rows teacher_hidden"]  # its last states
-    rows: Float[Tensor, "rows hidden"]  # the student's
-    weights: Float[Tensor, " rows"] | None  # None: all 1
-    k: int | None
-    temperature: float
-    factor: float
-    columns: None = None
-
-    @property
-    def factors(self) -> Sequence[float]:
-        """Of the one loss."""
-        return [self.factor]
-
-    def streams(self) -> list[Stream]:
-        """The student's rows, from which its output matrix learns."""
-        return [Stream(self.rows)]
-
-    def prepared(self, head: Head) -> "SortedDistances":
-        """Itself: nothing depends on all rows."""
+    @model_validator(mode="after")
+    def _known(self) -> "UniversalOptions":
+        if self.source == "sorted" and self.temperature != 1:
+            raise ValueError("`source: sorted` has probabilities at `temperature` 1 only; take `source: final`")
+        if self.source == "sorted" and self.k is None:
+            raise ValueError("`source: sorted` has the likeliest tokens alone; set `k`, or take `source: final`")
+        if self.alignment == "chunks" and self.temperature != 1:
+            raise ValueError("`alignment: chunks` merges probabilities at `temperature` 1; leave it out")
         return self
 
-    def portion(self, part: slice) -> Evaluate:
-        """The distance of each row from the teacher's logits, weighted."""
-        teacher = self.head.logits(self.final[part])
 
-        def evaluate(student: Sequence[Tensor], rows: slice, within: slice) -> Tensor:
-            distances = sorted_distance(student[0], at_least_float32(teacher[within]), self.k, self.temperature)
-            return (distances if self.weights is None else distances * self.weights[rows]).sum()[None]
+@dataclass(frozen=True, kw_only=True)
+class SortedDistances(ChunkDistances):
+    """Of sorted distributions; of the teacher's states, or sorted before."""
 
-        return evaluate
+    head: Head | None  # the teacher's, for `final`
+    final: Float[Tensor, "chunks teacher_hidden"] | None
+    falling: Float[Tensor, "chunks most"] | None  # its likeliest tokens' probabilities
+    teacher_scales: Float[Tensor, " chunks"]
+    k: int | None
+    temperature: float
+
+    def compare(self, part: slice) -> Compare:
+        """With the teacher's probabilities of these chunks."""
+        teacher = None
+        if self.falling is None:
+            assert self.head is not None
+            assert self.final is not None
+            teacher = self.head.logits(self.final[part])
+
+        def losses(logits: Tensor, scales: Tensor, rows: slice, within: slice) -> Tensor:
+            if teacher is None:
+                assert self.falling is not None
+                theirs = Ranked.stored(self.falling[rows, : self.k].to(logits))
+            else:
+                theirs = self._ranked(at_least_float32(teacher[within]))
+            theirs = theirs.scaled(self.teacher_scales[rows].to(logits).exp())
+            return self._ranked(logits).scaled(scales.exp()).distance(theirs)
+
+        return losses
+
+    def _ranked(self, logits: Float[Tensor, "chunks vocabulary"]) -> Ranked:
+        return Ranked.of((logits / self.temperature).softmax(1), self.k)
 
 
 class UniversalLogits(RowObjective):
@@ -106,39 +102,55 @@ class UniversalLogits(RowObjective):
     options: ClassVar[type[Options]] = UniversalOptions
 
     def needs(self) -> Needs:
-        """Last states at the teacher's own positions, and its output matrix."""
-        return Needs(teacher_final=True, output_matrix=True)
+        """Distributions at the teacher's own positions: by last states and its output matrix, or sorted; with chunks, these
+        and log-probabilities of its own tokens."""
+        chunks = self.config.alignment == "chunks"
+        if self.config.source == "sorted":
+            return Needs(sorted=self.config.k, chunks=chunks, logprob=chunks)
+        return Needs(teacher_final=True, output_matrix=True, chunks=chunks, logprob=chunks)
 
     def denominators(self, batch: Batch) -> Float[Tensor, " one"]:
-        """The number of documents with a response on both sides, or of the student's response tokens."""
-        document = self.config.reduce == "document"
-        count = int((_lengths(batch) > 0).sum()) if document else len(batch.targets)
-        return torch.tensor([count], dtype=torch.float64)
+        """The number of documents with something to compare, or of the student's response tokens."""
+        if self.config.reduce == "document":
+            return documents_with(self._chunks(batch))
+        return torch.tensor([len(batch.targets)], dtype=torch.float64)
 
     def work(
         self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float
     ) -> SortedDistances:
-        """The distance at every position that both sides have."""
-        hidden, head = states[max(states)], self.matrices.teacher_head
-        assert head is not None
-        assert batch.teacher is not None
-        assert batch.teacher.final is not None
-        lengths = _lengths(batch)
-        mine, theirs = (
-            _first(side.position_rows, lengths).to(hidden.device, non_blocking=True) for side in (batch, batch.teacher)
+        """The distance of every chunk, or at every position that both sides have."""
+        hidden, head, teacher = states[max(states)], self.matrices.teacher_head, batch.teacher
+        assert teacher is not None
+        chunks = ChunkBatch.of(self._chunks(batch), "bayesian", hidden)
+        rows, tokens = ChunkDistances.of_student(chunks, batch, hidden)
+        values = teacher.sorted if self.config.source == "sorted" else teacher.final
+        assert values is not None
+        values = values.index_select(0, chunks.teacher.chosen)
+        return SortedDistances(
+            rows=rows,
+            tokens=tokens,
+            merged=chunks.student,
+            several=chunks.several,
+            weights=chunks.weights if self.config.reduce == "document" else None,
+            factor=factor,
+            head=head,
+            final=values if self.config.source == "final" else None,
+            falling=values if self.config.source == "sorted" else None,
+            teacher_scales=teacher_scales(teacher, chunks.teacher, head),
+            k=self.config.k,
+            temperature=self.config.temperature,
         )
-        rows = hidden.index_select(0, batch.positions.index_select(0, mine))
-        weights = None
-        if self.config.reduce == "document":
-            weights = normalize_rows(at_least_float32(hidden.new_ones(len(mine))), pointers(lengths.tolist()))
-        final = batch.teacher.final.index_select(0, theirs)
-        return SortedDistances(head, final, rows, weights, self.config.k, self.config.temperature, factor)
 
-
-def _lengths(batch: Batch) -> Int64[Tensor, " documents"]:
-    """How many positions both sides have of each document."""
-    assert batch.teacher is not None
-    return torch.minimum(batch.position_rows.diff(), batch.teacher.position_rows.diff())
+    def _chunks(self, batch: Batch) -> Chunks:
+        """What is compared: chunks, or single positions."""
+        if self.config.alignment == "chunks":
+            assert batch.chunks is not None
+            return batch.chunks
+        assert batch.teacher is not None
+        sides = batch.position_rows, batch.teacher.position_rows
+        lengths = torch.minimum(*(rows.diff() for rows in sides))
+        ours, theirs = (_first(rows, lengths) for rows in sides)
+        return positions_alone(ours, theirs, pointers(lengths))
 
 
 def _first(rows: Int64[Tensor, " pointers"], counts: Int64[Tensor, " documents"]) -> Int64[Tensor, " elements"]:

@@ -42,7 +42,7 @@ _SIGNALS: Final[Mapping[str, Signal]] = {
 #: Needs of tokens, which one cache serves together.
 _OF_TOKENS: Final = frozenset({"states", "position_states"})
 #: Needs of what is learnt alone.
-_OF_LEARNT: Final = ("final", "topk", "argmax", "entropy", "logprob", "position_states", "span_states")
+_OF_LEARNT: Final = ("final", "topk", "argmax", "entropy", "logprob", "sorted", "position_states", "span_states")
 #: Needs of spans, which are of no granularity: states of learnt tokens, and the last query's attention.
 _SPAN_NEEDS: Final = frozenset({"span_states", "attention"})
 #: Of units; every layer has them, whatever its signals.
@@ -169,6 +169,7 @@ class CachedTeacher:
             argmax=self._scalars("argmax", rows, positions) if self._demand.argmax else None,
             entropy=self._scalars("entropy", rows, positions) if self._demand.entropy else None,
             logprob=self._scalars("logprob", rows, positions) if (None, "logprob") in self._serving else None,
+            sorted=self._sorted(rows, positions) if self._demand.sorted else None,
             likeliest=likeliest,
             likeliest_logprobs=logprobs,
         )
@@ -182,6 +183,17 @@ class CachedTeacher:
         indices, logprobs = (torch.cat(parts) for parts in zip(*distributions, strict=True))
         _require_as_many(cache, len(indices), positions, "distributions")
         return indices, logprobs
+
+    def _sorted(self, rows: Rows, positions: int) -> Float[Tensor, "positions most"]:
+        """Probabilities of the teacher's likeliest next tokens, before each of its learnt ones."""
+        cache, most = self._serving[None, "sorted"], slice(self._demand.sorted)
+        parts = self._learnt("teacher", rows, cache)[0]
+        if "sorted" in cache.config.signals:
+            falling = torch.cat([cache.sorted(row, part)[:, most] for row, part in parts])
+        else:
+            falling = torch.cat([cache.topk(row, part)[1][:, most].exp() for row, part in parts])
+        _require_as_many(cache, len(falling), positions, "sorted distributions")
+        return falling
 
     def _final(self, side: Side, rows: Rows, positions: int) -> Float[Tensor, "positions hidden"]:
         """The teacher's last states before each learnt token of a side."""
@@ -284,7 +296,9 @@ class CachedTeacher:
                 has = layer in cache.layers
             else:
                 has = layer is None or cache.layers.get(layer) == self._demand.granularities[layer]
-            if need != _WEIGHTS:
+            if need == "sorted":  # which the likeliest tokens' log-probabilities are, too
+                has = has and cache.most_sorted >= min(self._demand.sorted, cache.manifest.teacher["vocabulary"])
+            elif need != _WEIGHTS:
                 has = has and _SIGNALS.get(need, need) in cache.config.signals
             if need == "whole_final":
                 has = has and not cache.config.response_only
@@ -309,6 +323,8 @@ class CachedTeacher:
                 what += " of tokens outside of responses (`response_only: false`)"
             if need == "topk" and self._demand.likeliest:
                 what += f" of {self._demand.likeliest} tokens"
+            if need == "sorted":
+                what += f" of {self._demand.sorted} probabilities"
         elif need in _SPAN_NEEDS:
             signal = {"span_states": "states of all learnt tokens", "attention": "signal `attention`"}[need]
             what = f"No cache in `data.caches` has the {signal} (recipe sra) of teacher layer {layer}"
@@ -373,14 +389,14 @@ class CachedTeacher:
             window=self._demand.window if "relations" in signals else WINDOW,
             limit=self.documents.limit,
         )
-        if "topk" in signals and self._demand.likeliest:
-            wanted = wanted.model_copy(update={"topk": self._demand.likeliest})
+        counts = {"topk": self._demand.likeliest, "sorted": self._demand.sorted}
+        counts = {name: count for name, count in counts.items() if name in signals and count}
+        wanted = wanted.model_copy(update=counts)
         if not self._caches.caches:
             return commands.cache_teacher(wanted)
         first = self._caches.caches[0]  # what this does not say of it is as there
         changed = wanted.model_dump(include={"signals", "state_tokens", "response_only", "weights", "window"})
-        if "topk" in signals and self._demand.likeliest:
-            changed["topk"] = wanted.topk
+        changed |= counts
         rows = self.documents.rows if first.config.limit is not None else wanted.limit
         return first.command(**changed, dataset=wanted.dataset, layers=wanted.layers, limit=rows)
 
@@ -392,6 +408,7 @@ def _once_a_document(demand: TeacherNeeds) -> list[str]:
         "whole_final": demand.whole_final,
         "topk": demand.topk or demand.likeliest > 0,
         "argmax": demand.argmax,
+        "sorted": demand.sorted > 0,
         "entropy": demand.entropy,
         "logprob": demand.logprob and not demand.logits,
         "embeddings": demand.embeddings,

@@ -51,6 +51,7 @@ class LiveTeacher:
             attention=of_spans if demand.spans is not None and demand.spans.weights == "attention" else (),
             final=demand.head or demand.whole_final,
             topk=max(self._topk, demand.likeliest) or None,
+            sorted=demand.sorted or None,
             scalars=tuple(name for name in SCALARS if getattr(demand, name)),
         )
         teacher = load_model(config, request.deepest)
@@ -129,6 +130,7 @@ class LiveTeacher:
             argmax=None if argmax is None else _at(argmax, tokens.positions).to("cpu", torch.int64),
             entropy=None if entropy is None else _at(entropy, tokens.positions),
             logprob=None if logprob is None else _at(logprob, tokens.positions),
+            sorted=None if captured.sorted is None else _at(captured.sorted, tokens.positions),
             likeliest=None if likeliest is None else likeliest.to("cpu", torch.int64),
             likeliest_logprobs=logprobs,
         )

@@ -28,6 +28,7 @@ class TeacherNeeds:
     argmax: bool = False
     entropy: bool = False
     logprob: bool = False
+    sorted: int = 0
     likeliest: int = 0
     output_matrix: bool = False
     output_rows: bool = False
@@ -55,6 +56,7 @@ class TeacherNeeds:
             or self.argmax
             or self.entropy
             or self.logprob
+            or self.sorted > 0
             or self.likeliest > 0
             or self.pairs
             or self.chunks
@@ -101,6 +103,7 @@ def teacher_needs(
         argmax=any(needs.argmax for needs in terms.values()),
         entropy=any(needs.entropy for needs in terms.values()),
         logprob=any(needs.logprob for needs in terms.values()),
+        sorted=max((needs.sorted for needs in terms.values()), default=0),
         likeliest=max((needs.likeliest for needs in terms.values()), default=0),
         output_matrix=any(needs.final or needs.output_matrix for needs in terms.values()),
         output_rows=any(needs.output_rows for needs in terms.values()),

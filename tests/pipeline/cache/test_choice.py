@@ -61,6 +61,11 @@ def test_recipes(name):
     assert (config.layers == ()) == (not LAYER_SIGNALS & set(config.signals))
 
 
+def test_no_more_probabilities_than_there_are():
+    assert settle(Choice(recipe="uld"))[0].sorted == SHAPE.vocabulary == 1000
+    assert settle(Choice(recipe="uld"), sorted=12)[0].sorted == 12
+
+
 def test_sra_is_of_the_last_layer_unless_told_otherwise():
     assert pairs(settle(Choice(recipe="sra"))[0].layers) == [(32, "chunks")]
     assert pairs(settle(Choice(recipe="sra", layers="16:words,24:chunks"))[0].layers) == [(16, "words"), (24, "chunks")]

@@ -16,7 +16,7 @@ from trainer.maths.quantization import DTYPES
 from trainer.maths.ragged import pointers
 from trainer.maths.triangle import to_fixed_point
 
-EVERY = ("relations", "units", "states", "final", "topk", "attention", "entropy", "argmax", "logprob")
+EVERY = ("relations", "units", "states", "final", "topk", "sorted", "attention", "entropy", "argmax", "logprob")
 #: tokens of each row, and its units at layers 2 and 5 as a dataset holds them, some without a teacher span
 LENGTHS = [4, 1, 7, 3, 1]
 SPANS = {
@@ -74,6 +74,7 @@ def packed(members, signals, storage, state_tokens, poison=None, states_of_final
         final=last if "final" in signals else None,
         topk=(scores.indices.to(torch.int32), scores.values) if "topk" in signals else None,
         scalars={name: scalar_of(last, name) for name in SCALARS if name in signals},
+        falling=scores.values.exp() if "sorted" in signals else None,
         states_of_final=states_of_final,
     )
 
@@ -81,7 +82,7 @@ def packed(members, signals, storage, state_tokens, poison=None, states_of_final
 def filled(batches, signals=EVERY, storage="fp32", state_tokens="covered"):
     types = StorageConfig(units=storage, states=storage, final=storage)
     rows = shard_rows(state_tokens if "states" in signals else None)
-    shard = ShardTensors(rows, specs(rows.counts(), signals, types, state_tokens, width, K))
+    shard = ShardTensors(rows, specs(rows.counts(), signals, types, state_tokens, width, K, most=K))
     for members in batches:
         shard.place(members, packed(members, signals, types, state_tokens))
     return shard.tensors()
@@ -144,7 +145,7 @@ def test_the_size_is_known_beforehand(storage, state_tokens):
         tensors = filled([[0, 1, 2, 3, 4]], signals, storage, state_tokens)
         types = StorageConfig(units=storage, states=storage, final=storage)
         counts = shard_rows(state_tokens if "states" in signals else None).counts()
-        expected = specs(counts, signals, types, state_tokens, width, K)
+        expected = specs(counts, signals, types, state_tokens, width, K, most=K)
         assert {name: (spec.dtype, spec.shape) for name, spec in expected.items()} == {
             name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
         }
@@ -165,7 +166,7 @@ def test_counts_of_parts_add_up():
 def test_nan_is_named_by_row_and_layer(signals, row):
     storage = StorageConfig()
     rows = shard_rows("all")
-    shard = ShardTensors(rows, specs(rows.counts(), signals, storage, "all", width, K))
+    shard = ShardTensors(rows, specs(rows.counts(), signals, storage, "all", width, K, most=K))
     units = [unit for unit in SPANS[5][row] if unit != [-1, -1]]
     batch = packed([3, 0, 4, 2, 1], signals, storage, "all", poison=(row, 5, float("nan")))
     if "states" not in signals and not units:
@@ -178,7 +179,7 @@ def test_nan_is_named_by_row_and_layer(signals, row):
 def test_overflow_is_named_by_row_and_layer_and_type():
     storage = StorageConfig(states="fp16")
     rows = shard_rows("covered")
-    shard = ShardTensors(rows, specs(rows.counts(), ("states",), storage, "covered", width, K))
+    shard = ShardTensors(rows, specs(rows.counts(), ("states",), storage, "covered", width, K, most=K))
     batch = packed([0, 2], ("states",), storage, "covered", poison=(2, 2, 1e5))
     with pytest.raises(
         UserError, match=r"^Row 'id-2', states of layer 2: values up to 1e\+05, more than fp16 can hold"
@@ -188,17 +189,19 @@ def test_overflow_is_named_by_row_and_layer_and_type():
 
 def test_infinite_log_probabilities_are_refused():
     rows = shard_rows(None)
-    shard = ShardTensors(rows, specs(rows.counts(), ("topk",), StorageConfig(), "all", width, K))
+    shard = ShardTensors(rows, specs(rows.counts(), ("topk",), StorageConfig(), "all", width, K, most=K))
     batch = packed([0, 3], ("topk",), StorageConfig(), "all")
     batch.tensors["topk.logprobs"][-1, -1] = -torch.inf
     with pytest.raises(UserError, match=r"^Row 'id-3', topk: "):
         shard.place([0, 3], batch)
 
 
-@pytest.mark.parametrize(("name", "value"), [("entropy", torch.nan), ("argmax", -1), ("logprob", -torch.inf)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("entropy", torch.nan), ("argmax", -1), ("logprob", -torch.inf), ("sorted", torch.nan)]
+)
 def test_scalars_of_logits_that_are_not_finite_are_refused(name, value):
     rows = shard_rows(None)
-    shard = ShardTensors(rows, specs(rows.counts(), (name,), StorageConfig(), "all", width, K))
+    shard = ShardTensors(rows, specs(rows.counts(), (name,), StorageConfig(), "all", width, K, most=K))
     batch = packed([0, 3], (name,), StorageConfig(), "all")
     batch.tensors[name][-1] = value
     with pytest.raises(UserError, match=rf"^Row 'id-3', {name}: the teacher gives NaN"):
@@ -208,7 +211,7 @@ def test_scalars_of_logits_that_are_not_finite_are_refused(name, value):
 def test_batches_that_do_not_fit_are_a_bug():
     types = StorageConfig()
     rows = shard_rows("covered")
-    shard = ShardTensors(rows, specs(rows.counts(), ("states",), types, "covered", width, K))
+    shard = ShardTensors(rows, specs(rows.counts(), ("states",), types, "covered", width, K, most=K))
     with pytest.raises(ValueError, match="a batch of"):
         shard.place([0], packed([0], ("units",), types, "covered"))
     with pytest.raises(ValueError, match="elements"):
@@ -219,7 +222,7 @@ def test_batches_that_do_not_fit_are_a_bug():
     with pytest.raises(ValueError, match="3 rows of the shard were never placed"):
         shard.tensors()
     with pytest.raises(ValueError, match="are expected"):
-        ShardTensors(rows, specs(rows.counts(), ("relations",), types, "covered", width, K))
+        ShardTensors(rows, specs(rows.counts(), ("relations",), types, "covered", width, K, most=K))
 
 
 def test_map_goes_over_every_tensor():

@@ -404,9 +404,9 @@ def test_next_tokens_in_pieces(monkeypatch):
     head = Head(torch.randn(VOCABULARY, 8), torch.randn(VOCABULARY), soft_cap=2.0, scale=0.5)
     final = torch.randn(11, 8)
     own = torch.tensor([3, -1, 0, VOCABULARY - 1, 5, 5, 5, 7, 1, 2, -1])
-    whole = next_tokens(head, final, 7, SCALARS, own)
+    whole = next_tokens(head, final, 7, SCALARS, own, 9)
     monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", 3 * VOCABULARY)
-    pieces = next_tokens(head, final, 7, SCALARS, own)
+    pieces = next_tokens(head, final, 7, SCALARS, own, 9)
     raw = (final.double() @ head.weight.double().T + head.bias.double()) * 0.5
     logprobs = (2 * torch.tanh(raw / 2)).log_softmax(1)
     expected = logprobs.topk(7)
@@ -416,11 +416,16 @@ def test_next_tokens_in_pieces(monkeypatch):
         indices, values = found.topk
         assert torch.equal(indices.long(), expected.indices)
         torch.testing.assert_close(values.double(), expected.values, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.sorted.double(), logprobs.topk(9).values.exp(), rtol=1e-5, atol=0)
         assert torch.equal(found.scalars["argmax"], indices[:, 0])
         assert found.scalars["entropy"].tolist() == pytest.approx(entropy, rel=1e-5)
         assert found.scalars["logprob"].tolist() == pytest.approx(logprob, abs=1e-5)
     assert next_tokens(head, final, None, ("entropy",), own).scalars.keys() == {"entropy"}
     assert next_tokens(head, final, None, (), own).topk is None
+    assert next_tokens(head, final, None, (), own).sorted is None
+    everything = next_tokens(head, final, None, (), own, VOCABULARY + 1).sorted
+    torch.testing.assert_close(everything.sum(1), torch.ones(11))
+    assert everything.shape == (11, VOCABULARY)
 
 
 def test_scalars_of_extreme_logits():

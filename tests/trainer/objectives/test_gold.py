@@ -19,7 +19,7 @@ from two_tokenizers import (
     STUDENT_VOCABULARY,
     TEACHER_VOCABULARY,
     TwoTokenizers,
-    after,
+    chunk_distributions,
     chunked,
 )
 
@@ -32,41 +32,10 @@ def term_of(problem, shared=SHARED, **options):
     return problem.begun(build({"gold": options}, problem.setting(shared=shared), "objectives")["gold"])
 
 
-def distributions(problem, document):
-    """Of every position of both sides of a document, a list of probabilities; of the student's, differentiable."""
-    batch, teacher = problem.batch, problem.batch.teacher
-    places = batch.positions[slice(*batch.position_rows[document : document + 2].tolist())]
-    student = [
-        after(problem.hidden[place] @ problem.head.weight.t() + problem.head.bias, problem.head).softmax(0)
-        for place in places
-    ]
-    final = teacher.final[slice(*teacher.position_rows[document : document + 2].tolist())]
-    return student, [problem.teacher_head.logits(row[None])[0].softmax(0) for row in final]
-
-
-def merged(p, tokens, merge):
-    """P of a chunk of these positions' distributions and tokens."""
-    if merge == "observed":
-        return p[0] * math.prod([of[token] for of, token in zip(p[1:], tokens[1:], strict=True)])
-    return p[-1] * math.prod([of[token] for of, token in zip(p[:-1], tokens[:-1], strict=True)])
-
-
 def plain(problem, options):
-    batch, means = problem.batch, []
-    for document in range(len(batch.documents)):
-        student, teacher = distributions(problem, document)
-        chunks = range(*batch.chunks.rows[document : document + 2].tolist())
-        losses = []
-        for chunk in chunks:
-            sides = []
-            for p, side, own in (
-                (student, batch, batch.chunks.student),
-                (teacher, batch.teacher, batch.chunks.teacher),
-            ):
-                a, b = own[chunk].tolist()
-                first = int(side.position_rows[document])
-                sides.append(merged(p[a - first : b - first], side.targets[a:b].tolist(), options.merge))
-            losses.append(chunk_loss(*sides, options))
+    means = []
+    for chunks in chunk_distributions(problem, options.merge):
+        losses = [chunk_loss(*chunk, options) for chunk in chunks]
         if losses:
             means.append(sum(losses) / len(losses))
     return sum(means) / len(means)

@@ -22,6 +22,8 @@ TERMS = {
     "dskd_eta of what is kept": {"dskd_eta": {"count": "kept"}},
     "uld": {"uld": {}},
     "uld of the likeliest tokens": {"uld": {"k": 4, "reduce": "token"}},
+    "uld of chunks": {"uld": {"alignment": "chunks", "k": 4}},
+    "uld of chunks that were sorted": {"uld": {"alignment": "chunks", "source": "sorted", "k": 4}},
     "gold": {"gold": {}},
     "gold as TRL has it": {"gold": {"merge": "observed", "beta": 0.5, "rest": "none", "k": 2}},
     "soft_dtw": {"soft_dtw": {"band": {"width": 0.3, "entropy": 0.4}}, "dskd": {}},

@@ -257,6 +257,27 @@ def test_chunks_and_log_probabilities_of_what_the_teacher_reads(make_cache, teac
             CachedTeacher(Caches([cache], documents), alone)
 
 
+def test_sorted_distributions_of_what_the_teacher_reads(make_cache, teacher_config, prepared):
+    """Of a cache that has them, or as many likeliest tokens; no output matrix is there."""
+    documents = Documents(prepared)
+    wanted = needing(documents, pairs=[], sorted=9)
+    live = LiveTeacher(teacher_config, documents, wanted)
+    falling = live.fetch(ROWS).teacher.sorted
+    expected = live.head.logits(
+        LiveTeacher(teacher_config, documents, needing(documents, pairs=[], teacher_final=True))
+        .fetch(ROWS)
+        .teacher.final
+    )
+    torch.testing.assert_close(falling, expected.softmax(1).topk(9).values, rtol=1e-4, atol=1e-6)
+    for values in ({"signals": ["sorted"], "sorted": 12}, {"signals": ["topk"], "topk": 9}):
+        cached = CachedTeacher(Caches([make_cache(layers=[], response_only=True, **values)], documents), wanted)
+        # float16 of a probability; of a log-probability of down to -16, as the next number is 2^-6 away there
+        precision = 2**-10 if "sorted" in values else 2**-7
+        torch.testing.assert_close(cached.fetch(ROWS).teacher.sorted, falling, rtol=precision, atol=1e-6)
+        with pytest.raises(UsageError, match="`final`"):
+            assert cached.head
+
+
 def test_the_likeliest_of_the_teachers_own_tokens(make_cache, teacher_config, prepared):
     """No more than are needed, whatever the cache has and the student's side is given."""
     documents = Documents(prepared)
