@@ -1,5 +1,7 @@
 """Spans and pairs of real datasets (several scripts, emoji, a side that was cut, chat templates) against their columns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -173,3 +175,20 @@ def test_chunks_are_made_of_the_same_bytes(request, dataset):
     assert len(differ) <= texts
     assert dataset == "chats" or set(differ) <= first
     assert min(chunks.rows.diff().tolist()) > 2
+
+
+def test_where_it_is_not_known_what_tokens_spell_visible_characters_are_counted(prepared, monkeypatch):
+    documents, rows = Documents(prepared), np.array([3, 1])
+    known = documents.chunks(rows)
+    monkeypatch.setitem(documents.__dict__, "vocabulary", None)
+    assert documents.spelled(rows)[0] == 0 < documents.spelled(rows)[1]
+    chunks = documents.chunks(rows)
+    assert chunks.student[:, 1].isin(known.student[:, 1]).float().mean() > 0.9
+
+
+def test_ids_beyond_the_vocabulary_are_damage(prepared, monkeypatch):
+    documents = Documents(prepared)
+    lengths = {side: sizes[:5] for side, sizes in documents.vocabulary.lengths.items()}
+    monkeypatch.setitem(documents.__dict__, "vocabulary", replace(documents.vocabulary, lengths=lengths))
+    with pytest.raises(StateError, match="its column `student_input_ids` has ids beyond its vocabulary"):
+        documents.chunks(np.array([0]))
