@@ -293,10 +293,7 @@ def test_more_sorted_probabilities_than_a_cache_has(make_cache, prepared):
     cache = make_cache(layers=[], signals=["sorted"], sorted=9, response_only=True)
     with pytest.raises(UsageError, match="the signal `sorted` of 10 probabilities; make one") as error:
         source_of(prepared, [cache], needs=(), sorted=10)
-    assert (
-        command_in(error)
-        == f"mta-prep cache-teacher --config {cache}/config.yaml --signals sorted --set sorted=10 -o OTHER"
-    )
+    assert command_in(error) == f"mta-prep cache-teacher --config {cache}/config.yaml --set sorted=10 -o OTHER"
     whole = make_cache(layers=[], signals=["sorted"], sorted=4096, response_only=True, limit=1)
     assert source_of(prepared, [whole], needs=(), sorted=10**6).fetch([0]).teacher.sorted.shape[1] == 4096
 
