@@ -40,10 +40,9 @@ def folders(prepared, same, tiny_teacher, make_cache):
         signals=["relations", "states", "final"], storage={"states": "fp32", "final": "fp32", "units": "fp32"}
     )
     later = make_cache(
-        signals=["units", "states", "sorted", "attention", "entropy", "argmax", "logprob", "embeddings"],
+        signals=["units", "states", "attention", "entropy", "argmax", "logprob", "embeddings"],
         storage={"states": "fp32", "units": "fp32"},
         state_tokens="all",
-        sorted=256,
     )
     return {"caches": [first, later], "same": same, "other": prepared, "teacher": tiny_teacher}
 

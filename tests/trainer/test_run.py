@@ -60,7 +60,7 @@ SPACES = {
     "span_cos": {"layers": [{"student": 1, "teacher": 2}, {"student": 2, "teacher": 4}], "delta": True},
     "span_geometry": {"weight": 50},
     "span_kl": {"reduce": "mean"},
-    "uld": {"alignment": "chunks", "source": "sorted", "k": 256},
+    "uld": {"alignment": "chunks", "k": 256},
     "gold": {"beta": 0.5},
 }
 UNITS = {"ce": {}, "hidden": {"level": "unit"}, "dsa": {"metric": "distance"}}
