@@ -61,6 +61,12 @@ SIDE_COLUMNS: Final[dict[str, tuple[pa.DataType, str]]] = {
     "phrases": (SPANS, "token span of each phrase"),
 }
 
+#: Written with `--mined`.
+MINED: Final = (
+    "mined",
+    pa.list_(pa.int32()),
+    "of each student token before a learnt one, the teacher's token that alone is its partner by edit distance (MinED), or -1",
+)
 #: Written with `--keep-trees`.
 TREES: Final = ("trees", LABELS, "bracketed parse of each sentence, empty where it was not parsed")
 
@@ -75,17 +81,19 @@ def side_column(side: Side, name: str) -> str:
     return f"{side}_{name}"
 
 
-def meanings(trees: bool) -> dict[str, tuple[pa.DataType, str]]:
-    """Every column in file order with its type and meaning."""
+def meanings(trees: bool, mined: bool) -> dict[str, tuple[pa.DataType, str]]:
+    """Every column in file order with its type and meaning; `trees` and `mined` add the optional ones."""
     columns = dict(DOCUMENT_COLUMNS)
     for side in SIDES:
         for name, (kind, meaning) in SIDE_COLUMNS.items():
             columns[side_column(side, name)] = (kind, f"{side}: {meaning}")
+    if mined:
+        columns[MINED[0]] = MINED[1:]
     if trees:
         columns[TREES[0]] = TREES[1:]
     return columns
 
 
-def arrow_schema(trees: bool) -> pa.Schema:
-    """The exact schema of every shard; `trees` adds the optional column."""
-    return pa.schema([pa.field(name, kind) for name, (kind, _) in meanings(trees).items()])
+def arrow_schema(trees: bool, mined: bool = False) -> pa.Schema:
+    """The exact schema of every shard; `trees` and `mined` add the optional columns."""
+    return pa.schema([pa.field(name, kind) for name, (kind, _) in meanings(trees, mined).items()])

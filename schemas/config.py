@@ -171,6 +171,8 @@ class SegmentConfig(Strict):
 
 
 Learn = Literal["all", "last", "no-reasoning"]
+#: Which tokens of two vocabularies are taken for each other: those of equal bytes, or besides those of least edit distance.
+Mined = Literal["exact", "nearest"]
 
 
 class ConversationsConfig(Strict):
@@ -204,6 +206,7 @@ class ParseConfig(CorpusConfig):
     overflow: Literal["truncate", "drop"] = "truncate"
     segment: SegmentConfig = SegmentConfig()
     parser: ParserConfig = ParserConfig()
+    mined: Mined | None = None  # MinED's alignment of tokens; `nearest` also says which tokens are nearest to which
     shard_rows: int | None = Field(default=None, ge=1)  # None: chosen from the number of rows
 
     @property

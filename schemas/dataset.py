@@ -1,6 +1,7 @@
 """Opening a prepared dataset's shards: what the manifest says, or a sentence."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,8 +48,8 @@ def damaged(folder: Path, what: str) -> DamagedError:
 
 def _of_schema(schema: pa.Schema, columns: Sequence[str] | None) -> bool:
     if columns is None:
-        return any(schema.equals(arrow_schema(trees)) for trees in (False, True))
-    kinds = meanings(trees=True)
+        return any(schema.equals(arrow_schema(*optional)) for optional in product((False, True), repeat=2))
+    kinds = meanings(trees=True, mined=True)
     return bool(schema.equals(pa.schema([pa.field(name, kinds[name][0]) for name in columns])))
 
 

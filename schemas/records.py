@@ -111,6 +111,13 @@ class RepeatedIds(_Record):
     examples: list[str]
 
 
+class MinedCounts(_Record):
+    """The student's tokens before a learnt one, and how many of them have a partner of the teacher's by edit distance."""
+
+    tokens: Count
+    partners: Count
+
+
 class LearntCounts(_Record):
     """Learnt tokens of each side, and how many of them cover the same text as one of the other side."""
 
@@ -129,6 +136,7 @@ class DatasetCounts(_Record):
     alignment: Alignment
     learnt: LearntCounts | None = None
     shared_tokens: Count | None = None  # of both vocabularies
+    mined: MinedCounts | None = None
 
 
 class DatasetRecord(_Record):
@@ -140,6 +148,12 @@ class DatasetRecord(_Record):
     parser: ParserRecord
     counts: DatasetCounts
     vocabulary: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _counts_its_partners(self) -> "DatasetRecord":
+        if (self.config.mined is None) != (self.counts.mined is None):
+            raise ValueError("counts of `mined` go with `mined` of the config")
+        return self
 
     @model_validator(mode="after")
     def _counts_its_vocabulary(self) -> "DatasetRecord":

@@ -6,11 +6,13 @@
 | `{side}.bytes` | [bytes] | uint8 | what the tokens spell, by id, one after the other |
 | `{side}.lengths` | [vocabulary] | int32 | bytes of each |
 | `{side}.special` | [special] | int32 | ids of special tokens, rising |
+| `{side}.fallback` | [byte tokens] | int32 | ids of byte tokens, rising: of characters that the vocabulary lacks |
 | `{side}.end` | [0 or 1] | int32 | id of the one that usually ends what is learnt; none where none is known |
 
 Bytes are those of the text: byte-level letters and byte tokens decoded, a space where a tokenizer writes a mark for it. Special
 tokens are compared by their role alone: where both sides have a token that usually ends what is learnt, those two are shared.
-Of several ids of a side with the same bytes the lowest is taken.
+Of several ids of a side with the same bytes the lowest is taken, a byte token only where there is no other: where a vocabulary
+has a character, its byte token is never used.
 """
 
 from typing import Final, Literal
@@ -20,7 +22,7 @@ from schemas.columns import Side
 VOCABULARY: Final = "vocabulary.safetensors"
 SHARED: Final = "shared"
 
-Part = Literal["bytes", "lengths", "special", "end"]
+Part = Literal["bytes", "lengths", "special", "end", "fallback"]
 
 
 def part_name(side: Side, part: Part) -> str:

@@ -189,6 +189,16 @@ def make_cache(cache_plan, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def mined(prepared, tmp_path_factory):
+    """The sample with its tokens aligned by edit distance, and with which tokens are nearest."""
+    from pipeline.dataset.realign import realign
+
+    out = tmp_path_factory.mktemp("mined") / "out"
+    realign(prepared, out, {}, None, mined="exact", workers=1, overwrite=False, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="session")
 def same(prepared, tmp_path_factory):
     """The sample for a student that has the teacher's tokenizer."""
     from pipeline.dataset.realign import realign

@@ -149,10 +149,11 @@ class TwoTokenizers:
             for name in ("final", "argmax", "entropy", "logprob", "sorted", "likeliest", "likeliest_logprobs")
             for values in [getattr(batch.teacher, name)]
         }
-        pairs = batch.pairs
-        if pairs is not None:
-            inside = (pairs[:, 0] >= here.start) & (pairs[:, 0] < here.stop)
-            pairs = pairs[inside] - torch.tensor([here.start, there.start])
+        places = {}
+        for name in ("pairs", "mined"):
+            if (whole := getattr(batch, name)) is not None:
+                inside = (whole[:, 0] >= here.start) & (whole[:, 0] < here.stop)
+                places[name] = whole[inside] - torch.tensor([here.start, there.start])
         chunks = batch.chunks
         if chunks is not None:
             own = slice(*chunks.rows[document : document + 2].tolist())
@@ -161,7 +162,7 @@ class TwoTokenizers:
             )
         teacher = TeacherTokens(*theirs, **of_positions)
         one = batch.documents[document : document + 1]
-        return Batch(one, *mine, teacher=teacher, pairs=pairs, chunks=chunks), self.hidden[tokens]
+        return Batch(one, *mine, teacher=teacher, chunks=chunks, **places), self.hidden[tokens]
 
     def leaves(self, term):
         """What may learn, by name."""
@@ -193,7 +194,7 @@ class TwoTokenizers:
 
 
 def aligned(problem, shared=SHARED):
-    """The problem with pairs of positions: the last ones of each document on both sides, in order."""
+    """The problem with pairs of positions: the last ones of each document on both sides, in order; MinED's are every other."""
     batch = problem.batch
     pairs = []
     for (a, b), (c, d) in zip(
@@ -203,7 +204,8 @@ def aligned(problem, shared=SHARED):
     # a likeliest token that the student lacks, and one that it has, are sure to be there
     argmax = batch.teacher.argmax.clone()
     argmax[pairs[0][1]], argmax[pairs[1][1]] = 0, 7
-    problem.batch = replace(batch, pairs=torch.tensor(pairs), teacher=replace(batch.teacher, argmax=argmax))
+    teacher = replace(batch.teacher, argmax=argmax)
+    problem.batch = replace(batch, pairs=torch.tensor(pairs), mined=torch.tensor(pairs[::2]), teacher=teacher)
     problem.shared = shared
     return problem
 

@@ -274,6 +274,7 @@ class Run:
             same_tokens=self.documents.same_tokens,
             student_embedding=int(student.model.get_input_embeddings().weight.shape[1]),
             shared=None if vocabulary is None else vocabulary.shared,
+            nearest=None if vocabulary is None or vocabulary.nearest is None else torch.from_numpy(vocabulary.nearest),
         )
         terms = build(self.config.objectives, setting, "objectives")
         if any(term.attention_layers() for term in terms.values()):
@@ -281,6 +282,8 @@ class Run:
         for name, term in terms.items():
             if term.needs().shared:
                 self.documents.require_vocabulary(f"The term `{name}`")
+            if (mined := term.needs().mined) is not None:
+                self.documents.require_mined(f"The term `{name}`", mined.vocabulary)
         return terms
 
     def _teacher_shape(self) -> TeacherShape | None:

@@ -18,6 +18,10 @@ from schemas.columns import SIDES, Side
 from schemas.vocabulary import SHARED, VOCABULARY, part_name
 
 
+class OlderVocabularyError(ValueError):
+    """A file that does not say which tokens are byte tokens."""
+
+
 @dataclass(frozen=True)
 class SideVocabulary:
     """One side's tokens."""
@@ -25,17 +29,24 @@ class SideVocabulary:
     spelled: tuple[bytes, ...]  # by id; nothing for ids that no token has
     special: tuple[int, ...]  # rising
     end: tuple[int, ...]  # what usually ends what is learnt; empty where nothing is known to
+    fallback: tuple[int, ...] = ()  # byte tokens, rising: of characters that the vocabulary lacks
 
     @classmethod
     def of(cls, tokenizer: OffsetTokenizer) -> "SideVocabulary":
         """That of a tokenizer."""
-        return cls(tuple(tokenizer.spelling.text_bytes()), tuple(tokenizer.special), tuple(tokenizer.end()))
+        spelling = tokenizer.spelling
+        special, end = tuple(tokenizer.special), tuple(tokenizer.end())
+        return cls(tuple(spelling.text_bytes()), special, end, tuple(sorted(spelling.fallback)))
 
     def ids(self) -> dict[bytes, int]:
-        """The lowest id of each spelling; special tokens, and ids that spell nothing, left out."""
-        hidden = set(self.special)
-        rising = reversed([(text, index) for index, text in enumerate(self.spelled) if text and index not in hidden])
-        return dict(rising)
+        """The lowest id of each spelling; special tokens, and ids that spell nothing, left out.
+
+        A byte token only where no other spells its byte: of a character that is in the vocabulary it is never used.
+        """
+        hidden, fallback = set(self.special), set(self.fallback)
+        ids = [index for index, text in enumerate(self.spelled) if text and index not in hidden]
+        ids.sort(key=lambda index: (index not in fallback, -index))
+        return {self.spelled[index]: index for index in ids}
 
 
 def shared_tokens(sides: Mapping[Side, SideVocabulary]) -> Int32[np.ndarray, "shared 2"]:
@@ -56,19 +67,23 @@ def vocabulary_file(sides: Mapping[Side, SideVocabulary], shared: Int32[np.ndarr
         tensors[part_name(side, "lengths")] = np.array([len(text) for text in own.spelled], dtype=np.int32)
         tensors[part_name(side, "special")] = np.array(own.special, dtype=np.int32)
         tensors[part_name(side, "end")] = np.array(own.end, dtype=np.int32)
+        tensors[part_name(side, "fallback")] = np.array(own.fallback, dtype=np.int32)
     return save(tensors)
 
 
 def read_side(folder: Path, side: Side) -> SideVocabulary:
-    """A side's tokens out of a dataset's file. Raises ValueError if they are not in it."""
+    """A side's tokens out of a dataset's file. Raises ValueError if they are not in it, or as an earlier version had them."""
     try:
         tensors = load_file(folder / VOCABULARY)
         lengths, special, end = (tensors[part_name(side, part)] for part in ("lengths", "special", "end"))
+        fallback = tensors.get(part_name(side, "fallback"))
         text = tensors[part_name(side, "bytes")].tobytes()
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{VOCABULARY} is not the {side}'s tokens ({error})") from None
     if (lengths < 0).any() or lengths.sum() != len(text):
         raise ValueError(f"{VOCABULARY} has {len(text)} bytes of the {side}'s tokens, which have {lengths.sum()}")
+    if fallback is None:
+        raise OlderVocabularyError(f"{VOCABULARY} is of an earlier version, which took byte tokens for characters")
     last = np.cumsum(lengths).tolist()
     spelled = tuple(text[stop - length : stop] for stop, length in zip(last, lengths.tolist(), strict=True))
-    return SideVocabulary(spelled, tuple(special.tolist()), tuple(end.tolist()))
+    return SideVocabulary(spelled, *(tuple(ids.tolist()) for ids in (special, end, fallback)))

@@ -22,7 +22,7 @@ from pipeline.commands.flags import (
 from pipeline.commands.parse import finish
 from schemas.columns import SIDES, Side
 from schemas.commands import parse_again
-from schemas.config import ParseConfig
+from schemas.config import Mined, ParseConfig
 from schemas.errors import UsageError
 from schemas.keys import assignment, spelled
 from schemas.manifest import read_manifest
@@ -59,13 +59,17 @@ def align(
         str | None, typer.Option(help="The teacher's chat template, of conversations. Default: as it was.")
     ] = None,
     overflow: Annotated[Literal["truncate", "drop"] | None, typer.Option(help="Rows over a limit.")] = None,
+    mined: Annotated[
+        Mined | None,
+        typer.Option(help="Also align tokens by edit distance (MinED); alone, no side changes. Default: as it was."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Set any key of `student`, of `teacher`, or `overflow`, as OUT/config.yaml shows them; over flags. The value "
-            "is YAML, and `null` the default. Other keys are of how rows were parsed.",
+            help="Set any key of `student`, of `teacher`, `overflow` or `mined`, as OUT/config.yaml shows them; over flags. The "
+            "value is YAML, and `null` the default. Other keys are of how rows were parsed.",
             show_default=False,
         ),
     ] = None,
@@ -103,15 +107,15 @@ def align(
         side: _given(values | limits | {"eos": values["eos"] or eos})
         for side, values in given.items()
         if values["tokenizer"] or values["template"]
-    } | _given({"overflow": overflow})
+    } | _given({"overflow": overflow, "mined": mined})
     for text in set_ or ():
         _set(changes, *assignment(text), dataset)
-    overflow = changes.pop("overflow", None)
+    overflow, alignment = changes.pop("overflow", None), changes.pop("mined", "before")
     sides: dict[Side, dict[str, Any]] = {side: changes[side] for side in SIDES if changes.get(side)}
-    if not sides:
+    if not sides and alignment == "before":
         raise UsageError(
-            "Nothing to change: pass --student, --teacher, --student-template, --teacher-template, or --set for a key of "
-            "`student` or `teacher`."
+            "Nothing to change: pass --student, --teacher, --student-template, --teacher-template, --mined, or --set for a "
+            "key of `student` or `teacher`."
         )
     target = out or realign.default_out(dataset, sides)
     with engine_of(flags, run_workers) as made_by:
@@ -120,6 +124,7 @@ def align(
             target,
             sides,
             overflow,
+            mined=alignment,
             workers=made_by.workers,
             overwrite=overwrite,
             quiet=as_json,
@@ -135,11 +140,11 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _set(changes: dict[str, Any], key: str, value: Any, dataset: Path) -> None:
-    """Set a dotted key. Raises `UsageError` for one that is neither of a side nor what becomes of long rows."""
+    """Set a dotted key. Raises `UsageError` for one that is neither of a side nor one that `align` changes."""
     side, dot, own = key.partition(".")
     if side in SIDES and dot:
         changes.setdefault(side, {})[own] = value  # also nothing, which lifts a limit that the dataset has
-    elif key == "overflow":
+    elif key in ("overflow", "mined"):
         changes[key] = value
     elif side in ParseConfig.model_fields and side not in SIDES:
         again = shlex.join(["--set", spelled(key, value)])
@@ -149,6 +154,6 @@ def _set(changes: dict[str, Any], key: str, value: Any, dataset: Path) -> None:
         )
     else:
         raise UsageError(
-            f"`{key}` is no key that `mta-prep align` changes: those are `overflow`, and the keys of `student` and `teacher`, "
-            "such as `student.max_length`."
+            f"`{key}` is no key that `mta-prep align` changes: those are `overflow`, `mined`, and the keys of `student` and "
+            "`teacher`, such as `student.max_length`."
         )

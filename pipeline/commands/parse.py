@@ -23,7 +23,7 @@ from pipeline.commands.flags import (
     run_workers,
 )
 from schemas import console
-from schemas.config import Learn, ParseConfig
+from schemas.config import Learn, Mined, ParseConfig
 from schemas.errors import Exit, UsageError
 from schemas.manifest import Manifest
 
@@ -169,6 +169,14 @@ def parse(
         bool | None,
         typer.Option("--keep-trees", help="Add a column with the bracketed parses."),
         Key("parser.keep_trees"),
+    ] = None,
+    mined: Annotated[
+        Mined | None,
+        typer.Option(
+            help="Add what the term `mined` needs: tokens aligned by edit distance. With nearest, also which of the student's "
+            "tokens is nearest to each of the teacher's (minutes)."
+        ),
+        Key("mined"),
     ] = None,
     split: SplitFlag = None,
     csv_delimiter: Annotated[

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32
 
+from pipeline.align.edit_distance import EditAlignment
 from pipeline.align.spans import Ragged, Texts, Tokens, audit
 from pipeline.dataset import columns as tables
 from pipeline.dataset.rows import skeleton, stored_rows
@@ -22,6 +23,7 @@ from pipeline.text import Document, Rendered, Units
 from schemas.columns import (
     GRANULARITIES,
     LABELLED,
+    MINED,
     MISSING,
     SIDES,
     TREES,
@@ -32,7 +34,7 @@ from schemas.columns import (
     side_column,
 )
 from schemas.rows import Reason
-from trainer.maths.alignment import LearntTexts, LearntTokens, exact_pairs
+from trainer.maths.alignment import LearntTexts, LearntTokens, before_learnt, exact_pairs
 
 Spans = Int32[np.ndarray, "_ 2"]
 
@@ -155,10 +157,11 @@ def shard(
     *,
     stats: dict[str, Any],
     left_out: Sequence[Rejected],
+    edits: EditAlignment | None = None,
 ) -> ShardOutput:
     """One shard: units aligned on both sides, as an Arrow table with its digests and counts.
 
-    `left_out` are the rows that are in no shard, rejected or dropped.
+    `left_out` are the rows that are in no shard, rejected or dropped; with `edits` tokens are aligned by it, too.
     `tokenizers` are those that have just encoded these rows: their offset counts go into the shard's.
     """
     spans, alignment = aligned(documents, encodings)
@@ -183,15 +186,20 @@ def shard(
             columns[side_column(side, name)] = tables.span_column(spans[side][name])
     if documents.trees is not None:
         columns[TREES[0]] = tables.string_list_column(documents.trees)
-    schema = arrow_schema(documents.trees is not None)
+    partners = None if edits is None else _partners(edits, encodings)
+    if partners is not None:
+        columns[MINED[0]] = tables.int_list_column(partners)
+    schema = arrow_schema(documents.trees is not None, partners is not None)
     offsets: dict[str, dict[str, int]] = {}
     for side, tokenizer in tokenizers.items():
         offsets[side] = dict(tokenizer.offset_counts)
         tokenizer.offset_counts.clear()
     return ShardOutput(
         table=pa.table({name: columns[name] for name in schema.names}, schema=schema),
-        digests=tuple(_digest(documents, encodings, spans, row) for row in range(len(rows))),
-        stats=stats | {"alignment": alignment, "offsets": offsets, "learnt": _learnt(documents, encodings)},
+        digests=tuple(_digest(documents, encodings, spans, partners, row) for row in range(len(rows))),
+        stats=stats
+        | {"alignment": alignment, "offsets": offsets, "learnt": _learnt(documents, encodings)}
+        | ({} if partners is None else {"mined": _partnered(partners)}),
         left_out=tuple(row.entry() for row in left_out),
     )
 
@@ -212,6 +220,24 @@ def _learnt(documents: DocumentColumns, encodings: Mapping[Side, Sequence[Encodi
     return counts | {"exact": len(exact_pairs(texts, tokens["student"], tokens["teacher"]))}
 
 
+def _partners(
+    edits: EditAlignment, encodings: Mapping[Side, Sequence[Encoding]]
+) -> list[Int32[np.ndarray, " positions"]]:
+    """Of each row the teacher's token for each of the student's before a learnt one, counted from the row's first; or -1."""
+    rows = []
+    for student, teacher in zip(encodings["student"], encodings["teacher"], strict=True):
+        ours, theirs = before_learnt(student.responses), before_learnt(teacher.responses)
+        partners = edits.partners(student.input_ids[ours], teacher.input_ids[theirs])
+        rows.append(np.append(theirs, MISSING)[partners].astype(np.int32))
+    return rows
+
+
+def _partnered(partners: Sequence[Int32[np.ndarray, " positions"]]) -> dict[str, int]:
+    """How many of the student's tokens before a learnt one there are, and how many have a partner."""
+    flat = np.concatenate([np.zeros(0, dtype=np.int32), *partners])
+    return {"tokens": len(flat), "partners": int((flat != MISSING).sum())}
+
+
 def merged(parts: Sequence[ShardOutput]) -> ShardOutput:
     """Several outputs, in order, as one shard."""
     return ShardOutput(
@@ -226,6 +252,7 @@ def _digest(
     documents: DocumentColumns,
     encodings: Mapping[Side, Sequence[Encoding]],
     spans: Mapping[Side, Mapping[Granularity, Sequence[Spans]]],
+    partners: Sequence[Int32[np.ndarray, " positions"]] | None,
     row: int,
 ) -> RowDigest:
     """Hashes of one row. Every part is preceded by its length, so that no two rows spell the same bytes."""
@@ -245,7 +272,8 @@ def _digest(
     _update(teacher, [*parts, *of_side("teacher")])
     whole = teacher.copy()
     trees = [] if documents.trees is None else ["\0".join(documents.trees[row]).encode()]
-    _update(whole, [documents.sentences[row].astype("<i4").tobytes(), *of_side("student"), *trees])
+    mined = [] if partners is None else [partners[row].astype("<i4").tobytes()]
+    _update(whole, [documents.sentences[row].astype("<i4").tobytes(), *of_side("student"), *mined, *trees])
     id_digest = hashlib.blake2b(own.id.encode(), digest_size=ID_BYTES)
     return RowDigest(whole.hexdigest(), teacher.hexdigest(), id_digest.hexdigest())
 

@@ -29,7 +29,7 @@ def _side_line(side: str, tokenizer: dict[str, Any]) -> str:
     return f"- **{side}**: `{tokenizer['name']}`{revision} (sha256 `{tokenizer['sha256'][:16]}`){read}"
 
 
-def dataset_card(manifest: Manifest, trees: bool) -> str:
+def dataset_card(manifest: Manifest, trees: bool, mined: bool) -> str:
     """Markdown with YAML front matter. The licence is the texts' own, which we cannot know: it is left for the owner."""
     front = {
         "pretty_name": "Prepared for structure-aware distillation",
@@ -38,7 +38,7 @@ def dataset_card(manifest: Manifest, trees: bool) -> str:
         "tags": ["mta-prep", "knowledge-distillation", "constituency-parsing"],
         "configs": [{"config_name": "default", "data_files": "data-*.arrow"}],
     }
-    columns = "\n".join(f"| `{name}` | {meaning} |" for name, (_, meaning) in meanings(trees).items())
+    columns = "\n".join(f"| `{name}` | {meaning} |" for name, (_, meaning) in meanings(trees, mined).items())
     sides = "\n".join(_side_line(side, tokenizer) for side, tokenizer in manifest.tokenizers.items())
     parser = manifest.parser
     lost = {**manifest.rejected, **manifest.dropped}

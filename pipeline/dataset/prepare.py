@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.align.edit_distance import EditAlignment
 from pipeline.align.vocabulary import SideVocabulary
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.seal import DATASET, Outcome
@@ -72,12 +73,18 @@ class PrepareStage:
             else Renderer(config.fields, config.template)
         )
         self.tokenizers = load_tokenizers(config, SIDES)
+        self.edits = EditAlignment.of(self.vocabularies) if config.mined is not None else None
         # what takes seconds to import comes after all that a wrong name would be refused for
         pool.settle_torch()
         from pipeline.read.segment import Segmenter
 
         self.segmenter = Segmenter(config.segment)
         self.parser = load_parser(config.parser)
+
+    @property
+    def vocabularies(self) -> dict[Side, SideVocabulary]:
+        """Those of its tokenizers."""
+        return {side: SideVocabulary.of(tokenizer) for side, tokenizer in self.tokenizers.items()}
 
     def identities(self) -> dict[str, Any]:
         """The parts of a manifest that say what this stage is."""
@@ -135,6 +142,7 @@ class PrepareStage:
                 "sentences": sum((unit.counts for unit in units), Counter[str]()),
             },
             left_out=sorted([*rejected, *dropped], key=lambda row: row.number),
+            edits=self.edits,
         )
 
 
@@ -193,7 +201,7 @@ class PreparePlan:
     @property
     def vocabularies(self) -> dict[Side, SideVocabulary]:
         """Those of the stage's tokenizers."""
-        return {side: SideVocabulary.of(tokenizer) for side, tokenizer in self.stage.tokenizers.items()}
+        return self.stage.vocabularies
 
     def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Nothing came before."""

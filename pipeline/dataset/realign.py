@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.text import Text
 
-from pipeline.align.vocabulary import SideVocabulary, read_side
+from pipeline.align.edit_distance import EditAlignment
+from pipeline.align.vocabulary import OlderVocabularyError, SideVocabulary, read_side
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.prepare import load_tokenizers, reads_of
 from pipeline.dataset.rows import ROW_COLUMNS, stored_rows
@@ -27,7 +28,7 @@ from pipeline.shards.publish import publish
 from pipeline.shards.ranks import ALONE, Rank
 from schemas import console
 from schemas.columns import SIDES, Side
-from schemas.config import ParseConfig
+from schemas.config import Mined, ParseConfig
 from schemas.dataset import damaged, open_shard
 from schemas.errors import UsageError, UserError
 from schemas.keys import assign
@@ -44,9 +45,19 @@ AUDIT_ROWS = 200
 class RealignStage:
     """A written shard to the same shard with other tokens."""
 
-    def __init__(self, config: ParseConfig, changed: tuple[Side, ...]) -> None:
+    def __init__(self, config: ParseConfig, changed: tuple[Side, ...], stay: Mapping[Side, SideVocabulary]) -> None:
+        """`stay`: the tokens of the sides that do."""
         self.tokenizers = load_tokenizers(config, changed)
-        self.keep_trees = config.parser.keep_trees
+        self._stay = stay
+        self.edits = EditAlignment.of(self.vocabularies) if config.mined is not None else None
+
+    @property
+    def vocabularies(self) -> dict[Side, SideVocabulary]:
+        """Both sides' tokens."""
+        changed: dict[Side, SideVocabulary] = {
+            side: SideVocabulary.of(tokenizer) for side, tokenizer in self.tokenizers.items()
+        }
+        return changed | dict(self._stay)
 
     def run(self, item: tuple[Path, ShardFile], tick: pool.Tick = pool.untold) -> shards.ShardOutput:
         """A shard of the dataset in this folder, aligned anew. Raises `DamagedError` if it is not as it was written."""
@@ -63,7 +74,9 @@ class RealignStage:
             for row, reason in reasons.items()
         ]
         stats = {"rows_in": table.num_rows, "rejected": {}, "dropped": Counter(row.reason.kind for row in dropped)}
-        return assemble.shard(documents.take(usable), encodings, self.tokenizers, stats=stats, left_out=dropped)
+        return assemble.shard(
+            documents.take(usable), encodings, self.tokenizers, stats=stats, left_out=dropped, edits=self.edits
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,12 @@ class RealignPlan:
 
 
 def default_out(dataset: Path, sides: Mapping[Side, Mapping[str, Any]]) -> Path:
-    """`prepared` with student `org/name` -> `prepared--name`. Raises `UsageError` where nothing gives the folder a name."""
+    """`prepared` with student `org/name` -> `prepared--name`, without any side -> `prepared--mined`.
+
+    Raises `UsageError` where nothing gives the folder a name.
+    """
+    if not sides:
+        return dataset.with_name(f"{dataset.resolve().name}--mined")
     names = "-".join(
         Path(str(name)).name.split(":")[-1]
         for side in sides.values()
@@ -156,7 +174,7 @@ def _changed(before: Mapping[str, Any], sides: Mapping[Side, Mapping[str, Any]])
 
 
 def _vocabulary_before(dataset: Path, before: Manifest, side: Side) -> SideVocabulary:
-    """The tokens of a side that stays: as they were stored, or of a dataset without them, its tokenizer's.
+    """The tokens of a side that stays: as they were stored, or of an older dataset its tokenizer's.
 
     Raises `UserError` if that tokenizer is needed and is not there, or is another one by now.
     """
@@ -165,6 +183,8 @@ def _vocabulary_before(dataset: Path, before: Manifest, side: Side) -> SideVocab
             raise damaged(dataset, problem)
         try:
             return read_side(dataset, side)
+        except OlderVocabularyError:
+            pass
         except ValueError as error:
             raise damaged(dataset, str(error)) from None
     config = ParseConfig.parse(before.config, str(dataset))
@@ -183,6 +203,7 @@ def realign(
     sides: Mapping[Side, dict[str, Any]],
     overflow: str | None,
     *,
+    mined: Mined | Literal["before"] | None = "before",
     workers: int,
     overwrite: bool,
     quiet: bool,
@@ -191,11 +212,14 @@ def realign(
 ) -> Outcome:
     """Write `dataset` to `out` with other tokenizers or chat templates; `sides` maps a side to its `SideConfig` values.
 
-    Of tokenizer and template what is not given stays as it was. Raises `StateError` if `dataset` is not finished, `UserError`
-    for a tokenizer that cannot be used, `UsageError` for a template where texts are rendered already.
+    Of tokenizer and template what is not given stays as it was, and with `mined: before` so does whether tokens are aligned by
+    edit distance. Raises `StateError` if `dataset` is not finished, `UserError` for a tokenizer that cannot be used,
+    `UsageError` for a template where texts are rendered already.
     """
     before = read_manifest(dataset)
-    values = before.config | _changed(before.config, sides) | ({"overflow": overflow} if overflow else {})
+    others = {"overflow": overflow} if overflow else {}
+    others |= {"mined": mined} if mined != "before" else {}
+    values = before.config | _changed(before.config, sides) | others
     config = ParseConfig.parse(values, f"align {dataset}")
     rendered = not ParseConfig.parse(before.config, str(dataset)).of_conversations
     if rendered and any(values.get("template") for values in sides.values()):
@@ -208,7 +232,8 @@ def realign(
     for settings in (getattr(config, side) for side in changed if not rendered):
         require_known(settings.template)
         require_no_prompt_limit(settings)
-    stage = RealignStage(config, changed)
+    stay = {side: _vocabulary_before(dataset, before, side) for side in SIDES if side not in changed}
+    stage = RealignStage(config, changed, stay)
     pool.settle_torch()
     sample = open_shard(dataset, before.shards[0], ROW_COLUMNS, content=True).slice(0, AUDIT_ROWS)
     for tokenizer in stage.tokenizers.values():
@@ -216,10 +241,8 @@ def realign(
     for note in assemble.notes_on(stage.tokenizers) if rank.number == 0 else ():
         console.stderr.print(Text(note, "yellow"))
     identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}
-    vocabularies = {side: SideVocabulary.of(tokenizer) for side, tokenizer in stage.tokenizers.items()}
-    vocabularies |= {side: _vocabulary_before(dataset, before, side) for side in SIDES if side not in changed}
-    plan = RealignPlan(dataset, before, config, identities, changed, vocabularies)
-    make = pool.Made(stage, partial(RealignStage, config, changed))
+    plan = RealignPlan(dataset, before, config, identities, changed, stage.vocabularies)
+    make = pool.Made(stage, partial(RealignStage, config, changed, stay))
     return publish(
         DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank, cluster=cluster
     )

@@ -168,6 +168,16 @@ def show_shared_tokens(manifest: Manifest, folder: Path, problem: str | None) ->
     )
 
 
+def show_mined(manifest: Manifest) -> None:
+    """How much MinED aligned, if it was asked to."""
+    counts = manifest.counts.get("mined")
+    if counts is not None:
+        console.stdout.print(
+            f"MinED ({manifest.config['mined']}): of {counted(counts['tokens'], 'token')} of the student before a learnt one "
+            f"{percent(counts['partners'], counts['tokens'])} have one of the teacher's as their partner by edit distance."
+        )
+
+
 def show_estimate(found: dict[str, Any], out: Path) -> None:
     """What a run would do."""
     rows = [[file["name"], str(file["rows"]), console.size(file["bytes"])] for file in found["inputs"]]
@@ -218,6 +228,7 @@ def show_info(manifest: Manifest, folder: Path, problem: str | None) -> None:
                 Text(f"No end-of-sequence token is known on the {side}'s side: responses end in none.", "yellow")
             )
     show_shared_tokens(manifest, folder, problem)
+    show_mined(manifest)
     parser, config = manifest.parser, ParseConfig.parse(manifest.config, str(folder))
     console.stdout.print(f"Parser {parser['kind']} {parser['name']} ({parser['sha256'][:16]}), {templates_of(config)}.")
     console.stdout.print(f"Sentences and units: {_sentences(manifest.counts['sentences'])}.")

@@ -92,11 +92,11 @@ def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
             "shards": written,
         }
     )
-    trees = plan.config.parser.keep_trees
+    optional = plan.config.parser.keep_trees, plan.config.mined is not None
     names = [shard.file for shard in manifest.shards]
-    for name, text in dataset_files(arrow_schema(trees), names, manifest.fingerprint).items():
+    for name, text in dataset_files(arrow_schema(*optional), names, manifest.fingerprint).items():
         files.write_text(space.out / name, text)
-    space.seal({CARD: dataset_card(manifest, trees), CONFIG: plan.config.to_yaml()}, manifest.to_json())
+    space.seal({CARD: dataset_card(manifest, *optional), CONFIG: plan.config.to_yaml()}, manifest.to_json())
     return manifest
 
 

@@ -3,8 +3,9 @@
 Always: checksums, schema, rows of every shard against the manifest, rows in = rows out + rejected + dropped, fingerprints, both
 sides' tokens.
 Unless quick, on every row: spans in bounds and in order, trees of words, offsets monotone and covering every letter and
-digit between the first and the last token, token spans that follow from them; and, where a tokenizer can be loaded, the row
-tokenized again and compared to the last id and offset, and what its tokens decode to held against offsets and token spans.
+digit between the first and the last token, token spans that follow from them, and MinED's alignment from the tokens; and, where a
+tokenizer can be loaded, the row tokenized again and compared to the last id and offset, and what its tokens decode to held
+against offsets and token spans.
 """
 
 import re
@@ -16,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from pipeline.align.edit_distance import EditAlignment
 from pipeline.align.vocabulary import SideVocabulary, read_side, shared_tokens, vocabulary_file
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.columns import spans_of
@@ -23,7 +25,7 @@ from pipeline.dataset.decoding import Decoder
 from pipeline.read.chat_tokenizer import open_tokenizer
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
 from pipeline.text import SEPARATOR, Rendered
-from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, arrow_schema, side_column
+from schemas.columns import GRANULARITIES, LABELLED, MINED, SIDES, Granularity, Side, arrow_schema, side_column
 from schemas.config import ParseConfig, Strict
 from schemas.console import counted
 from schemas.dataset import open_shard
@@ -75,12 +77,14 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
     manifest = read_manifest(folder)
     findings = Findings()
     config = ParseConfig.parse(manifest.config, str(folder))
-    schema = arrow_schema(config.parser.keep_trees)
+    schema = arrow_schema(config.parser.keep_trees, config.mined is not None)
     tokenizers = {} if quick else _tokenizers(config, manifest, moved, findings)
     decoders = _decoders(tokenizers, findings)
     whole, teacher = shards.Fingerprint(), shards.Fingerprint()
     # the paper's extractor leaves partial overlaps
     flat: set[Granularity] = {"words", "chunks"} if config.parser.kind == "benepar" else {"words"}
+    sides = _check_vocabulary(manifest, folder, tokenizers, findings)
+    edits = EditAlignment.of(sides) if config.mined is not None and sides is not None and not quick else None
     check_config(folder, config, findings)
     names = [shard.file for shard in manifest.shards]
     for name, text in dataset_files(schema, names, manifest.fingerprint).items():
@@ -94,14 +98,13 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
             continue
         findings.checked["shards"] += 1
         if not table.schema.equals(schema):
-            findings.problem(f"{shard.file} has other columns than the config's `parser.keep_trees` says.")
+            findings.problem(f"{shard.file} has other columns than the config's `parser.keep_trees` and `mined` say.")
             continue
         if not quick:
-            digests = _check_rows(table, shard.file, flat, tokenizers, decoders, findings)
+            digests = _check_rows(table, shard.file, flat, tokenizers, decoders, edits, findings)
             whole.update(digest.whole for digest in digests)
             teacher.update(digest.teacher for digest in digests)
     _check_counts(manifest, folder, findings)
-    _check_vocabulary(manifest, folder, tokenizers, findings)
     if not quick and not findings.found:
         if whole.hexdigest() != manifest.fingerprint:
             findings.problem("The fingerprint in the manifest is not that of the rows.")
@@ -169,23 +172,27 @@ def _check_counts(manifest: Manifest, folder: Path, findings: Findings) -> None:
 
 def _check_vocabulary(
     manifest: Manifest, folder: Path, tokenizers: Mapping[Side, OffsetTokenizer], findings: Findings
-) -> None:
-    """Whether the file of tokens is whole, its map follows from what they spell, and that is what the tokenizers say."""
+) -> dict[Side, SideVocabulary] | None:
+    """Whether the file of tokens is whole, its map follows from what they spell, and that is what the tokenizers say.
+
+    Returns both sides' tokens, if they can be read.
+    """
     if manifest.vocabulary is None:
-        return
+        return None
     if (problem := manifest.vocabulary_problem(folder)) is not None:
         findings.problem(f"{problem}.")
-        return
+        return None
     try:
-        sides = {side: read_side(folder, side) for side in SIDES}
+        sides: dict[Side, SideVocabulary] = {side: read_side(folder, side) for side in SIDES}
     except ValueError as error:
         findings.problem(f"{error}.")
-        return
+        return None
     if (folder / VOCABULARY).read_bytes() != vocabulary_file(sides, shared_tokens(sides)):
         findings.problem(f"{VOCABULARY} has other shared tokens than follow from what the tokens spell.")
     for side, tokenizer in tokenizers.items():
         if SideVocabulary.of(tokenizer) != sides[side]:
             findings.problem(f"{VOCABULARY} says of the {side}'s tokens other than its tokenizer.")
+    return sides
 
 
 def _check_rows(
@@ -194,6 +201,7 @@ def _check_rows(
     flat: set[Granularity],
     tokenizers: Mapping[Side, OffsetTokenizer],
     decoders: Mapping[Side, Decoder],
+    edits: EditAlignment | None,
     findings: Findings,
 ) -> tuple[shards.RowDigest, ...]:
     try:
@@ -247,13 +255,19 @@ def _check_rows(
                 findings.problem(
                     f"{file}, row {row} (id {documents.rows[row].id}): {side} tokens are not the tokenizer's."
                 )
-    output = assemble.shard(documents, stored, {}, stats={}, left_out=[])
+    output = assemble.shard(documents, stored, {}, stats={}, left_out=[], edits=edits)
     for side in SIDES:
         for name in GRANULARITIES:
             column = side_column(side, name)
-            if not output.table.column(column).combine_chunks().equals(table.column(column).combine_chunks()):
+            if not _same_column(output.table, table, column):
                 findings.problem(f"{file}: {column} does not follow from {name} and {side}_offsets.")
+    if edits is not None and not _same_column(output.table, table, MINED[0]):
+        findings.problem(f"{file}: {MINED[0]} does not follow from the tokens before learnt ones and what they spell.")
     return output.digests
+
+
+def _same_column(one: pa.Table, other: pa.Table, name: str) -> bool:
+    return bool(one.column(name).combine_chunks().equals(other.column(name).combine_chunks()))
 
 
 def same_tokens(new: Encoding, old: Encoding) -> bool:

@@ -44,6 +44,7 @@ class Spelling:
     marker: str | None  # what is written for a space, where it is not a space
     literals: dict[int, str]  # added tokens found in the raw text, before normalisation
     unknown: int | None  # the token for what the vocabulary lacks; it spells anything
+    fallback: frozenset[int]  # byte tokens: of characters that the vocabulary lacks
 
     def text_bytes(self) -> list[bytes]:
         """What each token id spells in the text's writing, spaces as such."""
@@ -145,8 +146,11 @@ def read_spelling(definition: Definition, backend: Tokenizer) -> Spelling:
     inside = model.get("continuing_subword_prefix") or ""
     closing = model.get("end_of_word_suffix") or ""
 
+    def byte_of(token: str) -> "re.Match[str] | None":
+        return _BYTE_TOKEN.fullmatch(token) if model.get("byte_fallback") else None
+
     def spell(token: str) -> bytes:
-        if model.get("byte_fallback") and (byte := _BYTE_TOKEN.fullmatch(token)):
+        if byte := byte_of(token):
             return bytes([int(byte[1], 16)])
         if len(token) > len(inside):
             token = token.removeprefix(inside)
@@ -172,6 +176,7 @@ def read_spelling(definition: Definition, backend: Tokenizer) -> Spelling:
         marker,
         {index: entry.content for index, entry in added.items() if not entry.normalized},
         _unknown(model, vocabulary),
+        frozenset(index for token, index in vocabulary.items() if byte_of(token) and index not in added),
     )
 
 

@@ -62,6 +62,7 @@ SPACES = {
     "span_kl": {"reduce": "mean"},
     "uld": {"alignment": "chunks", "k": 256},
     "gold": {"beta": 0.5},
+    "mined": {"prefix": "exact"},
 }
 UNITS = {"ce": {}, "hidden": {"level": "unit"}, "dsa": {"metric": "distance"}}
 

@@ -95,6 +95,8 @@ class Batch:
     teacher: TeacherTokens | None = None  # for losses that need no common tokens
     #: Places in `positions` and in `teacher.positions` whose next tokens are the same text; CPU.
     pairs: Int64[Tensor, "pairs 2"] | None = None
+    #: Places in `positions`, rising, and in `teacher.positions` that MinED has aligned and whose tokens are the same; CPU.
+    mined: Int64[Tensor, "mined 2"] | None = None
     spans: SpanTargets | None = None
     chunks: Chunks | None = None
     #: What each document's last query pays its tokens in the student itself, by layer: known once that has run.
@@ -144,6 +146,7 @@ _STRUCTURE: Final = frozenset(
         "state_index",
         "tokens",
         "pairs",
+        "mined",
         "argmax",
         "likeliest",
         "student",

@@ -18,13 +18,15 @@ import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
-from schemas.columns import GRANULARITIES, MISSING, SIDES, Granularity, Side, side_column
+from schemas.columns import GRANULARITIES, MINED, MISSING, SIDES, Granularity, Side, side_column
+from schemas.config import Mined
 from schemas.conversations import Content, Conversation
 from schemas.dataset import damaged, open_shard
 from schemas.errors import UserError
 from schemas.manifest import read_manifest, same_tokens
 from trainer.batches.batch import Batch, Chunks, TeacherTokens
 from trainer.batches.lists import Lists, Rows, list_values
+from trainer.batches.mined import Inputs, mined_pairs, same_inputs, same_prefixes
 from trainer.batches.shared_tokens import BothSides, SharedSpans
 from trainer.batches.units import SharedUnits, positions_of, shared_units
 from trainer.batches.vocabulary import Vocabulary
@@ -137,6 +139,14 @@ class Documents:
             )
         return self.vocabulary
 
+    def require_mined(self, what: str, vocabulary: Mined) -> None:
+        """Raises `UserError` where MinED's alignment is not stored, or not of this vocabulary; `what` needs it."""
+        stored = self.manifest.config.get("mined")
+        if stored is None or (stored == "exact" and vocabulary == "nearest"):
+            again = shlex.join(["mta-prep", "align", str(self.folder), "--mined", vocabulary, "-o", "NEW"])
+            lacks = "which tokens are nearest to which" if stored else "tokens aligned by edit distance (MinED)"
+            raise UserError(f"{what} needs {lacks}, and {self.folder} lacks that: `{again}` adds it, without parsing.")
+
     def lengths(self, side: Side) -> Int64[np.ndarray, " rows"]:
         """Tokens of every row."""
         return self._lists(side_column(side, "input_ids")).lengths[: self.rows]
@@ -244,6 +254,30 @@ class Documents:
             sizes.append(lengths[ids])
         return sizes[0], sizes[1]
 
+    def mined_pairs(self, rows: Rows, vocabulary: Mined, same_prefix: bool) -> Int64[Tensor, "mined 2"]:
+        """Positions of the student and of the teacher that MinED has aligned in some rows (`Batch.mined`).
+
+        Those whose tokens are the same by `vocabulary`, and with `same_prefix` those where both have read the same text.
+        """
+        known = self.require_vocabulary("MinED's alignment")
+        student, teacher = (self._inputs(side, rows) for side in ("student", "teacher"))
+        try:
+            partners, partner_rows = self._mined.take(rows)
+            pairs = mined_pairs(partners, partner_rows.numpy(), student, teacher)
+        except ValueError as error:
+            raise damaged(self.folder, f"its column `{MINED[0]}` {error}") from None
+        taken_for = np.arange(len(known.lengths["teacher"])) if self.same_tokens else known.taken_for(vocabulary)
+        pairs = pairs[same_inputs(pairs, student, teacher, taken_for)]
+        if same_prefix:
+            counts = known.lengths["student"][student.ids], known.lengths["teacher"][teacher.ids]
+            pairs = pairs[same_prefixes(pairs, student, teacher, *self.both_sides(rows).prefixes(*counts))]
+        return torch.from_numpy(pairs)
+
+    def _inputs(self, side: Side, rows: Rows) -> Inputs:
+        ids, token_rows = self.tokens(side, rows)
+        positions, position_rows = positions_of(token_rows, *self.responses(side, rows))
+        return Inputs(ids, token_rows.numpy(), positions.numpy(), position_rows.numpy())
+
     def both_sides(self, rows: Rows) -> BothSides:
         """What is learnt of some rows, and both sides' tokens of it."""
         texts = self._learnt_texts(rows)
@@ -314,6 +348,11 @@ class Documents:
     @cached_property
     def _table(self) -> pa.Table:
         return pa.concat_tables([open_shard(self.folder, shard, _COLUMNS) for shard in self.manifest.shards])
+
+    @cached_property
+    def _mined(self) -> Lists:
+        shards = [open_shard(self.folder, shard, [MINED[0]]) for shard in self.manifest.shards]
+        return Lists(pa.concat_tables(shards).column(MINED[0]))
 
     @cached_property
     def _texts(self) -> pa.Table:

@@ -57,3 +57,10 @@ def list_values(values: Any) -> Int32[np.ndarray, "elements ..."]:
     pairs = pa.types.is_fixed_size_list(values.type)
     flat: np.ndarray = (values.flatten() if pairs else values).to_numpy(zero_copy_only=True)
     return flat.reshape(-1, 2) if pairs else flat
+
+
+def index_of(rising: Int64[np.ndarray, " _"], values: Int64[np.ndarray, " values"]) -> Int64[np.ndarray, " values"]:
+    """Where each value is in `rising`; -1 where it is not."""
+    at = np.searchsorted(rising, values)
+    index: Int64[np.ndarray, " values"] = np.where(np.append(rising, -2)[at] == values, at, -1)
+    return index

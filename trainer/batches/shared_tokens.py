@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from trainer.batches.batch import Chunks
+from trainer.batches.lists import index_of
 from trainer.maths.alignment import (
     Counts,
     LearntTexts,
@@ -19,6 +20,7 @@ from trainer.maths.alignment import (
     byte_ends,
     common_spans,
     exact_pairs,
+    prefix_keys,
     visible_ends,
 )
 from trainer.maths.ragged import select
@@ -88,13 +90,21 @@ class BothSides:
         A document's first token is nobody's next, so it is in no pair.
         """
         tokens = exact_pairs(self.texts, self.student, self.teacher)
-        before = [_index(side.numpy(), tokens[:, n] - 1) for n, side in enumerate((positions, teacher_positions))]
+        before = [index_of(side.numpy(), tokens[:, n] - 1) for n, side in enumerate((positions, teacher_positions))]
         pairs = np.stack(before, axis=1)
         return torch.from_numpy(pairs[(pairs >= 0).all(1)])
 
+    def prefixes(
+        self, student_bytes: Counts, teacher_bytes: Counts
+    ) -> tuple[Int64[np.ndarray, " student_tokens"], Int64[np.ndarray, " teacher_tokens"]]:
+        """What is read of the learnt texts before each token of the batch, as numbers that both sides share; -1: not known.
 
-def _index(rising: Int64[np.ndarray, " _"], values: Int64[np.ndarray, " values"]) -> Int64[np.ndarray, " values"]:
-    """Where each value is in `rising`; -1 where it is not."""
-    at = np.searchsorted(rising, values)
-    index: Int64[np.ndarray, " values"] = np.where(np.append(rising, -2)[at] == values, at, -1)
-    return index
+        `…_bytes`: what each token spells.
+        """
+        sides = (self.student, student_bytes), (self.teacher, teacher_bytes)
+        *ends, _ = byte_ends(self.texts, self.student, self.teacher, *(count[side.places] for side, count in sides))
+        ours, theirs = (
+            prefix_keys(self.texts, side, of_side, len(count))
+            for (side, count), of_side in zip(sides, ends, strict=True)
+        )
+        return ours, theirs

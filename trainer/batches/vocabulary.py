@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from jaxtyping import Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from schemas.columns import SIDES, Side
+from schemas.columns import MISSING, SIDES, Side
+from schemas.config import Mined
 from schemas.vocabulary import SHARED, VOCABULARY, part_name
 
 
@@ -21,6 +23,23 @@ class Vocabulary:
     shared: Int64[Tensor, "shared 2"]  # the student's id and the teacher's, by the student's
     lengths: Mapping[Side, Int64[np.ndarray, " _"]]  # bytes that each id spells
     may_end: Mapping[Side, Int64[np.ndarray, " _"]]  # ids of special tokens, and of what usually ends what is learnt
+
+    #: of each of the teacher's tokens the student's that is nearest to it, or -1; None: not known
+    nearest: Int64[np.ndarray, " teacher_vocabulary"] | None = None
+
+    @cached_property
+    def _exact(self) -> Int64[np.ndarray, " teacher_vocabulary"]:
+        own = np.full(len(self.lengths["teacher"]), MISSING, dtype=np.int64)
+        ours, theirs = self.shared.numpy().T
+        own[theirs] = ours
+        return own
+
+    def taken_for(self, vocabulary: Mined) -> Int64[np.ndarray, " teacher_vocabulary"]:
+        """Of each of the teacher's tokens the student's that stands for it, or -1."""
+        if vocabulary == "exact":
+            return self._exact
+        assert self.nearest is not None
+        return self.nearest
 
     @classmethod
     def read(cls, folder: Path) -> "Vocabulary":

@@ -119,6 +119,12 @@ class LearntTokens:
         return cls(places, text, ranges, end_places[ends], keys[ends])
 
 
+def before_learnt(turns: Int[np.ndarray, "turns 2"]) -> Counts:
+    """A document's tokens before each learnt one, rising; `turns`: what is learnt, disjoint. Nothing is before its first."""
+    places = [np.arange(max(first - 1, 0), last - 1) for first, last in turns.tolist()]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *places])
+
+
 def _turn_keys(
     document: Int64[np.ndarray, " turns"],
     turn: Counts,
@@ -276,6 +282,25 @@ def _standing(
         share, count = np.minimum(room, counts)[own], counts[own]
         stands[kind] = (number + 1) * share // count > number * share // count
     return stands
+
+
+def prefix_keys(texts: LearntTexts, tokens: LearntTokens, ends: Counts, count: int) -> Int64[np.ndarray, " all_tokens"]:
+    """What is read of the learnt texts before each of a side's `count` tokens, as a number; -1: not known.
+
+    Both sides' numbers are the same where they have read the same: of a text as much, or all of a turn before its end token.
+    `ends`: of each token, in one measure on both sides, never falling (`byte_ends`). Before a token that has the end of the
+    one before it, as where the two share a character, it is not known; nor before one that a cut text begins with.
+    """
+    keys = np.full(count, MISSING, dtype=np.int64)
+    first = np.append(True, tokens.texts[1:] != tokens.texts[:-1])[: len(ends)]
+    starts = texts.spans[tokens.texts, 0]
+    whole = texts.visible[starts] == texts.visible[tokens.ranges[:, 0]]
+    before = np.append(MISSING, ends[:-1])[: len(ends)]
+    read = np.where(first, texts.bytes[starts], before)
+    known = np.where(first, whole, ends > before)
+    keys[tokens.places] = np.where(known, read + tokens.texts, MISSING)
+    keys[tokens.end_places] = MISSING - 1 - tokens.end_turns
+    return keys
 
 
 def exact_pairs(texts: LearntTexts, student: LearntTokens, teacher: LearntTokens) -> Int64[np.ndarray, "pairs 2"]:

@@ -30,6 +30,7 @@ from trainer.objectives.fdd import FeatureDynamics
 from trainer.objectives.gold import Gold
 from trainer.objectives.hidden import HiddenAlignment
 from trainer.objectives.layers import LayerTerm
+from trainer.objectives.mined import MinimumEditDistance
 from trainer.objectives.soft_dtw import SoftDtw
 from trainer.objectives.spans import SpanCosine, SpanGeometry, SpanKl
 from trainer.objectives.structure import StructuralAlignment
@@ -53,6 +54,7 @@ REGISTRY: Final[dict[str, type[Objective]]] = {
     "soft_dtw": SoftDtw,
     "uld": UniversalLogits,
     "gold": Gold,
+    "mined": MinimumEditDistance,
     "span_cos": SpanCosine,
     "span_geometry": SpanGeometry,
     "span_kl": SpanKl,

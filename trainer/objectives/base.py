@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from schemas.config import Strict
+from schemas.config import Mined, Strict
 from schemas.training import LayerPair, PairConfig
 from trainer.batches.batch import Batch
 from trainer.models.head import Head
@@ -24,6 +24,8 @@ from trainer.models.row_losses import RowWork
 
 #: What a term may ask for of a teacher layer: signals of a cache; `position_states` are `states` at response positions.
 LayerNeed = Literal["relations", "units", "states", "position_states"]
+#: What two sides must have read up to positions that are aligned: anything, or the same text.
+Prefix = Literal["any", "exact"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class SpanNeed:
     layers: frozenset[int]  # of the teacher
     weights: Literal["attention", "uniform"]  # of tokens: the last query's attention, or all alike
     most: int  # spans of a document
+
+
+@dataclass(frozen=True)
+class MinedNeed:
+    """Positions that MinED has aligned, of which the input tokens are the same."""
+
+    vocabulary: Mined  # which tokens are
+    prefix: Prefix  # whether both sides must also have read the same text
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class Needs:
     sorted: int = 0  # probabilities of so many of its likeliest tokens there
     likeliest: int = 0  # so many of its likeliest tokens there, with their probabilities
     pairs: bool = False  # positions whose next tokens are the same text
+    mined: MinedNeed | None = None
     spans: SpanNeed | None = None
     chunks: bool = False  # parts of text that end in both tokenizations
     shared: bool = False  # tokens that both vocabularies have
@@ -89,6 +100,8 @@ class Setting:
     student_embedding: int | None = None  # features of the student's input embeddings; None: the hidden size
     #: Tokens of equal bytes, the student's id and the teacher's; None: not known, or the ids are the same.
     shared: Int64[Tensor, "shared 2"] | None = None
+    #: Of each of the teacher's tokens the student's that is nearest to it, or -1; None: not known.
+    nearest: Int64[Tensor, " teacher_vocabulary"] | None = None
 
     @property
     def last_sizes(self) -> tuple[int, int]:

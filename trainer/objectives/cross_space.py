@@ -19,19 +19,18 @@ from trainer.maths.divergence import SKEWS, Name, Rule, divergence, rule_of
 from trainer.maths.ragged import at_least_float32
 from trainer.models.head import Head
 from trainer.models.row_losses import Evaluate, Gradients, Stream, accumulate, exact
-from trainer.objectives.base import Options, Setting
+from trainer.objectives.base import Matrices, Options, Setting, TeacherRows
 
 
-class CrossSpaceOptions(Options):
+class DivergenceOptions(Options):
     """Options of every term of the family."""
 
     divergence: Name = "fkl"  # in the student's space
     skew: float | None = Field(default=None, gt=0, lt=1)  # λ of `sfkl` and `srkl`, None: 0.1; of `js`, None: 0.5
     temperature: float = Field(default=2.0, gt=0)  # of the divergences, on both sides
-    teacher_space: bool = True  # else the student's space alone
 
     @model_validator(mode="after")
-    def _skew_is_used(self) -> "CrossSpaceOptions":
+    def _skew_is_used(self) -> "DivergenceOptions":
         if self.skew is not None and self.divergence not in SKEWS:
             raise ValueError(f"`skew` belongs to `divergence: sfkl`, `srkl` and `js`, not to `{self.divergence}`")
         return self
@@ -40,6 +39,12 @@ class CrossSpaceOptions(Options):
     def rule(self) -> Rule:
         """The divergence of the student's space."""
         return rule_of(self.divergence, self.skew)
+
+
+class CrossSpaceOptions(DivergenceOptions):
+    """Options of terms in both spaces."""
+
+    teacher_space: bool = True  # else the student's space alone
 
 
 def agrees(logits: Float[Tensor, "rows vocabulary"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
@@ -62,6 +67,33 @@ def shared_ids(setting: Setting, student_vocabulary: int, teacher_vocabulary: in
     assert setting.shared is not None
     there = (setting.shared[:, 0] < student_vocabulary) & (setting.shared[:, 1] < teacher_vocabulary)
     return setting.shared[there]
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """Tokens that both vocabularies have, where the models are."""
+
+    columns: Int64[Tensor, " shared"]  # the student's ids
+    teacher: Head  # of these tokens alone, in the same order
+
+
+class SharedTokens:
+    """Tokens that both vocabularies have; their rows of the teacher's output matrix are got once, as they are constants."""
+
+    def __init__(self, ids: Int64[Tensor, "shared 2"]) -> None:
+        """`ids`: the student's and the teacher's of each."""
+        self._ids = ids
+        self._shared: tuple[TeacherRows, SharedRows] | None = None  # and what they were got by
+
+    def rows(self, matrices: Matrices) -> SharedRows:
+        """Where the models are."""
+        rows = matrices.teacher_rows
+        assert rows is not None
+        if self._shared is None or self._shared[0] is not rows:
+            columns, ids = self._ids.unbind(1)
+            teacher = rows(ids)
+            self._shared = (rows, SharedRows(columns.to(teacher.weight.device), teacher))
+        return self._shared[1]
 
 
 @dataclass(frozen=True)

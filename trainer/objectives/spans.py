@@ -20,11 +20,11 @@ and soft cap, is done here too.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Final, Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -35,7 +35,6 @@ from trainer.maths.divergence import forward_kl
 from trainer.maths.geometry import relations
 from trainer.maths.ragged import at_least_float32, spread, sum_rows
 from trainer.maths.triangle import later_units, pair_rows, unit_pairs
-from trainer.models.head import Head
 from trainer.objectives.base import (
     Beginning,
     Needs,
@@ -45,9 +44,8 @@ from trainer.objectives.base import (
     Setting,
     SpanNeed,
     StateObjective,
-    TeacherRows,
 )
-from trainer.objectives.cross_space import Divergences, shared_ids
+from trainer.objectives.cross_space import Divergences, SharedTokens, shared_ids
 from trainer.objectives.hidden import misalignment
 
 #: What the weights of a document's pairs of spans count as at least.
@@ -219,14 +217,6 @@ class SpanGeometry(SpanTerm, StateObjective):
         return (2 * sum_rows(both * difference.square(), pairs) / total).sum()[None]
 
 
-@dataclass(frozen=True)
-class SharedRows:
-    """Tokens that both vocabularies have, where the models are."""
-
-    columns: Int64[Tensor, " shared"]  # the student's ids
-    teacher: Head  # of these tokens alone, in the same order
-
-
 class SpanKl(SpanTerm, RowObjective):
     """Spans predict, over the tokens that both vocabularies have, what they do in the teacher."""
 
@@ -239,13 +229,13 @@ class SpanKl(SpanTerm, RowObjective):
     def begin(self, beginning: Beginning) -> None:
         """Raises UsageError where the vocabularies do not share two tokens: over one, all distributions are the same."""
         assert beginning.teacher_head is not None
-        self._ids = shared_ids(self.setting, len(beginning.student_head.weight), len(beginning.teacher_head.weight))
-        if len(self._ids) < 2:
-            count = "1 token" if len(self._ids) else "no token"
+        ids = shared_ids(self.setting, len(beginning.student_head.weight), len(beginning.teacher_head.weight))
+        if len(ids) < 2:
+            count = "1 token" if len(ids) else "no token"
             raise UsageError(
                 f"`span_kl`: the two vocabularies have {count} in common, and so no distributions to compare; leave it out."
             )
-        self._shared: tuple[TeacherRows, SharedRows] | None = None  # and what they were got by
+        self._tokens = SharedTokens(ids)
 
     def work(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float) -> Divergences:
         """The divergence of every span."""
@@ -255,7 +245,7 @@ class SpanKl(SpanTerm, RowObjective):
         weights = None
         if self.config.reduce == "mean":
             weights = spread(1 / targets.rows.diff().to(spans.device, spans.dtype), targets.rows)
-        shared = self._shared_rows()
+        shared = self._tokens.rows(self.matrices)
         return Divergences(
             shared.teacher,
             targets.layers[pair.teacher].vectors,
@@ -268,16 +258,6 @@ class SpanKl(SpanTerm, RowObjective):
             columns=shared.columns,
             factor=factor,
         )
-
-    def _shared_rows(self) -> SharedRows:
-        """Of the teacher's output matrix; made once, as it is a constant."""
-        rows = self.matrices.teacher_rows
-        assert rows is not None
-        if self._shared is None or self._shared[0] is not rows:
-            columns, ids = self._ids.unbind(1)
-            teacher = rows(ids)
-            self._shared = (rows, SharedRows(columns.to(teacher.weight.device), teacher))
-        return self._shared[1]
 
 
 def _targets(batch: Batch) -> SpanTargets:

@@ -119,6 +119,9 @@ class CachedTeacher:
             topk_logprobs=logprobs,
             teacher=teacher,
             pairs=self.documents.exact_pairs(chosen) if self._demand.pairs else None,
+            mined=None
+            if (mined := self._demand.mined) is None
+            else self.documents.mined_pairs(chosen, mined.vocabulary, same_prefix=mined.prefix == "exact"),
             spans=None if self._demand.spans is None else self._spans(self._demand.spans, chosen, batch.rows),
             chunks=self.documents.chunks(chosen) if self._demand.chunks else None,
         )

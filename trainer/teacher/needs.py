@@ -8,7 +8,7 @@ from schemas.errors import UsageError
 from schemas.signals import Weights
 from schemas.training import PairConfig
 from trainer.batches.documents import Documents
-from trainer.objectives.base import LayerNeed, Needs, SpanNeed
+from trainer.objectives.base import LayerNeed, MinedNeed, Needs, SpanNeed
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class TeacherNeeds:
     output_matrix: bool = False
     output_rows: bool = False
     pairs: bool = False
+    mined: MinedNeed | None = None
     spans: SpanNeed | None = None
     chunks: bool = False
 
@@ -59,6 +60,7 @@ class TeacherNeeds:
             or self.sorted > 0
             or self.likeliest > 0
             or self.pairs
+            or self.mined is not None
             or self.chunks
         )
 
@@ -108,6 +110,7 @@ def teacher_needs(
         output_matrix=any(needs.final or needs.output_matrix for needs in terms.values()),
         output_rows=any(needs.output_rows for needs in terms.values()),
         pairs=any(needs.pairs for needs in terms.values()),
+        mined=next((needs.mined for needs in terms.values() if needs.mined is not None), None),
         spans=_spans({name: needs.spans for name, needs in terms.items() if needs.spans is not None}),
         chunks=any(needs.chunks for needs in terms.values()),
     )

@@ -26,6 +26,13 @@ def test_the_lowest_of_alike_ids_is_taken_and_nothing_spells_nothing():
     assert shared(side(b"b", b"", b" a", b"b"), side(b"", b" a", b"c", b" a", b"b", b"b")) == [[0, 4], [2, 1]]
 
 
+@pytest.mark.parametrize(("fallback", "other"), [((0, 1, 2), 4), ((), 1)])
+def test_a_byte_token_is_taken_where_there_is_no_other(fallback, other):
+    """Byte tokens stand before all others: `.` as a character is the one that a text is cut into."""
+    teacher = SideVocabulary((b"-", b".", b"\xff", b"a", b"."), (), (), fallback)
+    assert shared(side(b".", b"\xff", b"-"), teacher) == [[0, other], [1, 2], [2, 0]]
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "pairs"),
     [((2,), (0,), [[0, 1], [2, 0]]), ((), (0,), [[0, 1]]), ((2,), (), [[0, 1]])],
@@ -48,6 +55,7 @@ def test_of_the_embedded_tokenizers():
         piece = teacher.backend.id_to_token(other)
         said = student.backend.decode([one])
         if piece.startswith("<0x"):
+            assert said not in teacher.backend.get_vocab()
             assert said in (bytes([int(piece[3:5], 16)]).decode("utf-8", errors="replace"),)
         else:
             assert said == piece.replace("▁", " ")
@@ -66,7 +74,8 @@ def test_a_tokenizer_shares_all_of_its_spellings_with_itself():
 
 
 def test_the_file_gives_back_what_it_was_made_of(tmp_path):
-    sides = {"student": side(b" \xf0", b"", b"ab", special=(1,), end=(1,)), "teacher": side(b"ab")}
+    student = SideVocabulary((b" \xf0", b"", b"ab"), (1,), (1,), (0,))
+    sides = {"student": student, "teacher": side(b"ab")}
     content = vocabulary_file(sides, shared_tokens(sides))
     (tmp_path / VOCABULARY).write_bytes(content)
     assert {name: read_side(tmp_path, name) for name in sides} == sides

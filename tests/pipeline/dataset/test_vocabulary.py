@@ -127,6 +127,19 @@ def test_an_older_dataset_opens_and_names_the_command(older, tmp_path, command):
     assert Documents(tmp_path / "new").require_vocabulary("It") is not None
 
 
+def test_a_file_that_tells_no_byte_tokens_is_told_and_made_anew(copy, prepared, tmp_path):
+    tensors = load_file(copy / VOCABULARY)
+    content = save({name: values for name, values in tensors.items() if not name.endswith(".fallback")})
+    (copy / VOCABULARY).write_bytes(content)
+    entry = {"file": VOCABULARY, "bytes": len(content), "sha256": files.sha256_of(copy / VOCABULARY)}
+    rewrite(copy, lambda values: values.update(vocabulary=entry))
+    (problem,) = verify(copy, quick=True, moved=NOBODY).problems
+    assert "is of an earlier version" in problem
+    sides = {"student": {"tokenizer": "embedded:bytelevel-bpe"}}
+    realign(copy, tmp_path / "new", sides, None, workers=1, overwrite=False, quiet=True)
+    assert (tmp_path / "new" / VOCABULARY).read_bytes() == (prepared / VOCABULARY).read_bytes()
+
+
 def test_info_tells_what_the_sides_share(prepared, command):
     code, told, _ = command("info", prepared)
     counts = read_manifest(prepared).counts

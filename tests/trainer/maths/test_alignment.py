@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.batches.shared_tokens import BothSides
-from trainer.maths.alignment import LearntTexts, LearntTokens, byte_ends, common_spans, exact_pairs, visible_ends
+from trainer.maths.alignment import (
+    LearntTexts,
+    LearntTokens,
+    byte_ends,
+    common_spans,
+    exact_pairs,
+    prefix_keys,
+    visible_ends,
+)
 
 #: What is written between a document's texts.
 BETWEEN = "\n\n"
@@ -351,3 +359,53 @@ def test_nothing_in_common_gives_no_chunk():
     assert chunks_of("abcd", of_ends([3]), of_ends([2]), sizes=([3], [2])) == ([], [])
     assert chunks_of("", [], []) == ([], [])
     assert chunks_of("abcd", of_ends([4]), of_ends([1, 2, 4]), sizes=([4], [1, 1, 2])) == ([[0, 1]], [[0, 3]])
+
+
+@given(st.lists(documents(), min_size=1, max_size=3))
+def test_prefixes_are_the_same_where_as_many_bytes_of_a_text_are_read(chosen):
+    texts = learnt(chosen)
+    (student, our_bytes, ours), (teacher, their_bytes, theirs) = (side_of(texts, chosen, side) for side in (0, 1))
+    *ends, _ = byte_ends(texts, student, teacher, our_bytes[student.places], their_bytes[teacher.places])
+    keys = [
+        prefix_keys(texts, side, of, len(lengths)).tolist()
+        for side, of, lengths in zip((student, teacher), ends, (our_bytes, their_bytes), strict=True)
+    ]
+    read = [read_before(told) for told in (ours, theirs)]
+    for side, before in zip(keys, read, strict=True):
+        assert {place for place, key in enumerate(side) if key != -1} >= set(before)
+    for a, mine in read[0].items():
+        for b, other in read[1].items():
+            assert (keys[0][a] == keys[1][b]) == (mine == other)
+    own = [set(range(len(side))) - set(before) for side, before in zip(keys, read, strict=True)]
+    wanted = {pair for n, mine in enumerate(ours) for k in range(len(mine)) for pair in ends_of(mine, theirs[n], k)}
+    found = {(a, b) for a in own[0] for b in own[1] if keys[0][a] == keys[1][b] != -1}
+    assert wanted <= found
+    assert {(a, b) for a, b in found if a in student.end_places and b in teacher.end_places} == found
+
+
+def read_before(told):
+    """Of each token of a text (document, text, bytes of it before the token)."""
+    return {
+        token[0]: (document, number, before)
+        for document, of_document in enumerate(told)
+        for number, (_, tokens, _) in enumerate(of_document)
+        for token, before in zip(tokens, [0, *(token[3] for token in tokens)], strict=False)
+    }
+
+
+def test_a_shared_character_is_read_only_behind_its_last_token():
+    """Ends in characters, as where tokens do not spell their text."""
+    texts, student, teacher = one_document("aéb", [[0, 1], [1, 2], [1, 2], [2, 3]], [[0, 2], [2, 3]])
+    ends = visible_ends(texts, student), visible_ends(texts, teacher)
+    ours, theirs = (prefix_keys(texts, side, of, 8) for side, of in zip((student, teacher), ends, strict=True))
+    assert (ours[:5] != -1).tolist() == [True, True, False, True, True]
+    assert (ours[0], ours[3], ours[4]) == (theirs[0], theirs[1], theirs[2])
+    assert ours[1] not in theirs[:3]
+
+
+def test_what_a_cut_text_begins_with_is_not_known():
+    texts, student, teacher = one_document("abcd", [[1, 2], [2, 4]], [[0, 2], [2, 4]])
+    ends = visible_ends(texts, student), visible_ends(texts, teacher)
+    ours, theirs = (prefix_keys(texts, side, of, 3) for side, of in zip((student, teacher), ends, strict=True))
+    assert ours[0] == -1
+    assert ours[1:].tolist() == theirs[1:].tolist()

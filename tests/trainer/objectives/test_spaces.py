@@ -26,6 +26,8 @@ TERMS = {
     "uld of chunks that were sorted": {"uld": {"alignment": "chunks", "source": "sorted", "k": 4}},
     "gold": {"gold": {}},
     "gold as TRL has it": {"gold": {"merge": "observed", "beta": 0.5, "rest": "none", "k": 2}},
+    "mined": {"mined": {}},
+    "mined by js": {"mined": {"divergence": "js", "temperature": 0.7}},
     "soft_dtw": {"soft_dtw": {"band": {"width": 0.3, "entropy": 0.4}}, "dskd": {}},
 }
 
