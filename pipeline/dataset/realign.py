@@ -217,7 +217,7 @@ def realign(
     `UsageError` for a template where texts are rendered already.
     """
     before = read_manifest(dataset)
-    others = {"overflow": overflow} if overflow else {}
+    others: dict[str, Any] = {"overflow": overflow} if overflow else {}
     others |= {"mined": mined} if mined != "before" else {}
     values = before.config | _changed(before.config, sides) | others
     config = ParseConfig.parse(values, f"align {dataset}")

@@ -34,6 +34,7 @@ def test_every_term_is_of_one_kind_and_has_its_own_options():
         "soft_dtw",
         "uld",
         "gold",
+        "mined",
         "span_cos",
         "span_geometry",
         "span_kl",
