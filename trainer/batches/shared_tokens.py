@@ -68,7 +68,9 @@ class BothSides:
         most = max(len(student.places), 1)
         *spans, rows = common_spans(self.texts, student, teacher, student_ends, teacher_ends, most)
         chunks = [
-            np.stack([index_of(every.numpy(), of_side[:, 0] - 1), index_of(every.numpy(), of_side[:, 1] - 2) + 1], axis=1)
+            np.stack(
+                [index_of(every.numpy(), of_side[:, 0] - 1), index_of(every.numpy(), of_side[:, 1] - 2) + 1], axis=1
+            )
             for every, of_side in zip((positions, teacher_positions), spans, strict=True)
         ]
         whole = [np.diff(mine) == np.diff(of_side) for mine, of_side in zip(chunks, spans, strict=True)]
