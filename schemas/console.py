@@ -100,13 +100,13 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         if not speed:
-            return Text("- rows/s", style="cyan")
+            return Text(f"- {task.fields['unit']}s/s", style="cyan")
         tokens = task.fields["tokens"] / task.completed * speed if task.completed else 0
-        return Text(f"{_rows(speed)}{_and_tokens(tokens)}", style="cyan")
+        return Text(f"{_rate(speed, task.fields['unit'])}{_and_tokens(tokens)}", style="cyan")
 
 
-def _rows(per_second: float) -> str:
-    return f"{per_second:.1f} rows/s"
+def _rate(per_second: float, unit: str) -> str:
+    return f"{per_second:.1f} {unit}s/s"
 
 
 def _and_tokens(per_second: float) -> str:
@@ -115,9 +115,10 @@ def _and_tokens(per_second: float) -> str:
 
 @dataclass
 class RowProgress:
-    """Rows done, and tokens where they are counted; `advance` may be called from one thread only."""
+    """Rows done, or what else is called `unit`, and tokens where they are counted; `advance` is called from one thread only."""
 
     total: int
+    unit: str = "row"
     _bar: Progress | None = None
     _began: float = field(default_factory=time.monotonic)
     _said: float = field(default_factory=time.monotonic)
@@ -141,7 +142,7 @@ class RowProgress:
 
     def _line(self, rate: float, tokens: float) -> str:
         """What is done, and how fast."""
-        return f"{self._done}/{counted(self.total, 'row')}, {_rows(rate)}{_and_tokens(tokens)}"
+        return f"{self._done}/{counted(self.total, self.unit)}, {_rate(rate, self.unit)}{_and_tokens(tokens)}"
 
 
 class ByteProgress(RowProgress):
@@ -152,13 +153,13 @@ class ByteProgress(RowProgress):
 
 
 @contextmanager
-def row_progress(what: str, total: int, quiet: bool) -> Iterator[RowProgress]:
-    """A bar on a terminal, plain lines in a log, nothing if `quiet`."""
+def row_progress(what: str, total: int, quiet: bool, unit: str = "row") -> Iterator[RowProgress]:
+    """A bar on a terminal, plain lines in a log, nothing if `quiet`; `unit`: what is counted."""
     if quiet:
         yield _Silent(total)
         return
     if not stderr.is_terminal:
-        yield RowProgress(total)
+        yield RowProgress(total, unit)
         return
     columns = [
         TextColumn("{task.description}", markup=False),
@@ -168,8 +169,8 @@ def row_progress(what: str, total: int, quiet: bool) -> Iterator[RowProgress]:
         TimeRemainingColumn(),
     ]
     with Progress(*columns, console=stderr, speed_estimate_period=120) as bar:
-        bar.add_task(what, total=total, tokens=0)
-        yield RowProgress(total, bar)
+        bar.add_task(what, total=total, tokens=0, unit=unit)
+        yield RowProgress(total, unit, bar)
 
 
 @contextmanager

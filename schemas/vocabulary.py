@@ -3,6 +3,7 @@
 | name | shape | type | meaning |
 |---|---|---|---|
 | `shared` | [shared, 2] | int32 | tokens of equal bytes, the student's id and the teacher's, by the student's |
+| `nearest` | [teacher's vocabulary] | int32 | the student's nearest token to each, or -1; with `--mined nearest` alone |
 | `{side}.bytes` | [bytes] | uint8 | what the tokens spell, by id, one after the other |
 | `{side}.lengths` | [vocabulary] | int32 | bytes of each |
 | `{side}.special` | [special] | int32 | ids of special tokens, rising |
@@ -21,6 +22,7 @@ from schemas.columns import Side
 
 VOCABULARY: Final = "vocabulary.safetensors"
 SHARED: Final = "shared"
+NEAREST: Final = "nearest"
 
 Part = Literal["bytes", "lengths", "special", "end", "fallback"]
 

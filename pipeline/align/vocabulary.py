@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from pipeline.read.tokenizers import OffsetTokenizer
-from schemas.columns import SIDES, Side
-from schemas.vocabulary import SHARED, VOCABULARY, part_name
+from schemas.columns import MISSING, SIDES, Side
+from schemas.vocabulary import NEAREST, SHARED, VOCABULARY, part_name
 
 
 class OlderVocabularyError(ValueError):
@@ -58,9 +58,18 @@ def shared_tokens(sides: Mapping[Side, SideVocabulary]) -> Int32[np.ndarray, "sh
     return np.array(sorted(pairs), dtype=np.int32).reshape(-1, 2)
 
 
-def vocabulary_file(sides: Mapping[Side, SideVocabulary], shared: Int32[np.ndarray, "shared 2"]) -> bytes:
-    """The file's bytes, the same for the same tokenizers (`schemas.vocabulary`); `shared`: `shared_tokens`' of the sides."""
+def vocabulary_file(
+    sides: Mapping[Side, SideVocabulary],
+    shared: Int32[np.ndarray, "shared 2"],
+    nearest: Int32[np.ndarray, " teacher_vocabulary"] | None = None,
+) -> bytes:
+    """The file's bytes, the same for the same tokenizers (`schemas.vocabulary`).
+
+    `shared`: `shared_tokens`' of the sides; `nearest`: `pipeline.align.nearest`'s, if it is asked for.
+    """
     tensors: dict[str, np.ndarray] = {SHARED: shared}
+    if nearest is not None:
+        tensors[NEAREST] = nearest
     for side in SIDES:
         own = sides[side]
         tensors[part_name(side, "bytes")] = np.frombuffer(b"".join(own.spelled), dtype=np.uint8)
@@ -69,6 +78,20 @@ def vocabulary_file(sides: Mapping[Side, SideVocabulary], shared: Int32[np.ndarr
         tensors[part_name(side, "end")] = np.array(own.end, dtype=np.int32)
         tensors[part_name(side, "fallback")] = np.array(own.fallback, dtype=np.int32)
     return save(tensors)
+
+
+def read_nearest(folder: Path, sides: Mapping[Side, SideVocabulary]) -> Int32[np.ndarray, " teacher_vocabulary"]:
+    """The nearest tokens out of a dataset's file. Raises ValueError if they are not in it, or cannot be those of the sides."""
+    nearest = load_file(folder / VOCABULARY).get(NEAREST)
+    if nearest is None:
+        raise ValueError(f"{VOCABULARY} does not say which tokens are nearest to which")
+    shared = shared_tokens(sides)
+    size, limit = len(sides["teacher"].spelled), len(sides["student"].spelled)
+    if nearest.shape != (size,) or ((nearest < MISSING) | (nearest >= limit)).any():
+        raise ValueError(f"{VOCABULARY} has nearest tokens that its sides do not have")
+    if (nearest[shared[:, 1]] != shared[:, 0]).any():
+        raise ValueError(f"{VOCABULARY} has other tokens nearest to some than those of the same bytes")
+    return nearest
 
 
 def read_side(folder: Path, side: Side) -> SideVocabulary:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -160,6 +160,7 @@ class PreparePlan:
     shard_rows: int
     stage: PrepareStage  # as this process has made it
     notes: tuple[str, ...]  # what a person should know before the run
+    quiet: bool = False  # whether no progress is shown
 
     @property
     def files(self) -> tuple[InputFile, ...]:
@@ -278,6 +279,7 @@ def prepare(
     holds something else.
     """
     with planned(config, out) as ready:
+        ready = replace(ready, quiet=quiet)
         stage = pool.Made(ready.stage, partial(PrepareStage, ready.config))
         for note in ready.notes if rank.number == 0 else ():
             console.stderr.print(console.Text(note, "yellow"))

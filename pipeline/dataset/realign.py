@@ -89,6 +89,7 @@ class RealignPlan:
     tokenizers: dict[str, dict[str, Any]]  # identities of both sides
     changed: tuple[Side, ...]
     vocabularies: dict[Side, SideVocabulary]
+    quiet: bool  # whether no progress is shown
 
     @property
     def files(self) -> tuple[InputFile, ...]:
@@ -241,7 +242,7 @@ def realign(
     for note in assemble.notes_on(stage.tokenizers) if rank.number == 0 else ():
         console.stderr.print(Text(note, "yellow"))
     identities = before.tokenizers | {side: tokenizer.identity() for side, tokenizer in stage.tokenizers.items()}
-    plan = RealignPlan(dataset, before, config, identities, changed, stage.vocabularies)
+    plan = RealignPlan(dataset, before, config, identities, changed, stage.vocabularies, quiet)
     make = pool.Made(stage, partial(RealignStage, config, changed, stay))
     return publish(
         DATASET, plan, make, out, workers=workers, overwrite=overwrite, quiet=quiet, rank=rank, cluster=cluster

@@ -5,13 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Int32
+
+from pipeline.align.nearest import nearest_tokens
 from pipeline.align.vocabulary import SideVocabulary, shared_tokens, vocabulary_file
 from pipeline.dataset import shards
 from pipeline.dataset.card import dataset_card
 from pipeline.dataset.ids import repeated_ids
 from pipeline.shards import counts, publish
 from pipeline.shards.workspace import CARD, Workspace
-from schemas import files
+from schemas import console, files
 from schemas.columns import Side, arrow_schema
 from schemas.config import ParseConfig
 from schemas.console import counted
@@ -40,6 +44,11 @@ class DatasetPlan(publish.Plan, Protocol):
     @property
     def vocabularies(self) -> Mapping[Side, SideVocabulary]:
         """Both sides' tokens."""
+        ...
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no progress is shown."""
         ...
 
     def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -88,7 +97,7 @@ def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
             "rejected": stats.pop("rejected"),
             "dropped": stats.pop("dropped"),
             "counts": stats,
-            "vocabulary": _written(space.out / VOCABULARY, vocabulary_file(sides, shared)),
+            "vocabulary": _written(space.out / VOCABULARY, vocabulary_file(sides, shared, _nearest(plan, sides))),
             "shards": written,
         }
     )
@@ -98,6 +107,16 @@ def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
         files.write_text(space.out / name, text)
     space.seal({CARD: dataset_card(manifest, *optional), CONFIG: plan.config.to_yaml()}, manifest.to_json())
     return manifest
+
+
+def _nearest(
+    plan: DatasetPlan, sides: Mapping[Side, SideVocabulary]
+) -> Int32[np.ndarray, " teacher_vocabulary"] | None:
+    """Of each of the teacher's tokens the student's that is nearest to it, if that is asked for."""
+    if plan.config.mined != "nearest":
+        return None
+    with console.row_progress("Nearest tokens", len(sides["teacher"].spelled), plan.quiet, unit="token") as progress:
+        return nearest_tokens(sides, progress.advance)
 
 
 def _written(path: Path, content: bytes) -> OtherFile:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.align.edit_distance import EditAlignment
-from pipeline.align.vocabulary import SideVocabulary, read_side, shared_tokens, vocabulary_file
+from pipeline.align.vocabulary import SideVocabulary, read_nearest, read_side, shared_tokens, vocabulary_file
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.columns import spans_of
 from pipeline.dataset.decoding import Decoder
@@ -187,7 +187,14 @@ def _check_vocabulary(
     except ValueError as error:
         findings.problem(f"{error}.")
         return None
-    if (folder / VOCABULARY).read_bytes() != vocabulary_file(sides, shared_tokens(sides)):
+    nearest = None
+    if manifest.config.get("mined") == "nearest":
+        try:
+            nearest = read_nearest(folder, sides)
+        except ValueError as error:
+            findings.problem(f"{error}.")
+            return None
+    if (folder / VOCABULARY).read_bytes() != vocabulary_file(sides, shared_tokens(sides), nearest):
         findings.problem(f"{VOCABULARY} has other shared tokens than follow from what the tokens spell.")
     for side, tokenizer in tokenizers.items():
         if SideVocabulary.of(tokenizer) != sides[side]:

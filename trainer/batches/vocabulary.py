@@ -13,7 +13,7 @@ from torch import Tensor
 
 from schemas.columns import MISSING, SIDES, Side
 from schemas.config import Mined
-from schemas.vocabulary import SHARED, VOCABULARY, part_name
+from schemas.vocabulary import NEAREST, SHARED, VOCABULARY, part_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Vocabulary:
         """Out of a dataset's folder. Raises ValueError if it is not there."""
         try:
             with safe_open(folder / VOCABULARY, "np") as stored:
+                nearest = stored.get_tensor(NEAREST).astype(np.int64) if NEAREST in stored.keys() else None  # noqa: SIM118
                 shared = stored.get_tensor(SHARED).astype(np.int64)
                 lengths = {side: stored.get_tensor(part_name(side, "lengths")).astype(np.int64) for side in SIDES}
                 may_end = {
@@ -59,9 +60,16 @@ class Vocabulary:
             raise ValueError(f"{VOCABULARY} is not what it should be ({error})") from None
         if shared.ndim != 2 or shared.shape[1] != 2 or not _known(shared, lengths):
             raise ValueError(f"{VOCABULARY} has shared tokens that its sides do not have")
-        return cls(torch.from_numpy(shared), lengths, may_end)
+        if nearest is not None and not _within(nearest, lengths):
+            raise ValueError(f"{VOCABULARY} has nearest tokens that its sides do not have")
+        return cls(torch.from_numpy(shared), lengths, may_end, nearest)
 
 
 def _known(shared: Int64[np.ndarray, "shared 2"], lengths: Mapping[Side, Int64[np.ndarray, " _"]]) -> bool:
     limits = [len(lengths[side]) for side in ("student", "teacher")]
     return bool(((shared >= 0) & (shared < limits)).all())
+
+
+def _within(nearest: Int64[np.ndarray, " _"], lengths: Mapping[Side, Int64[np.ndarray, " _"]]) -> bool:
+    of_student = (nearest >= MISSING) & (nearest < len(lengths["student"]))
+    return nearest.shape == (len(lengths["teacher"]),) and bool(of_student.all())

@@ -41,7 +41,7 @@ class ParquetFile:
 def parquet_files(manifest: Manifest) -> tuple[ParquetFile, ...]:
     """The Parquet of each shard, in order."""
     config = ParseConfig.parse(manifest.config, "the manifest")
-    schema = arrow_schema(config.parser.keep_trees)
+    schema = arrow_schema(config.parser.keep_trees, config.mined is not None)
     names = (parquet_name(index, len(manifest.shards)) for index in range(len(manifest.shards)))
     return tuple(ParquetFile(name, shard, schema) for name, shard in zip(names, manifest.shards, strict=True))
 
