@@ -190,7 +190,7 @@ def make_cache(cache_plan, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mined(prepared, tmp_path_factory):
-    """The sample with its tokens aligned by edit distance, and with which tokens are nearest."""
+    """The sample with its tokens aligned by edit distance."""
     from pipeline.dataset.realign import realign
 
     out = tmp_path_factory.mktemp("mined") / "out"

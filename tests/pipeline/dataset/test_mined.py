@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import load_from_disk
+from safetensors.numpy import load_file, save
 
 from pipeline.align.edit_distance import EditAlignment
 from pipeline.align.vocabulary import read_side
@@ -18,6 +19,7 @@ from schemas import files
 from schemas.columns import MINED, MISSING, SIDES
 from schemas.errors import StateError, UserError
 from schemas.manifest import MANIFEST, read_manifest
+from schemas.vocabulary import NEAREST, VOCABULARY
 from trainer.batches.documents import Documents
 
 NOBODY = {"teacher": None, "student": None}
@@ -184,3 +186,29 @@ def test_align_needs_something_to_change(prepared, command):
     code, _, error = command("align", prepared)
     assert code == 2
     assert "--mined" in error
+
+
+def test_nearest_tokens_are_stored_with_a_checksum_and_serve_batches(mined, tmp_path, command):
+    """More positions are aligned than by equal bytes, those among them."""
+    out = tmp_path / "nearest"
+    code, _, told = command("align", mined, "--mined", "nearest", "-o", out, "--workers", "1")
+    assert code == 0
+    assert "tokens/s" in told
+    documents, rows = Documents(out), np.arange(9)
+    documents.require_mined("It", "nearest")
+    exact, nearest = (
+        {tuple(pair) for pair in documents.mined_pairs(rows, vocabulary, same_prefix=False).tolist()}
+        for vocabulary in ("exact", "nearest")
+    )
+    assert exact < nearest
+    assert checks.verify(out, quick=True, moved=NOBODY).problems == []
+    tensors = load_file(out / VOCABULARY)
+    changed = tensors[NEAREST].copy()
+    changed[tensors["shared"][0, 1]] += 1
+    content = save(tensors | {NEAREST: changed})
+    (out / VOCABULARY).write_bytes(content)
+    manifest = json.loads((out / MANIFEST).read_text())
+    manifest["vocabulary"] |= {"bytes": len(content), "sha256": files.sha256_of(out / VOCABULARY)}
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    (problem,) = checks.verify(out, quick=True, moved=NOBODY).problems
+    assert "other tokens nearest to some than those of the same bytes" in problem
