@@ -188,7 +188,7 @@ def byte_progress(what: str, total: int, quiet: bool) -> Iterator[RowProgress]:
     ]
     with Progress(*columns, console=stderr, speed_estimate_period=120) as bar:
         bar.add_task(what, total=total)
-        yield RowProgress(total, bar)
+        yield RowProgress(total, "byte", bar)
 
 
 class _Silent(RowProgress):
