@@ -11,7 +11,7 @@ from schemas import commands
 from schemas.columns import Granularity
 from schemas.config import CacheConfig, ModelConfig
 from schemas.errors import UsageError
-from schemas.signals import RECIPES
+from schemas.signals import RECIPES, WINDOW
 from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
 
@@ -59,7 +59,8 @@ class Caches:
             first = self.caches[0]
             return first.command(dataset=folder, signals=(*dict.fromkeys((*first.config.signals, *signals)),))
         teacher = ModelConfig(model="MODEL") if teacher is None else teacher
-        return commands.cache_teacher(CacheConfig(dataset=folder, teacher=teacher, signals=signals, response_only=True))
+        wanted = CacheConfig(dataset=folder, teacher=teacher, signals=signals, window=WINDOW, response_only=True)
+        return commands.cache_teacher(wanted)
 
     @property
     def rows(self) -> int:

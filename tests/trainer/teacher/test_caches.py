@@ -13,6 +13,7 @@ from schemas import files
 from schemas.config import ModelConfig
 from schemas.errors import UsageError
 from schemas.manifest import read_manifest, same_tokens
+from schemas.signals import WINDOW
 from schemas.training import PairConfig
 from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
@@ -192,7 +193,7 @@ def test_no_cache(prepared):
     with pytest.raises(UsageError, match=r"`data\.caches` names no cache"):
         _ = caches.teacher
     with pytest.raises(UsageError, match=r"--teacher MODEL --layers 4:chunks --signals relations -o OTHER"):
-        CachedTeacher(caches, needing(documents, CHUNKS))
+        CachedTeacher(caches, needing(documents, CHUNKS, windows=frozenset({WINDOW})))
     batch = CachedTeacher(caches, needing(documents)).fetch(ROWS)  # cross-entropy alone
     assert batch.layers == {}
 
