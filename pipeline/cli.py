@@ -8,6 +8,7 @@ import typer
 from pipeline.commands.align import align
 from pipeline.commands.bench import bench_parser
 from pipeline.commands.cache_teacher import cache_teacher
+from pipeline.commands.doctor import doctor
 from pipeline.commands.generate import generate
 from pipeline.commands.inspect import info, inspect, verify
 from pipeline.commands.parse import parse
@@ -35,6 +36,7 @@ for command in (
     verify,
     info,
     report,
+    doctor,
     generate,
     cache_teacher,
     push,

@@ -4,6 +4,7 @@ Templates are Jinja's, in the folder `pages` of the package that shows something
 
     page.html    a page whole in itself: no script, nothing fetched, and a policy that forbids both
     parts.html   macros: tables, facts, legends
+    summary.html what an object shows of itself in a notebook
     style.css    one look for light, dark and paper
 """
 
@@ -43,3 +44,8 @@ def number(value: float | int | None) -> str:
 def render(folder: Path, template: str, **values: Any) -> str:
     """A template of `folder`, or of this package, filled in."""
     return _environment(folder).get_template(template).render(**values)
+
+
+def summary(kind: str, name: str, figures: list[tuple[str, str]], facts: list[tuple[str, str]]) -> str:
+    """What an object shows of itself in a notebook: figures with what they count, and facts by name."""
+    return render(PAGES, "summary.html", kind=kind, name=name, figures=figures, facts=facts)

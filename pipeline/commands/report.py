@@ -12,7 +12,11 @@ from schemas import console
 def report(
     targets: Annotated[
         list[Path],
-        typer.Argument(help="Folders of prepared datasets.", metavar="FOLDER…", show_default=False),
+        typer.Argument(
+            help="Prepared datasets, teacher caches, training runs; and results of evaluations.",
+            metavar="DATASET|CACHE|RUN…",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
     rows: Annotated[int, typer.Option(min=0, max=100, help="Rows of a dataset that are drawn.")] = 10,
@@ -21,9 +25,11 @@ def report(
     """Make one page to look at, print or send: whole in itself, without scripts, loading nothing.
 
     Of a dataset: what it is, what was left out and why, sizes, alignment, and rows with their units drawn over both
-    tokenizations.
+    tokenizations. Of a cache: what it keeps, at what size, and the relations of a row layer by layer. Of runs: curves over
+    one another, evaluations with intervals (files of `evaluate.py run --out`, given or lying in a run's folder), and what
+    differed in their configs.
 
-    Example: mta-prep report prepared -o prepared.html
+    Example: mta-prep report prepared cache runs/sft runs/mta -o report.html
     """
     from pipeline.report import build
 

@@ -5,15 +5,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from pipeline.report.cache import CacheSection, cache_section
 from pipeline.report.dataset import DatasetSection, dataset_section
+from pipeline.report.runs import RunsSection, is_evaluation, is_run, runs_section
+from pipeline.report.shown import PAGES
 from schemas import files
 from schemas.errors import UsageError
 from schemas.html import render
+from schemas.manifest import CACHE_FORMAT, format_of
 
-PAGES: Final = Path(__file__).with_name("pages")
 #: By which a file is known for a page of ours, within so many bytes.
 _SIGN: Final = b'<meta name="generator" content="mta-prep'
 _HEAD: Final = 1_000
+
+Section = DatasetSection | CacheSection | RunsSection
 
 
 def require_writable(out: Path) -> None:
@@ -29,14 +34,26 @@ def require_writable(out: Path) -> None:
 
 
 def page(targets: Sequence[Path], rows: int) -> str:
-    """The page about these folders, in their order."""
-    sections = [_section(target, f"part-{place}", rows) for place, target in enumerate(targets, 1)]
+    """The page about these, in their order; runs and evaluations together, where the first of them stands.
+
+    Raises `UsageError` or `StateError` for what is none of these.
+    """
+    runs = [target for target in targets if is_run(target)]
+    evaluations = [target for target in targets if is_evaluation(target)]
+    sections: list[Section] = []
+    for place, target in enumerate(targets, 1):
+        anchor = f"part-{place}"
+        if target in (*runs, *evaluations):
+            if not any(isinstance(section, RunsSection) for section in sections):
+                sections.append(runs_section(runs, evaluations, anchor))
+        elif target.is_file():
+            raise UsageError(f"{target} is a file, and no result of `evaluate.py run --out`; name folders.")
+        elif format_of(target) == CACHE_FORMAT:
+            sections.append(cache_section(target, anchor))
+        else:
+            sections.append(dataset_section(target, anchor, rows))
     title = ", ".join(section.folder for section in sections)
     return render(PAGES, "report.html", title=title, sections=sections, version=version("mta-prep"))
-
-
-def _section(target: Path, anchor: str, rows: int) -> DatasetSection:
-    return dataset_section(target, anchor, rows)
 
 
 def write(targets: Sequence[Path], rows: int, out: Path) -> int:

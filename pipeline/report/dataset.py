@@ -14,6 +14,7 @@ from pipeline.dataset.report import percent, warnings_of
 from pipeline.read.template import templates_of
 from pipeline.report.histograms import Histogram, Tally, histogram
 from pipeline.report.rows import DRAWN, DrawnRow, drawn_rows, spread
+from pipeline.report.shown import Shown
 from schemas import console
 from schemas.columns import GRANULARITIES, SIDES, side_column
 from schemas.config import ParseConfig
@@ -53,7 +54,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class DatasetSection:
+class DatasetSection(Shown):
     """Everything that the template shows of a dataset."""
 
     folder: str

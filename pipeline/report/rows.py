@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.dataset.view import Row, find_row, marks_of
 from pipeline.report.brackets import Bracket, Event, Fate, Kind, events, levels
+from pipeline.report.shown import Shown
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, label_column, side_column
 
 #: Characters of a row that are drawn, and the most rows: a page is to be looked at, not to be a copy of the dataset.
@@ -27,7 +28,7 @@ class DrawnSentence:
 
 
 @dataclass(frozen=True)
-class DrawnRow:
+class DrawnRow(Shown):
     """A row with its sentences, or as many of them as are drawn."""
 
     row: int
@@ -37,6 +38,8 @@ class DrawnRow:
     special: dict[Side, list[int]]  # ids of tokens that stand for no character
     sentences: tuple[DrawnSentence, ...]
     left_out: int  # sentences behind those
+    drawn: int = DRAWN
+    template: str = "row.html"
 
 
 def drawn_rows(folder: Path, rows: Sequence[int]) -> list[DrawnRow]:

@@ -21,6 +21,7 @@ COMMANDS = [
     "verify",
     "info",
     "report",
+    "doctor",
     "push",
     "pull",
     "train-parser",

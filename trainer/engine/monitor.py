@@ -6,9 +6,9 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -167,30 +167,50 @@ def read_metrics(path: Path) -> list[dict[str, float | int]]:
     return [json.loads(line) for line in _lines(path)]
 
 
+class Curve(NamedTuple):
+    """One quantity over the steps, as (step, value): in training, and on held-out rows."""
+
+    training: list[tuple[int, float]]
+    held_out: list[tuple[int, float]]
+
+
+def curves_of(records: Sequence[Record]) -> dict[str, Curve]:
+    """Loss, and every term of it, by name."""
+    logged = [record for record in records if "loss" in record]
+    names = [name for name in dict.fromkeys(key for record in logged for key in record) if name not in _TOLD_APART]
+
+    def points(name: str) -> list[tuple[int, float]]:
+        return [(int(record["step"]), float(record[name])) for record in records if name in record]
+
+    shown = ["loss", *names] if logged else []
+    return {name: Curve(points(name), points(f"held_out_{name}")) for name in shown}
+
+
+def worth_a_panel(names: Iterable[str]) -> list[str]:
+    """Of curves, those that tell something: not the one term of cross-entropy alone, which is the loss."""
+    shown = list(names)
+    return ["loss"] if shown == ["loss", "ce"] else shown
+
+
 def draw_curves(metrics: Path, picture: Path) -> None:
     """Loss, and every term of it, over the steps, as a PNG; held-out values as points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no global state
     from matplotlib.figure import Figure
 
-    records = read_metrics(metrics)
-    logged = [record for record in records if "loss" in record]
-    names = [name for name in (logged[0] if logged else {}) if name not in _TOLD_APART]
-    panels = ["loss", *names] if names != ["ce"] else ["loss"]
-    if not logged:
+    curves = curves_of(read_metrics(metrics))
+    panels = worth_a_panel(curves)
+    if not panels:
         return
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.8 * lines), layout="constrained")
     FigureCanvasAgg(figure)
     for place, name in enumerate(panels, 1):
+        curve = curves[name]
         axes = figure.add_subplot(lines, columns, place)
-        axes.plot(
-            [record["step"] for record in logged], [record[name] for record in logged], linewidth=1, label="training"
-        )
-        points = [record for record in records if f"held_out_{name}" in record]
-        if points:
-            values = [record[f"held_out_{name}"] for record in points]
-            axes.plot([record["step"] for record in points], values, "o-", markersize=3, linewidth=1, label="held out")
+        axes.plot(*zip(*curve.training, strict=True), linewidth=1, label="training")
+        if curve.held_out:
+            axes.plot(*zip(*curve.held_out, strict=True), "o-", markersize=3, linewidth=1, label="held out")
             axes.legend(fontsize=7)
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)

@@ -30,3 +30,55 @@ def hostile(settings_for, tmp_path_factory):
     out = folder / '"><script>alert(5)<\u2215script>'
     prepare(settings_for(inputs=[str(file)]), out, workers=1, quiet=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Two runs as the trainer leaves them: of cross-entropy alone, and of more; their evaluations lie in their folders."""
+    from schemas.training import TrainConfig
+
+    folders = []
+    for name, objectives in {"sft": {"ce": {}}, "mta<b>": {"ce": {"weight": 0.5}, "dsa": {"weight": 2.0}}}.items():
+        folder = tmp_path_factory.mktemp("runs") / name
+        folder.mkdir()
+        config = {"student": {"model": "m"}, "data": {"dataset": "d", "caches": ["c"]}, "objectives": objectives}
+        config = TrainConfig.parse(config | {"steps": 600, "out": str(folder)}, "test")
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        lines = []
+        for step in range(1, 601):
+            terms = {term: 4 / step**0.1 + place for place, term in enumerate(objectives)}
+            speed = {"lr": 1e-4, "grad_norm": 1.0, "tokens_per_second": 100.0, "memory_gb": 1.5}
+            lines.append({"step": step, "epoch": step / 60, "loss": sum(terms.values()), **terms, **speed})
+            if step % 200 == 0:
+                lines.append({"step": step, **{f"held_out_{term}": value for term, value in terms.items()}})
+                lines[-1]["held_out_loss"] = sum(terms.values()) + 600 - step
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (folder / "dolly.json").write_text(evaluation(str(folder), len(folders)), encoding="utf-8")
+        folders.append(folder)
+    return folders
+
+
+def evaluation(model: str, better: int) -> str:
+    """A result on forty rows with two seeds, of a model that scores so much better on every row."""
+    from trainer.evaluation.results import FileResult, Result, Score
+
+    scores = [(float(row % 7 + better), float(row % 5 + better)) for row in range(40)]
+    means = [sum(by_seed) / len(scores) for by_seed in zip(*scores, strict=True)]
+    file = FileResult(
+        name="dolly",
+        rows=40,
+        sha256="0" * 64,
+        cut_prompts=0,
+        wordless=0,
+        rouge_l=Score.of(means),
+        exact_match=Score.of([0.0, 0.0]),
+        tokens=12.5,
+        stopped=0.5,
+        reasoned=0.0,
+        unanswered=0.0,
+        row_numbers=tuple(range(40)),
+        scores=tuple(scores),
+        matches=((False, False),) * 40,
+    )
+    config = {"seeds": [1, 2], "rouge_tokenizer": "field"}
+    return Result(model={"name": model}, config=config, versions={}, files=(file,)).model_dump_json()

@@ -6,10 +6,15 @@ import re
 import pytest
 
 from pipeline.report import build
+from pipeline.report.cache import UNITS, cache_section
+from pipeline.report.curves import POINTS
 from pipeline.report.dataset import dataset_section
+from pipeline.report.rows import drawn_rows
+from pipeline.report.runs import runs_section
 from schemas.columns import GRANULARITIES, SIDES
 from schemas.errors import Exit
-from schemas.manifest import read_manifest
+from schemas.manifest import read_cache_manifest, read_manifest
+from trainer.cache import TeacherCache
 
 
 def test_sizes_are_those_of_the_rows(prepared):
@@ -56,6 +61,85 @@ def test_alignment_is_the_manifests(prepared):
         assert sum(part for _, part in share.parts) == pytest.approx(100)
 
 
+def test_heat_maps_are_the_relations_of_the_row(make_cache):
+    folder = make_cache()
+    section, cache = cache_section(folder, "part-1"), TeacherCache(folder)
+    row = int(section.row.split(",")[0])
+    assert section.row == f"{row}, id {cache.ids[row]}"
+    assert len(section.maps) == len(cache.layers)
+    for layer, heat_map in zip(cache.layers, section.maps, strict=True):
+        relations, units = cache.relations(row, layer), cache.unit_index(row, layer).tolist()
+        shown = min(len(units), UNITS)
+        assert (len(heat_map.labels), len(heat_map.cells)) == (shown, shown * (shown - 1) // 2)
+        heaviest = sorted(cache.unit_weights(row, layer).argsort(descending=True, stable=True)[:shown].tolist())
+        lower = [f"{relations[one, other]:.2f}" for place, one in enumerate(heaviest) for other in heaviest[:place]]
+        assert [cell.told.rsplit(": ", 1)[1] for cell in heat_map.cells] == lower
+        assert [int(label.split()[0]) for _, label, _ in heat_map.labels] == [units[unit] for unit in heaviest]
+        assert {min(cell.shade for cell in heat_map.cells), max(cell.shade for cell in heat_map.cells)} == {0, 1}
+
+
+def test_a_cache_is_put_beside_plain_hidden_states(make_cache):
+    folder = make_cache()
+    section, manifest = cache_section(folder, "part-1"), read_cache_manifest(folder)
+    names = [name for name, *_ in section.parts]
+    assert names[-1].startswith("hidden states")
+    assert {"relations, layer 2 (words)", "relations, layer 4 (chunks)", "index.arrow"} <= set(names)
+    plain = 2 * 2 * 48 * manifest.tokens  # bf16, two layers, 48 features
+    assert section.parts[-1][1] == section.plain
+    assert section.parts[-1][2] == f"{plain / manifest.rows:,.0f}"
+
+
+def test_curves_lie_over_one_another_and_differences_are_told(runs):
+    section = runs_section(runs, [], "part-1")
+    assert [(panel.title, [line.run for line in panel.lines]) for panel in section.panels] == [
+        ("loss", ["sft", "mta<b>"]),
+        ("ce", ["sft", "mta<b>"]),
+        ("dsa", ["mta<b>"]),
+    ]
+    for panel in section.panels:
+        assert panel.joined == 3
+        for line in panel.lines:
+            assert len(line.training) == 200 <= POINTS
+            heights = [y for _, y in line.training]
+            assert heights == sorted(heights)  # losses fall, and pictures are measured from above
+            assert len(line.held_out) == 3
+    assert section.ends[0][:4] == ("sft", "600", "2.1098", "2.1098 (step 600)")
+    differing = {key: values for key, *values in section.differing}
+    assert differing.pop("objectives.ce.weight")[1] == "0.5"
+    assert differing["objectives.dsa.weight"] == ["–", "2.0"]
+    assert all(key.startswith("objectives.dsa.") for key in differing)
+
+
+def test_a_run_of_cross_entropy_alone_has_one_panel(runs):
+    section = runs_section(runs[:1], [], "part-1")
+    assert [panel.title for panel in section.panels] == ["loss"]
+    assert section.differing == []
+
+
+def test_evaluations_have_intervals_and_are_compared_with_the_first(runs):
+    section = runs_section(runs, [], "part-1")
+    for row, better in zip(section.scores, (0, 1), strict=True):
+        mean, low, high = map(float, re.fullmatch(r"(.*) \((.*) to (.*)\)", row[4]).groups())
+        assert low < mean < high
+        assert mean == pytest.approx(2.4375 + better, abs=0.005)  # as it is rounded
+    (rouge_l, exact) = section.compared
+    assert rouge_l[2:5] == ("ROUGE-L", "+1.00", "+1.00 to +1.00")
+    assert exact[2:4] == ("EM", "+0.00")
+    assert section.notes == []
+
+
+def test_too_many_runs_are_refused(runs, command, tmp_path):
+    code, _, told = command("report", *[runs[0]] * 9, "-o", tmp_path / "page.html")
+    assert (code, "at most 8" in told) == (Exit.USAGE, True)
+
+
+def test_a_file_that_is_no_evaluation_is_refused(tmp_path, command):
+    (tmp_path / "rows.json").write_text("{}", encoding="utf-8")
+    code, _, told = command("report", tmp_path / "rows.json", "-o", tmp_path / "page.html")
+    assert code == Exit.USAGE
+    assert "no result of `evaluate.py run --out`" in told
+
+
 def test_a_page_is_the_same_every_time_and_replaces_only_its_own(prepared, tmp_path, command):
     out = tmp_path / "page.html"
     assert command("report", prepared, "-o", out, "--json")[0] == 0
@@ -85,3 +169,15 @@ def test_what_cannot_be_is_said(tmp_path, monkeypatch, command, target, out, tol
     assert result[0] == code
     assert told in result[2]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_notebooks_show_the_same(prepared, make_cache, runs):
+    (row,) = drawn_rows(prepared, [0])
+    shown = row._repr_html_()
+    assert row.id in shown
+    assert shown.count('class="side"') == 2 * len(row.sentences)
+    assert "mta&lt;b&gt;" in runs_section(runs, [], "part-1")._repr_html_()
+    cache = TeacherCache(make_cache())
+    assert "2: words, 4: chunks" in cache._repr_html_()
+    for html in (shown, cache._repr_html_()):
+        assert "<script" not in html
