@@ -24,7 +24,7 @@ from jaxtyping import Float, Float32, Int32, Int64, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from schemas import arrow, commands, console
+from schemas import arrow, commands
 from schemas import signals as names
 from schemas.columns import Granularity
 from schemas.config import CacheConfig, LayerConfig
@@ -86,15 +86,15 @@ class TeacherCache:
 
     def _repr_html_(self) -> str:
         """What it holds, as notebooks show it."""
-        from schemas.html import number, summary  # here, since training shows nothing
+        from schemas.console import size  # here, since training shows nothing
+        from schemas.html import number, summary
 
         manifest, teacher = self.manifest, self.manifest.teacher
         layers = [f"{layer}: {granularity}" for layer, granularity in self.layers.items()]
-        size = sum(file.bytes for file in manifest.files.values())
         figures = [
             (number(manifest.rows), "rows"),
             (number(manifest.tokens), "teacher tokens"),
-            (console.size(size), "in all"),
+            (size(sum(file.bytes for file in manifest.files.values())), "in all"),
         ]
         facts = [
             ("Teacher", f"{teacher['name']}: {teacher['architecture']}, {teacher['depth']} layers"),
