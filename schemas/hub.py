@@ -52,7 +52,8 @@ PREFIX: Final = "hf://"
 _PART: Final = r"[A-Za-z0-9_][\w.-]*"
 HUB_ID: Final = rf"{_PART}/{_PART}"
 _NAME: Final = re.compile(
-    rf"(?:{PREFIX}(?:(?P<type>dataset|model)s/)?)?(?P<id>{HUB_ID})(?:@(?P<revision>[^@\s]+))?", re.ASCII
+    rf"(?:{PREFIX}(?:(?P<type>dataset|model)s/)?)?(?P<id>(?!(?:dataset|model|space)s/){HUB_ID})(?:@(?P<revision>[^@\s]+))?",
+    re.ASCII,
 )
 #: A file in the folder, or one folder below.
 _PATH: Final = re.compile(rf"(?:{_PART}/)?{_PART}", re.ASCII)

@@ -16,10 +16,13 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+
+from launching import train_command
+from trainer.hub.folders import local_folder
 
 TOKEN = "hf_right"
 LARGE = {".parquet", ".safetensors", ".arrow"}
@@ -302,6 +305,29 @@ def running():
         thread.join()
 
 
+def speak_to(url: str, folder: Path) -> dict[str, object]:
+    """Constants of the Hub's client with which it speaks to a stand-in, and keeps files in a folder."""
+    from huggingface_hub import constants
+
+    return {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(folder / "hub-cache"),
+        "HF_ASSETS_CACHE": str(folder / "assets"),
+    }
+
+
+def train_from(url: str, folder: Path, *arguments: object) -> None:
+    """`launching.train_command` as a rank that speaks to a stand-in."""
+    from huggingface_hub import constants
+
+    for name, value in speak_to(url, folder).items():
+        setattr(constants, name, value)
+    train_command(*arguments)
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """The stand-in, to which everything in this process that speaks with the Hub speaks now, with a token that may write."""
@@ -311,18 +337,12 @@ def hub(monkeypatch, tmp_path):
     # its upload without `hf_xet` calls its own HTTP client in an old way
     warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
     with running() as server:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": template,
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
-            "HF_ASSETS_CACHE": str(tmp_path / "assets"),
-        }.items():
+        for name, value in speak_to(server.url, tmp_path).items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         patient = types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # retries do not wait
         monkeypatch.setattr(_http, "time", patient)
+        local_folder.cache_clear()
         yield server
+        local_folder.cache_clear()
         close_session()

@@ -7,6 +7,7 @@ from schemas.errors import StateError, quoted
 from schemas.keys import assign, assignment, differences
 from schemas.manifest import read_cache_manifest, read_manifest
 from schemas.training import TrainConfig
+from trainer.hub.folders import local_folder
 from trainer.models.hub import located_here
 
 #: What may differ between an interrupted run and the one that goes on: it changes how, not what.
@@ -24,9 +25,9 @@ def load_config(path: Path, assignments: Sequence[str]) -> TrainConfig:
 def require_named(config: TrainConfig) -> None:
     """Raises `UserError` and its kin if a dataset, cache or model that the config names is not there; reads no more of them
     than what says so."""
-    read_manifest(Path(config.data.dataset))
+    read_manifest(local_folder(config.data.dataset))
     for cache in config.data.caches:
-        read_cache_manifest(Path(cache))
+        read_cache_manifest(local_folder(cache))
     student = config.student.origin()
     if student is not None:
         located_here(student, "student")

@@ -29,6 +29,7 @@ from schemas.errors import ResourceError, UsageError
 from schemas.files import write_text
 from schemas.manifest import read_manifest
 from trainer.evaluation.questions import Reading, names_of, read_questions
+from trainer.hub.folders import local_folder
 from trainer.models.chat_template import require_known
 from trainer.models.hub import located_here
 
@@ -91,7 +92,12 @@ def run(
         typer.Option(help="Words of ROUGE-L: the field's, which sees a-z and 0-9 alone, or those of all scripts."),
     ] = "field",
     held_out: Annotated[
-        Path | None, typer.Option(help="Prepared dataset for cross-entropy and perplexity of its responses.")
+        Path | None,
+        typer.Option(
+            help="Prepared dataset for cross-entropy and perplexity of its responses: a folder, or hf://datasets/OWNER/NAME.",
+            metavar="DATASET",
+            parser=local_folder,
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")] = None,
     dtype: Annotated[

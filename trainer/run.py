@@ -33,6 +33,7 @@ from trainer.engine.optimizer import optimizer
 from trainer.engine.ranks import from_first, gathered, in_step, together
 from trainer.engine.zero import deepspeed_config, finite, offloads, stage, start, whole_state
 from trainer.folder import STUDENT, claim, held, require_ours
+from trainer.hub.folders import local_folder
 from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
 from trainer.models.hub import identity
@@ -101,8 +102,8 @@ class Run:
         with together():
             if newest is not None:
                 self._require_stage(*newest)
-            self.documents = Documents(config.data.dataset, config.data.limit, config.data.verify)
-            self.caches = Caches(config.data.caches, self.documents, config.data.verify)
+            self.documents = Documents(local_folder(config.data.dataset), config.data.limit, config.data.verify)
+            self.caches = Caches([*map(local_folder, config.data.caches)], self.documents, config.data.verify)
             student = load_student(config.student, config.seed)
             require_vocabulary(student, self.documents)
             require_tokenizer(self.documents, config.student, student.model.config)  # else found out when all is done

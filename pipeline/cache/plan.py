@@ -31,6 +31,7 @@ from schemas.config import CacheConfig
 from schemas.errors import ResourceError, UserError
 from schemas.manifest import CONFIG, CacheManifest, Manifest, OtherFile, read_cache_manifest, read_manifest
 from schemas.signals import EMBEDDINGS, HEAD, INDEX, SHARDS, index_schema
+from trainer.hub.folders import local_folder
 from trainer.models.hub import identity
 from trainer.models.loading import placed
 from trainer.teacher.shape import TeacherShape
@@ -115,7 +116,7 @@ class CachePlan:
 
 def plan_cache(config: CacheConfig, notes: list[str], shape: TeacherShape) -> CachePlan:
     """Find and measure the dataset, check that the teacher is its own. Raises `UserError` and its kin."""
-    folder = Path(config.dataset)
+    folder = local_folder(config.dataset)
     dataset = read_manifest(folder)
     documents = sizes.documents_of(folder, dataset, config.limit)
     if not documents.rows:

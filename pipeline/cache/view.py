@@ -18,6 +18,7 @@ from schemas.errors import StateError, UsageError
 from schemas.manifest import is_finished, read_manifest
 from schemas.signals import SCALARS
 from trainer.cache import TeacherCache
+from trainer.hub.folders import folder_here
 from trainer.maths.ragged import pointers
 from trainer.maths.triangle import later_units, square
 
@@ -107,8 +108,8 @@ def _relations(cache: TeacherCache, row: int, layer: int) -> list[Float32[Tensor
 
 def _texts(cache: TeacherCache, row: int) -> dict[Granularity, list[str]] | None:
     """What the row's units spell; None if the dataset is no longer where it was, or is another one."""
-    folder = Path(cache.config.dataset)
-    if not is_finished(folder):
+    folder = folder_here(cache.config.dataset)
+    if folder is None or not is_finished(folder):
         return None
     try:
         manifest = read_manifest(folder)

@@ -26,6 +26,7 @@ from schemas.config import Mined, ParseConfig
 from schemas.errors import UsageError
 from schemas.keys import assignment, spelled
 from schemas.manifest import read_manifest
+from trainer.hub.folders import is_copy
 
 
 def align(
@@ -117,6 +118,8 @@ def align(
             "Nothing to change: pass --student, --teacher, --student-template, --teacher-template, --mined, or --set for a "
             "key of `student` or `teacher`."
         )
+    if out is None and is_copy(dataset):
+        raise UsageError("No output folder: pass --out FOLDER, as the dataset is one of the Hub's.")
     target = out or realign.default_out(dataset, sides)
     with engine_of(flags, run_workers) as made_by:
         outcome = realign.realign(

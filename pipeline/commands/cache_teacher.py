@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 def cache_teacher(
     dataset: Annotated[
-        Path | None, typer.Argument(help="Folder of a prepared dataset.", show_default=False), Key("dataset")
+        str | None,
+        typer.Argument(help="A prepared dataset: its folder, or hf://datasets/OWNER/NAME.", show_default=False),
+        Key("dataset"),
     ] = None,
     teacher: Annotated[
         str | None,
@@ -123,6 +125,7 @@ def cache_teacher(
     """
     given = locals()
     from pipeline.cache.choice import Choice, resolved, stated
+    from trainer.hub.folders import local_folder
     from trainer.models.hub import located_here
 
     if out is None:
@@ -134,7 +137,7 @@ def cache_teacher(
     _require_one_voice(choice, set_ or ())
     # a manifest is read, and a model described, only for what can be meant
     sources = CacheConfig.parse({"signals": ["final"]} | values, where)
-    same = same_tokens(read_manifest(Path(sources.dataset)))
+    same = same_tokens(read_manifest(local_folder(sources.dataset)))
     located_here(sources.teacher)
     wanted, notes = stated(values, where, choice, same)
     # what takes seconds to import comes after all that a wrong name would be refused for

@@ -12,6 +12,7 @@ import typer
 from schemas.config import Strict
 from schemas.errors import Exit, UsageError
 from schemas.keys import assign, assignment
+from trainer.hub.folders import local_folder
 
 if TYPE_CHECKING:
     from pipeline.shards.cluster import Cluster
@@ -64,9 +65,23 @@ AllowRejectedFlag = Annotated[
     bool,
     typer.Option("--allow-rejected", help=f"Exit with 0 although rows were left out (otherwise {Exit.REJECTED})."),
 ]
-DatasetArgument = Annotated[Path, typer.Argument(help="Folder of a prepared dataset.", show_default=False)]
+DatasetArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A prepared dataset: its folder, or hf://datasets/OWNER/NAME.",
+        metavar="DATASET",
+        parser=local_folder,
+        show_default=False,
+    ),
+]
 FolderArgument = Annotated[
-    Path, typer.Argument(help="Folder of a prepared dataset or a teacher cache.", metavar="FOLDER", show_default=False)
+    Path,
+    typer.Argument(
+        help="A prepared dataset or a teacher cache: its folder, or hf://datasets/OWNER/NAME.",
+        metavar="FOLDER",
+        parser=local_folder,
+        show_default=False,
+    ),
 ]
 
 ConfigFlag = Annotated[

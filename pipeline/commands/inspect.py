@@ -15,6 +15,7 @@ from pipeline.commands.flags import (
 from schemas import console
 from schemas.errors import Exit, UsageError
 from schemas.manifest import CACHE_FORMAT, format_of, read_cache_manifest, read_manifest
+from trainer.hub.folders import local_folder
 
 
 def inspect(
@@ -51,7 +52,13 @@ def verify(
     teacher: Annotated[str | None, typer.Option(help="Where the teacher's tokenizer is now, if it moved.")] = None,
     student: Annotated[str | None, typer.Option(help="Where the student's tokenizer is now, if it moved.")] = None,
     of: Annotated[
-        Path | None, typer.Option("--dataset", help="Of a teacher cache: the dataset that it must belong to.")
+        Path | None,
+        typer.Option(
+            "--dataset",
+            help="Of a teacher cache: the dataset that it must belong to.",
+            metavar="DATASET",
+            parser=local_folder,
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

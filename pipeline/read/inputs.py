@@ -16,6 +16,7 @@ from pipeline.read.csv_rows import Csv
 from pipeline.read.folders import METADATA, canonical, splits_of
 from pipeline.read.json_rows import JsonLines
 from pipeline.read.sources import KNOWN, TEXT_FORMATS, LoadedDataset, Source, TextFile, file_source, is_data_file
+from schemas.columns import SIDES, side_column
 from schemas.commands import parse_again
 from schemas.config import CsvConfig
 from schemas.console import counted
@@ -202,6 +203,8 @@ class _Opener:
         if isinstance(loaded, datasets.DatasetDict):
             loaded = loaded[self._choose(list(loaded), given)]
         place = f"{HUB}{name}" + (f"@{revision}" if revision else "") + (f"/{path}" if path else "")
+        if {side_column(side, "input_ids") for side in SIDES} < set(loaded.column_names):
+            raise UsageError(f"{place} is a {MADE_BY[DATASET_FORMAT][0]}, not rows to make one of.")
         return LoadedDataset(f"{place}#{loaded.split}", loaded)
 
 
