@@ -1,13 +1,14 @@
 """Every method for two tokenizers on one dataset and one cache: how its terms fall, how fast it is, what it needs.
 
-    python tests/benchmarks/methods.py DATASET CACHE --student STUDENT.yaml [--steps 100] [--methods sft,dskd]
+    python tests/benchmarks/methods.py DATASET CACHE... --student STUDENT.yaml [--steps 100] [--methods sft,dskd]
 
 Each method is the config of its name in `trainer/configs`, whose terms, weights and options are taken as they are; student,
-data, number of steps and learning rates are this run's. STUDENT.yaml is the `student` of a config. CACHE holds the signals of
-all. A method whose run is finished is not run again, one that was cut off goes on; each is a process of its own, one after
-the other. Of each: its terms in training, as the mean of what was logged in the first tenth of all steps and in the last
-fifth, and held out at the end; student tokens a second (the median of what was logged); the peak memory of the process; the bytes
-of its signals a document, without output matrix and input embeddings. The table is Markdown.
+data, number of steps and learning rates are this run's. STUDENT.yaml is the `student` of a config. The CACHEs hold the
+signals of all, one or more together. A method whose run is finished is not run again, one that was cut off goes on; each is
+a process of its own, one after the other. Of each: its terms in training, as the mean of what was logged in the first tenth
+of all steps and in the last fifth, and held out at the end; student tokens a second (the median of what was logged); the
+peak memory of the process; the bytes of its signals a document, without output matrix and input embeddings. The table is
+Markdown.
 """
 
 import json
@@ -47,13 +48,13 @@ METHODS = (
 )
 BATCH_SIZE = 2
 HELD_OUT = 8  # documents
-RECIPE = re.compile(r"^#.*--recipe ([a-z-]+)", re.MULTILINE)
+SIGNALS = re.compile(r"^#.*cache-teacher .*--(recipe|signals) ([a-z,-]+)", re.MULTILINE)
 
 
 def config_of(
     published: Mapping[str, Any],
     dataset: Path,
-    cache: Path,
+    caches: list[Path],
     student: Mapping[str, Any],
     steps: int,
     optim: Mapping[str, float],
@@ -66,7 +67,7 @@ def config_of(
         "student": dict(student),
         "data": {
             "dataset": str(dataset),
-            "caches": [] if set(objectives) == {"ce"} else [str(cache)],
+            "caches": [str(cache) for cache in caches],
             "batch_size": BATCH_SIZE,
             "held_out": HELD_OUT,
             "workers": 0,
@@ -80,18 +81,31 @@ def config_of(
     }
 
 
-def signal_bytes(cache: Path, recipe: str) -> float:
-    """What a recipe's signals take of a cache, in bytes a document; matrices of the vocabulary left out."""
-    manifest = TeacherCache(cache).manifest
-    parts = sizes.parts(CacheConfig.parse(manifest.config, str(cache)), *sizes.told(manifest))
-    signals = {"structure", *RECIPES[recipe]}
-    missing = {*RECIPES[recipe]} - {"embeddings"} - {part["signal"] for part in parts}
-    if missing:
-        raise SystemExit(f"{cache} lacks {', '.join(sorted(missing))} of the recipe {recipe}.")
-    return sum(part["bytes"] for part in parts if part["signal"] in signals) / manifest.rows
+def signals_of(config: str) -> set[str]:
+    """What a config's own command caches, by the comment that it opens with; none for cross-entropy alone."""
+    told = SIGNALS.search(config)
+    if told is None:
+        return set()
+    return {*(RECIPES[told[2]] if told[1] == "recipe" else told[2].split(","))}
 
 
-def row_of(method: str, objectives: Mapping[str, Any], folder: Path, steps: int, size: float | None) -> list[str]:
+def serving(caches: list[Path], signals: set[str]) -> tuple[list[Path], float]:
+    """The caches that hold these signals, and what they take there, in bytes a document; matrices of the vocabulary left out."""
+    wanted, chosen, size = signals - {"embeddings"}, [], 0.0
+    for cache in caches:
+        manifest = TeacherCache(cache).manifest
+        parts = sizes.parts(CacheConfig.parse(manifest.config, str(cache)), *sizes.told(manifest))
+        here = wanted & {part["signal"] for part in parts}
+        if here:
+            chosen.append(cache)
+            size += sum(part["bytes"] for part in parts if part["signal"] in here | {"structure"}) / manifest.rows
+        wanted -= here
+    if wanted:
+        raise SystemExit(f"No cache holds {', '.join(sorted(wanted))}.")
+    return chosen, size
+
+
+def row_of(method: str, objectives: Mapping[str, Any], folder: Path, steps: int, size: float) -> list[str]:
     """One method's line of the table."""
     records = read_metrics(folder / METRICS)
     logged = [record for record in records if "tokens_per_second" in record]
@@ -111,7 +125,7 @@ def row_of(method: str, objectives: Mapping[str, Any], folder: Path, steps: int,
         f"({held_out['held_out_ce']:.2f})",
         f"{statistics.median(record['tokens_per_second'] for record in logged):.0f}",
         f"{max(record['memory_gb'] for record in logged):.2f}",
-        "" if size is None else f"{size:,.0f}",
+        f"{size:,.0f}",
     ]
 
 
@@ -120,7 +134,7 @@ HEADINGS = ["method", "terms: first → last (held out)", "cross-entropy", "toke
 
 def main(
     dataset: Path,
-    cache: Path,
+    caches: list[Path],
     student: Annotated[Path, typer.Option(help="YAML: the `student` of a training config.")],
     steps: int = 100,
     methods: str = ",".join(METHODS),
@@ -134,12 +148,11 @@ def main(
     rows = []
     for method in methods.split(","):
         text = (ROOT / "trainer/configs" / f"{method}.yaml").read_text(encoding="utf-8")
-        recipe = RECIPE.search(text)
-        size = signal_bytes(cache, recipe[1]) if recipe else None
+        chosen, size = serving(caches, signals_of(text))
         folder = out / method
         published = yaml.safe_load(text)
         optim = {"lr": lr, "projector_lr": projector_lr}
-        config = config_of(published, dataset, cache, described, steps, optim, folder)
+        config = config_of(published, dataset, chosen, described, steps, optim, folder)
         written = out / f"{method}.yaml"
         written.parent.mkdir(parents=True, exist_ok=True)
         written.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
