@@ -149,7 +149,7 @@ class Workspace:
         return self._receipt_path(index).exists()
 
     def finished(self) -> set[int]:
-        """Shards that are done; their files are read through.
+        """Shards that are done: each file is there, of its size, and is read through if it was touched after its receipt.
 
         Receipts that cannot be read, or of shards whose files are no longer as they were written, are thrown away.
         """
@@ -167,9 +167,14 @@ class Workspace:
             receipt = self.receipt(index)
         except ValidationError:
             return False
+        written = self._receipt_path(index).stat().st_mtime_ns
         folder = (self.out / self.layout.shard(index, self.shards)).parent
-        others = [other.problem(self.out, content=True) for other in receipt.others]
-        return not any((receipt.shard.problem(folder, content=True), *others))
+        parts: list[tuple[ShardFile | OtherFile, Path]] = [(receipt.shard, folder)]
+        parts += [(other, self.out) for other in receipt.others]
+        return not any(
+            part.problem(place) or (_changed_after(place / part.file, written) and part.problem(place, content=True))
+            for part, place in parts
+        )
 
     def seal(self, texts: Mapping[str, str], manifest: str) -> None:
         """Write the folder's texts, the manifest last, and drop the working folder."""
@@ -190,6 +195,11 @@ class Workspace:
             (self.out / self.layout.shard(index, self.shards)).unlink(missing_ok=True)
             self._receipt_path(index).unlink(missing_ok=True)
         (self.work / RUN).unlink()
+
+
+def _changed_after(path: Path, moment: int) -> bool:
+    """Whether a file was written after a time in nanoseconds: a shard's is on the disk before its receipt is begun."""
+    return path.stat().st_mtime_ns > moment
 
 
 def _told(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """The output folder: resume, exclusion, refusal of what is not ours, differences named."""
 
 import json
+import os
 import threading
 
 import pyarrow as pa
@@ -31,6 +32,21 @@ def test_finished_shards_are_found_again_and_damaged_ones_are_not(tmp_path):
     (out / shards.shard_name(1, 3)).write_bytes(b"damaged")
     with workspace(out, LAYOUT, RECORD, 3, overwrite=False) as space:
         assert space.finished() == {0}
+
+
+def test_what_is_as_its_receipt_left_it_is_not_read_again(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with workspace(out, LAYOUT, RECORD, 2, overwrite=False) as space:
+        for index in range(2):
+            space.publish(index, output(str(index)))
+        receipt = space.work / "00001.json"
+    read = []
+    monkeypatch.setattr("schemas.files.sha256_of", lambda path: read.append(path.name) or "another")
+    with workspace(out, LAYOUT, RECORD, 2, overwrite=False) as space:
+        assert (space.finished(), read) == ({0, 1}, [])
+    os.utime(out / shards.shard_name(1, 2), ns=(0, receipt.stat().st_mtime_ns + 1))
+    with workspace(out, LAYOUT, RECORD, 2, overwrite=False) as space:
+        assert (space.finished(), read) == ({0}, [shards.shard_name(1, 2)])
 
 
 def test_a_shard_without_receipt_counts_as_not_done(tmp_path):
