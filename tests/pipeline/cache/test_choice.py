@@ -3,6 +3,8 @@
 import pytest
 
 from pipeline.cache.choice import Choice, automatic_layers, listed_layers, mapped_layers, resolved, stated
+from schemas import commands
+from schemas.config import CacheConfig
 from schemas.errors import UsageError
 from schemas.signals import LAYER_SIGNALS, RECIPES
 from trainer.teacher.shape import TeacherShape
@@ -33,6 +35,18 @@ def test_the_papers_pairs_of_layers(student, student_depth, teacher_depth, expec
     assert [layer for layer, _ in found] == expected
     assert [name for _, name in found] == ["words"] + ["chunks"] * (len(expected) - 1)
     assert pairs(mapped_layers(student[::-1], student_depth, teacher_depth)) == found
+
+
+def test_the_window_of_new_caches_and_of_old_ones():
+    """Configs of caches older than the key hold all pairs; a new cache is of the default's, unless it says otherwise."""
+    for values, window in ({}, 256), ({"window": None}, None), ({"window": 9}, 9):
+        config, _ = settle(Choice("mta-dsa"), **values)
+        assert config.window == window
+        told = commands.cache_teacher(config)
+        assert ("window" in told) == (window != 256), told
+    assert CacheConfig.parse(VALUES | {"signals": ["relations"]}, "test").window is None
+    with pytest.raises(UsageError, match="`window`"):
+        settle(window=1)
 
 
 def test_automatic_layers():
