@@ -24,7 +24,7 @@ def show_estimate(found: dict[str, Any], out: Path) -> None:
     console.stdout.print(
         f"Would write {counted(found['rows'], 'row')} ({counted(found['tokens'], 'token')}) in "
         f"{counted(found['shards'], 'shard')} to {out}: about "
-        f"{console.size(found['estimated_bytes'])} ({100 * share:.3g}% of bf16 hidden states of as many layers), "
+        f"{console.size(found['estimated_bytes'])} ({share_of(share)} of bf16 hidden states of as many layers), "
         f"{console.duration(found['estimated_seconds'])} with "
         f"{counted(found['workers'], 'worker')} of {counted(found['threads'], 'thread')} (from "
         f"{counted(found['sample_tokens'], 'token')}, computed and thrown away)."
@@ -83,15 +83,20 @@ def _show_sizes(manifest: CacheManifest, config: CacheConfig) -> None:
     if manifest.tied_embeddings:
         console.stdout.print("The teacher's input embeddings are its output matrix, which is kept once.")
     share = _bytes(manifest) / sizes.plain_bytes(config, shape, counts)
-    console.stdout.print(f"All files: {100 * share:.3g}% of bf16 hidden states of as many layers.")
+    console.stdout.print(f"All files: {share_of(share)} of bf16 hidden states of as many layers.")
+
+
+def share_of(part: float) -> str:
+    """`0.5361`, `15.9` -> `53.6%`, `1,590%`: three digits, or all that stand before the point."""
+    percent = 100 * part
+    return f"{percent:,.0f}%" if percent >= 100 else f"{percent:.3g}%"
 
 
 def _show_learnt(learnt: int, tokens: int) -> None:
     if learnt < tokens:
-        share = 100 * learnt / tokens
         console.stdout.print(
             f"States, `final` and what is of the next token: of {learnt} tokens that are learnt or just before one, "
-            f"{share:.3g}% of all."
+            f"{share_of(learnt / tokens)} of all."
         )
 
 

@@ -2,10 +2,12 @@
 
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.cache.report import share_of
 from pipeline.cache.sizes import cut
 from schemas.config import ModelConfig
 from trainer.models.loading import placed
@@ -32,3 +34,12 @@ def test_processes_of_a_machine_share_its_gpus_out(monkeypatch):
     assert [placed(every, number).device for number in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert placed(every.model_copy(update={"device": "cuda:1"}), 0).device == "cuda:1"
     assert placed(every.model_copy(update={"device": "cpu"}), 1).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [(0.5361, "53.6%"), (0.0004, "0.04%"), (0.99995, "100%"), (15.93, "1,593%"), (1234.5, "123,450%")],
+)
+def test_a_share_is_told_without_powers_of_ten(share, told):
+    """A cache of little but an output matrix is many times its layers' states."""
+    assert share_of(share) == told
