@@ -6,7 +6,7 @@ what is learnt to what does on the other side.
 
 Two strings are at least as far from each other as their lengths differ. So each of the teacher's lengths is compared with the
 student's strings of that length first, then of ever more different ones, for as long as some of its strings has nothing as near
-as that. Qwen2.5 (152 k) to GPT-2 (50 k) takes minutes on two cores.
+as that. Against 50,000 tokens each of the teacher's without an equal takes 0.6 ms.
 """
 
 from collections import defaultdict

@@ -174,7 +174,7 @@ def parse(
         Mined | None,
         typer.Option(
             help="Add what the term `mined` needs: tokens aligned by edit distance. With nearest, also which of the student's "
-            "tokens is nearest to each of the teacher's (minutes)."
+            "tokens is nearest to each of the teacher's (a minute or two)."
         ),
         Key("mined"),
     ] = None,
