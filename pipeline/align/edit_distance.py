@@ -10,8 +10,8 @@ Back from the last pair, of equal sums the step on both sides goes before that o
 The student's token i has a partner j where the path has it with j alone.
 
 Distances are those of a document's different tokens, each pair once; all in all 120 tokens of the student's take 0.7 ms. Of the
-path's table, directions are held, a byte a cell,
-and no more than `CELLS` of them: of a longer document blocks of lines are computed again on the way back.
+path's table, directions are held, a byte a cell, and no more than `CELLS` of them: of a longer document blocks of lines are
+computed again on the way back.
 """
 
 from collections.abc import Mapping, Sequence
