@@ -1,6 +1,7 @@
 """What a training config may say: student, data, terms of the loss, optimisation, checkpoints, logging."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -14,6 +15,9 @@ from schemas.signals import Weights
 EXPORTED: Final = "training.yaml"
 #: What every generator of random numbers takes.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+#: What terms of the loss call the dataset that stands in `data` itself.
+DEFAULT_DATA: Final = "default"
+_DATA_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 #: Of a moving average.
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -75,6 +79,12 @@ class StudentConfig(Strict):
         return self
 
 
+def datasets_of(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the datasets that a term looks at, by its options; what is none is left out."""
+    data = options.get("data", DEFAULT_DATA)
+    return tuple(name for name in (data if isinstance(data, list | tuple) else [data]) if isinstance(name, str))
+
+
 def _numbers(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
     """Numbers with a point in nested mappings and lists, with their keys."""
     if isinstance(values, float):
@@ -97,18 +107,48 @@ class PairConfig(LayerPair):
     granularity: Granularity
 
 
-class DataConfig(Strict):
-    """Which documents, in what portions. The order is a function of `seed` and the epoch alone."""
+class DatasetConfig(Strict):
+    """Documents, and what the teacher makes of them."""
 
     dataset: Name
     caches: tuple[Name, ...] = ()
     limit: int | None = Field(default=None, ge=1)  # only the first rows
-    held_out: int = Field(default=0, ge=0)  # rows kept for validation, chosen by `seed`
-    batch_size: int = Field(default=16, ge=1)  # documents of one optimizer step, over all ranks
-    micro_batches: int = Field(default=1, ge=1)  # parts in which a rank works through its share of them
+
+
+class DataConfig(DatasetConfig):
+    """Which documents, in what portions. The order is a function of `seed` and the epoch alone."""
+
+    #: further datasets of the same teacher and the student's tokenizer, by the name that terms give as their `data`
+    more: dict[Name, DatasetConfig] | None = None
+    #: rows that answer the same prompt are drawn together, those without a partner left out; None: each dataset in its order
+    join: Literal["prompt"] | None = None
+    held_out: int = Field(default=0, ge=0)  # rows of each dataset kept for validation, chosen by `seed`
+    batch_size: int = Field(default=16, ge=1)  # documents of one optimizer step of each dataset, over all ranks
+    micro_batches: int = Field(default=1, ge=1)  # parts in which a rank works through its share of each
     verify: bool = False  # compare every checksum of dataset and caches before the first step
     workers: int = Field(default=1, ge=0)  # processes per rank that read ahead; 0: none
     seed: Seed = 42
+
+    @property
+    def datasets(self) -> dict[str, DatasetConfig]:
+        """All of them by name, this one first."""
+        return {DEFAULT_DATA: self, **(self.more or {})}
+
+    @field_validator("more")
+    @classmethod
+    def _named(cls, more: dict[str, DatasetConfig] | None) -> dict[str, DatasetConfig] | None:
+        for name in more or {}:
+            if name == DEFAULT_DATA or not _DATA_NAME.fullmatch(name):
+                raise ValueError(
+                    f"a dataset's name is lower-case letters, digits and _, and not `{DEFAULT_DATA}`, which is the first's"
+                )
+        return more
+
+    @model_validator(mode="after")
+    def _joined(self) -> "DataConfig":
+        if self.join is not None and not self.more:
+            raise ValueError("`join` is of several datasets; name another under `more`")
+        return self
 
 
 class OptimConfig(Strict):

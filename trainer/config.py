@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from schemas.errors import StateError, quoted
+from schemas.errors import StateError, UsageError, nearest, quoted
 from schemas.keys import assign, assignment, differences
 from schemas.manifest import read_cache_manifest, read_manifest
-from schemas.training import TrainConfig
+from schemas.training import TrainConfig, datasets_of
 from trainer.hub.folders import local_folder
 from trainer.models.hub import located_here
 
@@ -15,19 +15,42 @@ _FREE = ("log", "checkpoint", "data.workers", "data.micro_batches", "data.verify
 
 
 def load_config(path: Path, assignments: Sequence[str]) -> TrainConfig:
-    """The file with the assignments. Raises `UsageError` naming the key, and the nearest known one."""
+    """The file with the assignments. Raises `UsageError` naming the key, and the nearest known one; else as
+    `require_datasets_used`."""
     values = TrainConfig.from_yaml(path)
     for text in assignments:
         assign(values, *assignment(text))
-    return TrainConfig.parse(values, str(path))
+    config = TrainConfig.parse(values, str(path))
+    require_datasets_used(config, str(path))
+    return config
+
+
+def require_datasets_used(config: TrainConfig, where: str) -> None:
+    """Raises `UsageError` for a term on a dataset that is not there, and for a dataset that no term looks at."""
+    known, used = config.data.datasets, set()
+    for term, options in config.objectives.items():
+        for name in datasets_of(options):
+            if name not in known:
+                near = nearest(name, known)
+                hint = (
+                    f"did you mean `{near}`?" if near else f"known are {', '.join(known)}, others go under `data.more`."
+                )
+                raise UsageError(f"{where}: `objectives.{term}.data`: there is no dataset `{name}`; {hint}")
+            used.add(name)
+    unused = next((name for name in known if name not in used), None)
+    if unused is not None:
+        raise UsageError(
+            f"{where}: no term looks at the dataset `{unused}`; give one `data: {unused}`, or take that dataset out."
+        )
 
 
 def require_named(config: TrainConfig) -> None:
     """Raises `UserError` and its kin if a dataset, cache or model that the config names is not there; reads no more of them
     than what says so."""
-    read_manifest(local_folder(config.data.dataset))
-    for cache in config.data.caches:
-        read_cache_manifest(local_folder(cache))
+    for data in config.data.datasets.values():
+        read_manifest(local_folder(data.dataset))
+        for cache in data.caches:
+            read_cache_manifest(local_folder(cache))
     student = config.student.origin()
     if student is not None:
         located_here(student, "student")

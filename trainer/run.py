@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch import nn
 
 from schemas import console
-from schemas.errors import StateError, UsageError, UserError
-from schemas.training import PairConfig, TrainConfig
+from schemas.errors import StateError, UserError
+from schemas.training import DEFAULT_DATA, TrainConfig
 from trainer.batches.batch import Batch
-from trainer.batches.documents import Documents
-from trainer.batches.loader import StepLoader
+from trainer.batches.loader import BatchSource, StepLoader
+from trainer.datasets import open_datasets
 from trainer.engine.best import Best, BestStudent
 from trainer.engine.checkpoint import Checkpoints, State
 from trainer.engine.monitor import CURVES, Monitor, memory_gb, require_trackers
@@ -33,13 +33,11 @@ from trainer.engine.optimizer import optimizer
 from trainer.engine.ranks import from_first, gathered, in_step, together
 from trainer.engine.zero import deepspeed_config, finite, offloads, stage, start, whole_state
 from trainer.folder import STUDENT, claim, held, require_ours
-from trainer.hub.folders import local_folder
 from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
 from trainer.models.hub import identity
 from trainer.models.loading import placed
-from trainer.objectives import build, on_run_layers
-from trainer.objectives.base import Beginning, Objective, Setting
+from trainer.objectives.base import Beginning
 from trainer.sources import Sources, require_same_sources, sources
 from trainer.step import Stepper, StepResult
 from trainer.student.distiller import Distiller
@@ -47,11 +45,9 @@ from trainer.student.export import export_run, require_tokenizer
 from trainer.student.limits import require_lengths, require_vocabulary
 from trainer.student.model import Student, load_student
 from trainer.teacher.cached import CachedTeacher
-from trainer.teacher.caches import Caches
-from trainer.teacher.live import LiveTeacher
-from trainer.teacher.needs import TeacherNeeds, teacher_needs
-from trainer.teacher.pairing import automatic_pairs
-from trainer.teacher.shape import TeacherShape, shape_of
+from trainer.teacher.live import LiveTeacher, live_teachers
+from trainer.teacher.needs import TeacherNeeds
+from trainer.terms import needs_of, terms_of
 
 #: Documents that terms look at together before the first step.
 BEGINNING_ROWS: Final = 16
@@ -102,23 +98,23 @@ class Run:
         with together():
             if newest is not None:
                 self._require_stage(*newest)
-            self.documents = Documents(local_folder(config.data.dataset), config.data.limit, config.data.verify)
-            self.caches = Caches([*map(local_folder, config.data.caches)], self.documents, config.data.verify)
+            self.datasets = open_datasets(config)
             student = load_student(config.student, config.seed)
-            require_vocabulary(student, self.documents)
-            require_tokenizer(self.documents, config.student, student.model.config)  # else found out when all is done
+            for caches in self.datasets.values():
+                require_vocabulary(student, caches.documents)
+                # else found out when all is done
+                require_tokenizer(caches.documents, config.student, student.model.config)
             torch.manual_seed(config.seed)  # of projectors
-            self.terms = self._terms(student)
-            needs = self._needs()
-            rows = self.documents.rows if config.teacher == "live" else self.caches.rows
-            same_tokens = any(term.needs().same_tokens for term in self.terms.values())
-            require_lengths(student, self.documents, rows, same_tokens)
-            self.source = self._source(needs)
+            self.terms = terms_of(config, student, self.datasets)
+            needs = needs_of(config, self.terms, self.datasets)
+            self._require_lengths(student)
+            self.batch_sources = self._batch_sources(needs)
             self._begin(student, needs)
             self.loader = StepLoader(
-                self.source, config.data, rank=self.rank, ranks=self.ranks, pinned=torch.cuda.is_available()
+                self.batch_sources, config.data, rank=self.rank, ranks=self.ranks, pinned=torch.cuda.is_available()
             )
-        self.steps_per_epoch = self.loader.rows / config.data.batch_size
+        # of the first dataset: others are gone through in as many steps, however long they are
+        self.steps_per_epoch = self.loader.rows[DEFAULT_DATA] / config.data.batch_size
         self.steps = config.steps or math.ceil(config.epochs * self.steps_per_epoch)
         self.sources = from_first(lambda: self._sources(newest))
         self._start_engine(student, needs, engine_config, newest)
@@ -163,7 +159,8 @@ class Run:
         folder = self.out / STUDENT
         with together():
             if state is not None:
-                export_run(state, self.distiller.student, self.config, self.documents, self._teacher(), self.out)
+                documents = {name: caches.documents for name, caches in self.datasets.items()}
+                export_run(state, self.distiller.student, self.config, documents, self._teacher(), self.out)
         self.say(f"The student is in {folder}, the curves are in {self.out / CURVES}.")
         return folder
 
@@ -249,90 +246,55 @@ class Run:
             **({} if result.grad_norm is None else {"grad_norm": result.grad_norm}),
         }
 
-    def _terms(self, student: Student) -> dict[str, Objective]:
-        shape = self._teacher_shape()
-        pairs: tuple[PairConfig, ...] = self.config.layers or ()
-        automatic = self.config.layers is None and on_run_layers(self.config.objectives)
-        if automatic and shape is not None and self.caches.layers:
-            pairs = automatic_pairs(self.caches.layers, student.depth, shape.depth)
-        for pair in pairs:
-            if pair.student > student.depth:
-                raise UsageError(
-                    f"`layers`: the student has layers 0 (embeddings) to {student.depth}, not {pair.student}."
-                )
-            if shape is not None and pair.teacher > shape.depth:
-                raise UsageError(
-                    f"`layers`: the teacher has layers 0 (embeddings) to {shape.depth}, not {pair.teacher}."
-                )
-        vocabulary = self.documents.vocabulary
-        setting = Setting(
-            pairs=tuple(sorted(pairs, key=lambda pair: pair.student)),
-            student_size=student.hidden_size,
-            teacher_size=shape.hidden_size if shape is not None else student.hidden_size,
-            student_weights=self.config.weights,
-            student_last=(student.depth, student.head.in_features),
-            teacher_last=None if shape is None else (shape.depth, shape.width(None)),
-            same_tokens=self.documents.same_tokens,
-            student_embedding=int(student.model.get_input_embeddings().weight.shape[1]),
-            shared=None if vocabulary is None else vocabulary.shared,
-            nearest=None if vocabulary is None or vocabulary.nearest is None else torch.from_numpy(vocabulary.nearest),
-        )
-        terms = build(self.config.objectives, setting, "objectives")
-        if any(term.attention_layers() for term in terms.values()):
-            student.require_attention()
-        for name, term in terms.items():
-            if term.needs().shared:
-                self.documents.require_vocabulary(f"The term `{name}`")
-            if (mined := term.needs().mined) is not None:
-                self.documents.require_mined(f"The term `{name}`", mined.vocabulary)
-        return terms
+    def _require_lengths(self, student: Student) -> None:
+        for name, caches in self.datasets.items():
+            rows = caches.documents.rows if self.config.teacher == "live" else caches.rows
+            mine = (term for term in self.terms.values() if name in term.datasets)
+            require_lengths(student, caches.documents, rows, any(term.needs().same_tokens for term in mine))
 
-    def _teacher_shape(self) -> TeacherShape | None:
-        """None where there is no teacher."""
-        if self.config.teacher == "live":
-            assert self.config.teacher_model is not None
-            return shape_of(self.config.teacher_model)
-        return TeacherShape.recorded(self.caches.caches[0].manifest) if self.caches.caches else None
-
-    def _needs(self) -> TeacherNeeds:
-        pairs = [pair for term in self.terms.values() for pair in term.pairs]
-        terms = {name: term.needs() for name, term in self.terms.items()}
-        return teacher_needs(terms, pairs, self.config.weights, self.documents)
-
-    def _begin(self, student: Student, needs: TeacherNeeds) -> None:
+    def _begin(self, student: Student, needs: Mapping[str, TeacherNeeds]) -> None:
         """Let the terms look at data and models, once."""
 
-        def batches(most: int) -> Iterator[Batch]:
-            rows = range(min(most, self.source.rows))
+        def batches(source: BatchSource, most: int) -> Iterator[Batch]:
+            rows = range(min(most, source.rows))
             for first in rows[::BEGINNING_ROWS]:
-                yield self.source.fetch(rows[first : first + BEGINNING_ROWS]).to("cpu")
+                yield source.fetch(rows[first : first + BEGINNING_ROWS]).to("cpu")
 
         head = student.head
-        beginning = Beginning(
-            batches,
-            Head(head.weight, head.bias, head.soft_cap, head.scale),
-            *self._teacher_matrices(needs),
-            partial(self.caches.command, teacher=self.config.teacher_model),
-        )
+        own = Head(head.weight, head.bias, head.soft_cap, head.scale)
+        teacher_head, embeddings = self._teacher_matrices(needs)
         for term in self.terms.values():
+            data = term.datasets[0]
+            beginning = Beginning(
+                partial(batches, self.batch_sources[data]),
+                own,
+                teacher_head,
+                embeddings.get(data),
+                partial(self.datasets[data].command, teacher=self.config.teacher_model),
+            )
             term.begin(beginning)
 
-    def _teacher_matrices(self, needs: TeacherNeeds) -> tuple[Head | None, Embeddings | None]:
-        """The teacher's output matrix and its input embeddings, as far as they are needed."""
-        return self.source.head if needs.head else None, self.source.embeddings if needs.embeddings else None
+    def _teacher_matrices(self, needs: Mapping[str, TeacherNeeds]) -> tuple[Head | None, dict[str, Embeddings]]:
+        """The teacher's output matrix, and its input embeddings of each dataset's tokens, as far as they are needed."""
+        sources = self.batch_sources
+        head = next((sources[name].head for name, wanted in needs.items() if wanted.head), None)
+        return head, {name: sources[name].embeddings for name, wanted in needs.items() if wanted.embeddings}
 
-    def _source(self, needs: TeacherNeeds) -> CachedTeacher | LiveTeacher:
+    def _batch_sources(self, needs: Mapping[str, TeacherNeeds]) -> Mapping[str, CachedTeacher | LiveTeacher]:
         if self.config.teacher == "cached":
-            return CachedTeacher(self.caches, needs)
+            return {name: CachedTeacher(caches, needs[name]) for name, caches in self.datasets.items()}
         assert self.config.teacher_model is not None
-        return LiveTeacher(placed(self.config.teacher_model, int(os.environ["LOCAL_RANK"])), self.documents, needs)
+        model = placed(self.config.teacher_model, int(os.environ["LOCAL_RANK"]))
+        return live_teachers(model, {name: (each.documents, needs[name]) for name, each in self.datasets.items()})
 
     def _teacher(self) -> dict[str, Any] | None:
         """Who taught, for the student's card; None if no term looks at a teacher."""
-        if self._needs().nothing:
+        needs = needs_of(self.config, self.terms, self.datasets)
+        taught = [name for name, wanted in needs.items() if not wanted.nothing]
+        if not taught:
             return None
         if self.config.teacher == "cached":
-            return dict(self.caches.teacher)
+            return dict(self.datasets[taught[0]].teacher)
         assert self.config.teacher_model is not None
         return identity(self.config.teacher_model)
 
@@ -346,13 +308,17 @@ class Run:
 
     def _sources(self, newest: tuple[Path, State] | None) -> Sources:
         """What this run learns from. Raises `StateError` if what it goes on from has learned from something else."""
-        now = sources(self.config, self.documents, self.caches)
+        now = sources(self.config, self.datasets.values())
         if newest is not None:
             require_same_sources(newest[1].sources, now, self.out, newest[1].step)
         return now
 
     def _start_engine(
-        self, student: Student, needs: TeacherNeeds, engine_config: dict[str, Any], newest: tuple[Path, State] | None
+        self,
+        student: Student,
+        needs: Mapping[str, TeacherNeeds],
+        engine_config: dict[str, Any],
+        newest: tuple[Path, State] | None,
     ) -> None:
         config = self.config
         self.done = 0 if newest is None else newest[1].step
@@ -368,9 +334,10 @@ class Run:
         self.stepper = Stepper(self.engine, roles, config, self.steps)
         head, embeddings = self._teacher_matrices(needs)
         device = self.engine.device
+        whole = any(wanted.output_matrix for wanted in needs.values())
         self.distiller.set_teacher(
-            head.to(device) if head is not None and needs.output_matrix else None,
-            None if embeddings is None else embeddings.to(device),
+            head.to(device) if head is not None and whole else None,
+            {name: each.to(device) for name, each in embeddings.items()},
             None if head is None else lambda tokens: head.of(tokens).to(device),
         )
         if newest is not None:
@@ -394,29 +361,44 @@ class Run:
             + (f"; projectors {projectors / 1e6:.2f} M" if projectors else "")
             + f"; {'packed' if student.packed else 'padded'}; ZeRO {self.zero_stage} on {self.ranks} rank(s)"
         )
+        rows = self.loader.rows
+        several = len(rows) > 1
+        told = ", ".join(f"{count} rows of `{name}`" for name, count in rows.items())
         self.say(
-            f"{self.loader.rows} rows, {self.config.data.batch_size} a step, {self.steps} steps; terms: "
+            (told if several else f"{rows[DEFAULT_DATA]} rows")
+            + f", {self.config.data.batch_size} {'of each ' if several else ''}a step, {self.steps} steps; terms: "
             + ", ".join(f"{name} ({term.config.weight_at(0.0):g})" for name, term in self.terms.items())
         )
-        if self.source.rows < self.documents.rows:
+        for name in self.datasets:
+            self._describe_data(name)
+
+    def _describe_data(self, name: str) -> None:
+        """What of a dataset is left out."""
+        documents, source = self.datasets[name].documents, self.batch_sources[name]
+        of_which = f" of `{name}`" if len(self.datasets) > 1 else ""
+        if source.rows < documents.rows:
             self.say(
-                f"The caches hold the first {self.source.rows} of {self.documents.rows} rows: the others are not used."
+                f"The caches{of_which} hold the first {source.rows} of {documents.rows} rows: the others are not used."
             )
-        if any(term.needs().chunks for term in self.terms.values()):
-            self._describe_chunks()
-        granularities = {pair.granularity for term in self.terms.values() for pair in term.pairs}
+        alone = source.rows - self.loader.rows[name] - self.config.data.held_out
+        if alone:
+            self.say(f"{alone} of {source.rows} rows{of_which} are not used: no other row answers their prompt.")
+        mine = [term for term in self.terms.values() if name in term.datasets]
+        if any(term.needs().chunks for term in mine):
+            self._describe_chunks(name)
+        granularities = {pair.granularity for term in mine for pair in term.pairs}
         for granularity in sorted(granularities):
-            left = self.documents.left_out(granularity)
+            left = documents.left_out(granularity)
             if left.either:
                 self.say(
-                    f"{left.either} of {left.units} {granularity} are left out: {left.teacher} have no span on the "
+                    f"{left.either} of {left.units} {granularity}{of_which} are left out: {left.teacher} have no span on the "
                     f"teacher's side, {left.student} none on the student's."
                 )
 
-    def _describe_chunks(self) -> None:
-        """Say where ends of chunks are counted otherwise than in bytes."""
-        rows = np.arange(min(self.source.rows, SPELLED_ROWS))
-        spelled, texts = self.documents.spelled(rows)
+    def _describe_chunks(self, name: str) -> None:
+        """Say where ends of chunks of a dataset are counted otherwise than in bytes."""
+        rows = np.arange(min(self.batch_sources[name].rows, SPELLED_ROWS))
+        spelled, texts = self.datasets[name].documents.spelled(rows)
         if spelled < texts:
             self.say(
                 f"{texts - spelled} of {texts} learnt texts of the first {len(rows)} rows are not known to be what both sides' "

@@ -1,16 +1,15 @@
-"""What a run learns from, by content: dataset, caches, teacher and student, wherever they lie and whatever they are called.
+"""What a run learns from, by content: datasets, caches, teacher and student, wherever they lie and whatever they are called.
 
 A checkpoint keeps it, and a run goes on from a checkpoint only with the same.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from schemas.errors import StateError
 from schemas.training import TrainConfig
-from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
 from trainer.models.hub import identity
 from trainer.teacher.caches import Caches
@@ -23,11 +22,13 @@ _OF_ITS_TEACHER: Final = ("dtype", "quantization")
 _SHOWN: Final = 60
 
 
-def sources(config: TrainConfig, documents: Documents, caches: Caches) -> Sources:
+def sources(config: TrainConfig, datasets: Iterable[Caches]) -> Sources:
     """Of a run. Reads the weights of a live teacher and of the student through once (`trainer.models.hub.identity`)."""
-    found: Sources = {"data.dataset": {"fingerprint": documents.manifest.fingerprint}}
-    for number, cache in enumerate(caches.caches):
-        found[f"data.caches.{number}"] = _cache(cache)
+    found: Sources = {}
+    for caches in datasets:
+        found[f"{caches.key}.dataset"] = {"fingerprint": caches.documents.manifest.fingerprint}
+        for number, cache in enumerate(caches.caches):
+            found[f"{caches.key}.caches.{number}"] = _cache(cache)
     if config.teacher == "live" and config.teacher_model is not None:
         found["teacher_model"] = {"sha256": identity(config.teacher_model)["sha256"]}
     student = config.student.origin()

@@ -102,14 +102,15 @@ def config_of(
 
 def ours(values: dict[str, Any], steps: int) -> Iterator[tuple[int, int]]:
     """Steps of the real trainer, reading included; gives the tokens and the counted multiply-adds of each."""
-    from schemas.training import TrainConfig
+    from schemas.training import DEFAULT_DATA, TrainConfig
     from trainer.run import Run
+    from trainer.terms import teacher_shape
     from trainer.train import start_ranks
 
     start_ranks(0)
     run = Run(TrainConfig.parse(values, "benchmark"), fresh=True)
-    student, vocabulary = run.distiller.student, run.documents.vocabulary
-    teacher = run._teacher_shape()
+    student, vocabulary = run.distiller.student, run.datasets[DEFAULT_DATA].documents.vocabulary
+    teacher = teacher_shape(run.config, run.datasets)
     matrices = {id(student.head.weight), id(student.model.get_input_embeddings().weight)}
     sizes = Sizes(
         body=sum(each.numel() for each in student.parameters() if id(each) not in matrices),

@@ -8,9 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from schemas.errors import StateError
 from schemas.training import TrainConfig
-from trainer.batches.documents import Documents
+from trainer.datasets import open_datasets
 from trainer.sources import require_same_sources, sources
-from trainer.teacher.caches import Caches
 
 RELATIONS = {"signals": ["relations"], "layers": [{"layer": 2, "granularity": "words"}]}
 
@@ -33,8 +32,7 @@ def sources_of(places, *, teacher="live", init="pretrained"):
         },
         "test",
     )
-    documents = Documents(places["dataset"])
-    return sources(config, documents, Caches(config.data.caches, documents))
+    return sources(config, open_datasets(config).values())
 
 
 def exchange(folder, other):

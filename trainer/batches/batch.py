@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from schemas.training import DEFAULT_DATA
 from trainer.maths.ragged import pointers, spread
 from trainer.maths.spans import LearntSpans
 
@@ -80,7 +81,7 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some documents."""
+    """Some documents, all of one dataset."""
 
     documents: Int64[Tensor, " documents"]  # rows of the dataset; CPU
     ids: Int64[Tensor, " tokens"]  # the student's; CPU until `to`
@@ -101,6 +102,7 @@ class Batch:
     chunks: Chunks | None = None
     #: What each document's last query pays its tokens in the student itself, by layer: known once that has run.
     attention: Mapping[int, Float[Tensor, " tokens"]] = field(default_factory=dict)
+    data: str = DEFAULT_DATA  # which dataset of the run they are of
 
     def to(self, device: torch.device | str) -> "Batch":
         """Its values on a device."""

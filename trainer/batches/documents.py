@@ -5,7 +5,7 @@ worker.
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -207,6 +207,18 @@ class Documents:
             raise damaged(self.folder, "a text of its rows is not UTF-8") from None
         except ValueError as error:
             raise damaged(self.folder, f"its column `conversation` holds something else ({error})") from None
+
+    def prompts(self) -> Iterator[str]:
+        """Of every row, in their order, what stands before its last response."""
+        rows = self._texts.select(["text", "responses"]).slice(0, self.rows)
+        try:
+            for part in rows.to_batches():
+                for text, responses in zip(part["text"].to_pylist(), part["responses"].to_pylist(), strict=True):
+                    yield text[: responses[-1][0]]
+        except UnicodeDecodeError:
+            raise damaged(self.folder, "a text of its rows is not UTF-8") from None
+        except IndexError:
+            raise damaged(self.folder, "its column `responses` has spans that its rows cannot have") from None
 
     def responses(self, side: Side, rows: Rows) -> tuple[Int32[Tensor, "spans 2"], Int64[Tensor, " pointers"]]:
         """What is learnt of some rows: spans of a side's tokens, each counted from its row's first, and row pointers."""

@@ -39,16 +39,17 @@ class Parcel:
 
     buffer: UInt8[Tensor, " bytes"]
     contents: tuple[dict[Path, Slot], ...]  # of each batch
+    data: tuple[str, ...]  # which dataset each is of
 
     def pin_memory(self) -> "Parcel":
         """The same in page-locked memory, as torch's data loader asks for it."""
-        return Parcel(self.buffer.pin_memory(), self.contents)
+        return Parcel(self.buffer.pin_memory(), self.contents, self.data)
 
     def unpack(self) -> list[Batch]:
         """The batches; their tensors are views of the buffer."""
-        return [self._batch(slots) for slots in self.contents]
+        return [self._batch(slots, data) for slots, data in zip(self.contents, self.data, strict=True)]
 
-    def _batch(self, slots: dict[Path, Slot]) -> Batch:
+    def _batch(self, slots: dict[Path, Slot], data: str) -> Batch:
         parts: dict[Path, dict[str, Any]] = {(): {}}
         for (*outer, name), slot in slots.items():
             values = self.buffer[slot.first : slot.first + slot.bytes]
@@ -59,7 +60,7 @@ class Parcel:
                 parts[path[:-2]].setdefault(str(path[-2]), {})[path[-1]] = part
             else:
                 parts[path[:-1]][path[-1]] = part
-        return Batch(**parts[()])
+        return Batch(**parts[()], data=data)
 
 
 #: By the fields that lead there.
@@ -88,4 +89,4 @@ def pack(batches: Sequence[Batch]) -> Parcel:
     buffer = torch.empty(end, dtype=torch.uint8)
     for slot, tensor in copies:
         buffer[slot.first : slot.first + slot.bytes].view(slot.dtype).view(slot.shape).copy_(tensor)
-    return Parcel(buffer, tuple(contents))
+    return Parcel(buffer, tuple(contents), tuple(batch.data for batch in batches))

@@ -52,9 +52,9 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         if key in values:
             raise UsageError(f"{path}: `{key}` is set by `{place}` of the training config; leave it out here.")
     values |= {
-        # each engine step is ours: as many micro-batches as `data.micro_batches`, of documents of any length
+        # each engine step is ours: of each dataset as many micro-batches as `data.micro_batches`, of documents of any length
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": config.data.micro_batches,
+        "gradient_accumulation_steps": config.data.micro_batches * len(config.data.datasets),
         "gradient_clipping": config.optim.clip,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,

@@ -8,11 +8,17 @@
 5. A new method is one file and one entry of `REGISTRY`; on layers, it derives from `LayerTerm`, too.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from types import MappingProxyType
 from typing import Any, Final
+
+import torch
 
 from schemas.columns import Granularity
 from schemas.errors import UsageError, nearest
+from schemas.training import DEFAULT_DATA
 from trainer.objectives.base import Objective, Setting
 from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.objectives.divergence import (
@@ -63,37 +69,74 @@ REGISTRY: Final[dict[str, type[Objective]]] = {
 
 def on_run_layers(objectives: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether a term of a config compares the layers that are the run's, since it names none of its own."""
-    kinds = ((REGISTRY.get(name), values) for name, values in objectives.items())
+    kinds = ((REGISTRY.get(str(values.get("term", name))), values) for name, values in objectives.items())
     return any(kind is not None and issubclass(kind, LayerTerm) and not values.get("layers") for kind, values in kinds)
 
 
-def build(objectives: Mapping[str, Mapping[str, Any]], setting: Setting, where: str) -> dict[str, Objective]:
+def build(
+    objectives: Mapping[str, Mapping[str, Any]],
+    setting: Setting,
+    where: str,
+    more: Mapping[str, Setting] = MappingProxyType({}),
+) -> dict[str, Objective]:
     """The terms of a config, in its order; `where` names the config's key in messages.
 
-    Raises `UsageError` for an unknown term or option, for a term on layers that has none, and for a teacher layer that
-    is asked for in two granularities, since a batch holds the units of one.
+    `setting` is that of the first dataset, `more` those of others, by name. Raises `UsageError` for an unknown term or
+    option, for a term on layers that has none, and for a teacher layer that is asked for in two granularities on one dataset,
+    since a batch holds the units of one.
     """
+    settings = {DEFAULT_DATA: setting, **more}
     built: dict[str, Objective] = {}
-    units: dict[int, Granularity] = {}
+    units: dict[tuple[str, int], Granularity] = {}
     for name, values in objectives.items():
-        if name not in REGISTRY:
-            near = nearest(name, REGISTRY)
-            hint = f"did you mean `{near}`?" if near else f"known terms: {', '.join(REGISTRY)}."
-            raise UsageError(f"{where}: unknown term `{name}`; {hint}")
-        kind = REGISTRY[name]
-        term = kind(kind.options.parse(dict(values), f"{where}.{name}"), setting)
+        kind = _kind(name, values, where)
+        options = kind.options.parse(dict(values), f"{where}.{name}")
+        term = kind(options, _common([settings[data] for data in options.datasets], f"{where}.{name}"))
         if isinstance(term, LayerTerm) and not term.pairs:
             raise UsageError(
                 f"{where}.{name}: no layers to align. Set `layers`, of the run or of this term: "
                 "a list of `student`, `teacher`, `granularity`."
             )
-        for pair in term.pairs:
-            if units.setdefault(pair.teacher, pair.granularity) != pair.granularity:
+        for pair, data in product(term.pairs, options.datasets):
+            if units.setdefault((data, pair.teacher), pair.granularity) != pair.granularity:
                 raise UsageError(
-                    f"{where}.{name}: teacher layer {pair.teacher} is asked for in {units[pair.teacher]} and in "
+                    f"{where}.{name}: teacher layer {pair.teacher} is asked for in {units[data, pair.teacher]} and in "
                     f"{pair.granularity}; give it the same units in every term."
                 )
         built[name] = term
     for name, term in built.items():
-        term.meet(built, f"{where}.{name}")
+        beside = {other: each for other, each in built.items() if {*term.datasets} <= {*each.datasets}}
+        term.meet(beside, f"{where}.{name}")
     return built
+
+
+def _kind(name: str, values: Mapping[str, Any], where: str) -> type[Objective]:
+    """What a term is. Raises `UsageError` for none that is known, or a key that does not begin with it or is another's."""
+    kind = str(values.get("term", name))
+    if kind not in REGISTRY:
+        near = nearest(kind, REGISTRY)
+        hint = f"did you mean `{near}`?" if near else f"known terms: {', '.join(REGISTRY)}."
+        raise UsageError(f"{where}: unknown term `{kind}`; {hint}")
+    if name != kind and (name in REGISTRY or not re.fullmatch(rf"{kind}_[a-z0-9_]+", name)):
+        raise UsageError(
+            f"{where}.{name}: the key of a further `{kind}` is {kind}_ and more lower-case letters, digits or _, as "
+            f"`{kind}_again`, and no other term's."
+        )
+    return REGISTRY[kind]
+
+
+def _common(settings: Sequence[Setting], where: str) -> Setting:
+    """What a term on these datasets is built for. Raises `UsageError` where it would not be the same term on each."""
+    first, *others = settings
+    for other in others:
+        maps = ((first.shared, other.shared), (first.nearest, other.nearest))
+        same_maps = all(
+            mine is theirs or (mine is not None and theirs is not None and torch.equal(mine, theirs))
+            for mine, theirs in maps
+        )
+        if first.same_tokens != other.same_tokens or not same_maps:
+            raise UsageError(
+                f"{where}: in one of its datasets student and teacher have the same tokens and limits, in another they do not "
+                "or have others in common; give each a term of its own."
+            )
+    return first

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from schemas.config import Mined, Strict
-from schemas.training import LayerPair, PairConfig
+from schemas.config import Mined, Name, Strict
+from schemas.training import DEFAULT_DATA, LayerPair, PairConfig
 from trainer.batches.batch import Batch
 from trainer.models.head import Head
 from trainer.models.row_losses import RowWork
@@ -131,6 +131,14 @@ class Options(Strict):
     """What every term's config has."""
 
     weight: Annotated[float, Field(ge=0)] | Ramp = 1.0
+    #: the dataset that it looks at, or several, as if they were one; their names are keys of `data.more`
+    data: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = DEFAULT_DATA
+    term: Name | None = None  # what it is, where its key is that with more behind it: `dsa_student: {term: dsa}`
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of those that it looks at."""
+        return (self.data,) if isinstance(self.data, str) else self.data
 
     def weight_at(self, progress: float) -> float:
         """The weight when `progress` (0 to 1) of all steps are done."""
@@ -166,7 +174,8 @@ class Matrices:
 class Beginning:
     """What a term may look at before the first step, the same on every rank."""
 
-    batches: Callable[[int], Iterator[Batch]]  # of the dataset's first rows, so many at most, on the CPU
+    #: of the first rows of the term's dataset, the first of several; so many at most, on the CPU
+    batches: Callable[[int], Iterator[Batch]]
     student_head: Head
     teacher_head: Head | None
     teacher_embeddings: Embed | None
@@ -189,15 +198,29 @@ class Objective(nn.Module):
         self.progress = 0.0  # of the run: how much of all steps is done
         self.divided_by = torch.ones(1, dtype=torch.float64)  # denominators of the step that is in work
 
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of those whose batches it looks at."""
+        names: tuple[str, ...] = self.config.datasets
+        return names
+
     def begin(self, beginning: Beginning) -> None:
         """Called once, before the first step and before weights are partitioned."""
 
     def meet(self, terms: Mapping[str, "Objective"], where: str) -> None:
-        """Called once with all terms of the config, for one that takes something of another; `where` names its own key."""
+        """Called once with all terms that look at its datasets, too, for one that takes something of another; `where` names its
+        own key."""
 
     def needs(self) -> Needs:
         """What it needs of the teacher."""
         return Needs()
+
+    def idle(self) -> Iterator[Float[Tensor, ""]]:
+        """Zeros with a gradient, of nothing, to each of its parameters: a micro-batch of another dataset passes it by, and
+        ZeRO expects gradients of all. Its parameters are those of linear layers."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                yield module(module.weight.new_zeros(0, module.in_features)).sum()
 
     def student_layers(self) -> tuple[int, ...]:
         """Student layers (indices into `hidden_states`) whose states it looks at, besides the last one's logits."""

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from schemas.errors import ResourceError, StateError, UsageError, UserError
 from schemas.files import flush
 from schemas.manifest import Manifest
-from schemas.training import EXPORTED, LoraConfig, StudentConfig, TrainConfig
+from schemas.training import DEFAULT_DATA, EXPORTED, LoraConfig, StudentConfig, TrainConfig
 from trainer.batches.documents import Documents
 from trainer.batches.tokenization import differing_row, student_template
 from trainer.engine.monitor import METRICS, read_metrics
@@ -32,21 +33,24 @@ def export_run(
     state: Mapping[str, Tensor],
     student: Student,
     config: TrainConfig,
-    documents: Documents,
+    datasets: Mapping[str, Documents],
     teacher: Mapping[str, Any] | None,
     out: Path,
 ) -> Path:
-    """`export` of a run whose folder is `out`, into its folder `student`, in the precision of the training."""
+    """`export` of a run whose folder is `out`, into its folder `student`, in the precision of the training; `datasets`: the
+    run's, by name."""
     metrics: dict[str, float | int] = {}
     for record in read_metrics(out / METRICS):
         metrics |= record
     folder = out / "student"
+    manifests = {name: documents.manifest for name, documents in datasets.items()}
     export(
         state,
         student.model.config,
         folder,
         config=config,
-        dataset=documents.manifest,
+        dataset=manifests.pop(DEFAULT_DATA),
+        more=manifests,
         teacher=teacher,
         metrics=metrics,
         dtype=_DTYPES[config.precision],
@@ -64,12 +68,14 @@ def export(
     teacher: Mapping[str, Any] | None,
     metrics: Mapping[str, float | int],
     dtype: torch.dtype,
+    more: Mapping[str, Manifest] = MappingProxyType({}),
 ) -> None:
     """Write `folder`: weights (safetensors) and config, tokenizer, generation config, model card, `training.yaml`.
 
     `state`: every tensor of `Student.model` by its name there, on the CPU; adapters among them are merged. `description`:
-    that model's config. `teacher`, `metrics`: as `trainer.student.model_card` has them. All is written beside `folder` first and
-    flushed to the disk, so that a folder of that name is always a whole one; one that is there is replaced at the end.
+    that model's config. `teacher`, `metrics`, `more`: as `trainer.student.model_card` has them. All is written beside
+    `folder` first and flushed to the disk, so that a folder of that name is always a whole one; one that is there is replaced
+    at the end.
 
     Raises StateError if `folder` is something else, UserError if the dataset's student tokenizer is not where it was,
     ResourceError if the folder cannot be written; ValueError for a state that is not this model's.
@@ -91,7 +97,7 @@ def export(
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         parameters = sum(each.numel() for each in model.parameters())
-        card = model_card(type(model).__name__, parameters, config, dataset, teacher, metrics)
+        card = model_card(type(model).__name__, parameters, config, dataset, teacher, metrics, more)
         (part / "README.md").write_text(card, encoding="utf-8")
         (part / EXPORTED).write_text(config.to_yaml(), encoding="utf-8")
         for file in part.rglob("*"):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import yaml
@@ -23,10 +24,12 @@ def model_card(
     dataset: Manifest,
     teacher: Mapping[str, Any] | None,
     metrics: Mapping[str, float | int],
+    more: Mapping[str, Manifest] = MappingProxyType({}),
 ) -> str:
     """Markdown with YAML front matter. Whatever was named by someone stands in code spans, where nothing of it is markup.
 
-    `teacher`: its `name`, and `revision` and `sha256` as far as they are known; `metrics`: by name, as last logged.
+    `teacher`: its `name`, and `revision` and `sha256` as far as they are known; `metrics`: by name, as last logged;
+    `more`: further datasets, by the names that terms have for them.
     Licences are the texts' and the models' own, which we cannot know: the card asks for them.
     """
     front: dict[str, Any] = {
@@ -48,6 +51,8 @@ def model_card(
     )
     pairs = ", ".join(f"{pair.student} ← {pair.teacher} ({pair.granularity})" for pair in config.layers or ())
     layers = f"\n- layers (student ← teacher): {pairs}" if pairs else ""
+    others = "".join(f"\n- dataset {_code(name)}: {_dataset(manifest)}" for name, manifest in more.items())
+    each = " of each dataset" if more else ""
     values = "\n".join(f"| {_code(name)} | {value:.6g} |" for name, value in metrics.items())
     return f"""---
 {yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
@@ -66,20 +71,24 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained("this-folder"), AutoToke
 
 - initial weights: {_beginning(config.student)}
 - teacher: {_teacher(teacher)}
-- dataset: fingerprint {_code(dataset.fingerprint)}, {dataset.rows_out} documents, tokenizer \
-{_code(dataset.tokenizers["student"]["name"])}{layers}
+- dataset: {_dataset(dataset)}{others}{layers}
 
 | term of the loss | weight | options |
 |---|---|---|
 {terms}
 
 AdamW, learning rate {optim.lr:g} ({optim.schedule}{warmup}), weight decay {optim.weight_decay:g}{clip}; {length} of \
-{config.data.batch_size} documents, {config.precision}, seed {config.seed}. `training.yaml` has everything that was set.
+{config.data.batch_size} documents{each}, {config.precision}, seed {config.seed}. `training.yaml` has everything that was set.
 
 | last logged | value |
 |---|---|
 {values}
 """
+
+
+def _dataset(manifest: Manifest) -> str:
+    name = _code(manifest.tokenizers["student"]["name"])
+    return f"fingerprint {_code(manifest.fingerprint)}, {manifest.rows_out} documents, tokenizer {name}"
 
 
 def _beginning(student: StudentConfig) -> str:

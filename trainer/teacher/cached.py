@@ -82,7 +82,7 @@ class CachedTeacher:
                 return cache.head
         raise UsageError(
             "Logits need the teacher's output matrix, which caches with the signal `final` hold, and none of "
-            f"`data.caches` does; for one: `{self._command([(None, 'final')])}`."
+            f"`{self._caches.key}.caches` does; for one: `{self._command([(None, 'final')])}`."
         )
 
     @property
@@ -320,8 +320,9 @@ class CachedTeacher:
     def _lacking(self, missing: Sequence[tuple[int | None, str]]) -> str:
         layer, need = missing[0]
         remedy = "make one, and name it there as well"
+        none_has = f"No cache in `{self._caches.key}.caches` has"
         if layer is None:
-            what = f"No cache in `data.caches` has the signal `{_SIGNALS.get(need, need)}`"
+            what = f"{none_has} the signal `{_SIGNALS.get(need, need)}`"
             if need == "whole_final":
                 what += " of tokens outside of responses (`response_only: false`)"
             if need == "topk" and self._demand.likeliest:
@@ -330,12 +331,12 @@ class CachedTeacher:
                 what += f" of {self._demand.sorted} probabilities"
         elif need in _SPAN_NEEDS:
             signal = {"span_states": "states of all learnt tokens", "attention": "signal `attention`"}[need]
-            what = f"No cache in `data.caches` has the {signal} (recipe sra) of teacher layer {layer}"
+            what = f"{none_has} the {signal} (recipe sra) of teacher layer {layer}"
         else:
             wanted = self._demand.granularities[layer]
             others = {cache.layers[layer]: cache for cache in self._caches.caches if layer in cache.layers}
             if not others:
-                what = f"No cache in `data.caches` has teacher layer {layer}"
+                what = f"{none_has} teacher layer {layer}"
             elif wanted not in others:
                 found, cache = next(iter(others.items()))
                 what = f"{cache.folder} has {found} at teacher layer {layer}, which the config pairs for {wanted}"
@@ -345,16 +346,16 @@ class CachedTeacher:
                     f"{narrow.folder} has, of long documents, relations of units less than {window} apart (`window: {window}`), "
                     f"and this config asks for more (`objectives.dsa.window: {json.dumps(self._demand.window)}`)"
                 )
-                remedy = f"say `window: {window}` there, or less, or make a wider cache and name it in `data.caches`"
+                remedy = f"say `window: {window}` there, or less, or make a wider cache and name it in `{self._caches.key}.caches`"
             elif need in _OF_TOKENS and self._ends_at_responses(layer):
                 what = (
-                    "No cache in `data.caches` has the states of tokens outside of responses (`response_only: false`) of "
+                    f"{none_has} the states of tokens outside of responses (`response_only: false`) of "
                     f"teacher layer {layer}"
                 )
             elif need == "position_states":
-                what = f"No cache in `data.caches` has the states of all tokens (recipe fdd) of teacher layer {layer}"
+                what = f"{none_has} the states of all tokens (recipe fdd) of teacher layer {layer}"
             else:
-                what = f"No cache in `data.caches` has the signal `{need}` of teacher layer {layer}"
+                what = f"{none_has} the signal `{need}` of teacher layer {layer}"
         return f"{what}; {remedy}: `{self._command(missing)}`."
 
     def _ends_at_responses(self, layer: int) -> bool:

@@ -19,14 +19,20 @@ from trainer.cache import TeacherCache
 class Caches:
     """Caches of one teacher, made of the texts, units and teacher tokens that the dataset has."""
 
-    def __init__(self, folders: Sequence[str | Path], documents: Documents, verify: bool = False) -> None:
-        """Raises `UsageError` for caches of another dataset or of different teachers; `StateError` as `TeacherCache`."""
+    def __init__(
+        self, folders: Sequence[str | Path], documents: Documents, verify: bool = False, key: str = "data"
+    ) -> None:
+        """`key`: where the config has the dataset, for messages.
+
+        Raises `UsageError` for caches of another dataset or of different teachers; `StateError` as `TeacherCache`.
+        """
         self.documents = documents
+        self.key = key
         self.caches = tuple(TeacherCache(folder, verify) for folder in folders)
         for cache in self.caches:
             self._require_match(cache)
         for cache in self.caches[1:]:
-            self._require_same_teacher(cache)
+            self.require_same_teacher(cache)
 
     @property
     def layers(self) -> dict[int, Granularity]:
@@ -44,7 +50,7 @@ class Caches:
         """
         if not self.caches:
             raise UsageError(
-                "The terms of this config need a teacher, and `data.caches` names no cache; make one: "
+                f"The terms of this config need a teacher, and `{self.key}.caches` names no cache; make one: "
                 f"`{shlex.join(['mta-prep', 'cache-teacher', str(self.documents.folder), '--teacher'])} MODEL -o CACHE`."
             )
         return self.caches[0].manifest.teacher
@@ -87,11 +93,12 @@ class Caches:
             )
         if documents.limit is not None and documents.rows > len(cache):
             raise UsageError(
-                f"`data.limit` asks for {documents.rows} rows, and {cache.folder} holds only the first {len(cache)}; set "
-                f"`data.limit: {len(cache)}`, or make a cache of as many: `{cache.command(limit=documents.rows)}`."
+                f"`{self.key}.limit` asks for {documents.rows} rows, and {cache.folder} holds only the first {len(cache)}; set "
+                f"`{self.key}.limit: {len(cache)}`, or make a cache of as many: `{cache.command(limit=documents.rows)}`."
             )
 
-    def _require_same_teacher(self, cache: TeacherCache) -> None:
+    def require_same_teacher(self, cache: TeacherCache) -> None:
+        """Raises `UsageError` for a cache of another teacher than that of the first one here."""
         first = self.caches[0]
         names = [each.manifest.config["teacher"]["model"] for each in (first, cache)]
         if first.manifest.teacher["sha256"] != cache.manifest.teacher["sha256"]:

@@ -1,6 +1,6 @@
 """The teacher's side of batches from the teacher itself, run on every micro-batch: what a cache is compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from trainer.maths.layer_signals import layer_signals
 from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
 from trainer.models.hidden_states import Captured, Forward, Request
-from trainer.models.loading import load_model
+from trainer.models.loading import LanguageModel, load_model
 from trainer.objectives.base import LayerNeed, SpanNeed
 from trainer.teacher.needs import TeacherNeeds
 from trainer.teacher.targets import join_layer, learnt_spans, span_layer
@@ -36,25 +36,18 @@ class LiveTeacher:
         documents: Documents,
         demand: TeacherNeeds,
         topk: int = CacheConfig.model_fields["topk"].default,
+        teacher: LanguageModel | None = None,
     ) -> None:
-        """Loads the teacher, as deep as is demanded. `topk`: tokens of each distribution, if those are.
+        """Loads the teacher, as deep as is demanded, unless it is given. `topk`: tokens of each distribution, if those are.
 
         Raises `UserError` and its kin if it cannot be loaded, or takes no row as long as the longest, or has no such layer.
         """
         self.documents = documents
         self.rows = documents.rows
         self._demand = demand
-        of_spans = () if demand.spans is None else tuple(sorted(demand.spans.layers))
         self._topk = topk if demand.topk else 0
-        request = Request(
-            layers=tuple(sorted({*demand.layers, *of_spans})),
-            attention=of_spans if demand.spans is not None and demand.spans.weights == "attention" else (),
-            final=demand.head or demand.whole_final,
-            topk=max(self._topk, demand.likeliest) or None,
-            sorted=demand.sorted or None,
-            scalars=tuple(name for name in SCALARS if getattr(demand, name)),
-        )
-        teacher = load_model(config, request.deepest)
+        request = _request(demand, self._topk)
+        teacher = teacher or load_model(config, request.deepest)
         longest = int(documents.lengths("teacher").max(initial=0))
         teacher.require_room(longest, documents.folder, config.model)
         self._forward = Forward(teacher, request, longest)
@@ -149,6 +142,31 @@ class LiveTeacher:
         )
         shared = self.documents.units(granularity, batch)
         return join_layer(signals, shared, needs, len(batch.ids), batch.positions, window)
+
+
+def live_teachers(
+    config: ModelConfig, datasets: Mapping[str, tuple[Documents, TeacherNeeds]]
+) -> dict[str, LiveTeacher]:
+    """One teacher, loaded once, for each of some datasets and what is demanded of it there. Raises as `LiveTeacher`."""
+    depths = [_request(demand, int(demand.topk)).deepest for _, demand in datasets.values()]
+    known = [depth for depth in depths if depth is not None]
+    teacher = load_model(config, None if len(known) < len(depths) else max(known))
+    return {
+        name: LiveTeacher(config, documents, demand, teacher=teacher) for name, (documents, demand) in datasets.items()
+    }
+
+
+def _request(demand: TeacherNeeds, topk: int) -> Request:
+    """What is asked of the teacher; `topk`: tokens of each distribution, 0 for none."""
+    of_spans = () if demand.spans is None else tuple(sorted(demand.spans.layers))
+    return Request(
+        layers=tuple(sorted({*demand.layers, *of_spans})),
+        attention=of_spans if demand.spans is not None and demand.spans.weights == "attention" else (),
+        final=demand.head or demand.whole_final,
+        topk=max(topk, demand.likeliest) or None,
+        sorted=demand.sorted or None,
+        scalars=tuple(name for name in SCALARS if getattr(demand, name)),
+    )
 
 
 def _at(values: Tensor, positions: Int64[Tensor, " positions"]) -> Tensor:

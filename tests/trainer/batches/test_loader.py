@@ -17,7 +17,7 @@ import torch
 
 from cached_batches import CHUNKS, ROWS, WORDS, assert_same_batch, source_of
 from schemas.errors import StateError, UsageError
-from schemas.training import DataConfig
+from schemas.training import DEFAULT_DATA, DataConfig
 from trainer.batches.batch import Batch, Chunks, SpanLayer, SpanTargets, mapped
 from trainer.batches.loader import StepLoader
 from trainer.batches.order import stream
@@ -27,7 +27,7 @@ from trainer.maths.spans import LearntSpans
 
 def loader_of(source, rank=0, ranks=1, **data):
     config = DataConfig.parse({"dataset": "d", "batch_size": 4, "micro_batches": 2, "workers": 0} | data, "test")
-    return StepLoader(source, config, rank=rank, ranks=ranks, pinned=False)
+    return StepLoader({DEFAULT_DATA: source}, config, rank=rank, ranks=ranks, pinned=False)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_steps_are_the_same_on_any_number_of_ranks(source):
 
 def test_held_out_rows_are_never_trained_on(source):
     loader = loader_of(source, held_out=5)
-    assert loader.rows == 19
+    assert loader.rows == {DEFAULT_DATA: 19}
     trained = {row for step in loader.training(0, 10) for row in rows_of(step)}
     validated = [row for step in loader.validation() for row in rows_of(step)]
     assert sorted([*trained, *validated]) == list(range(24))
@@ -150,10 +150,10 @@ def with_every_part(source, rows):
 SCRIPT = """
 import sys, time, pickle
 from trainer.batches.loader import StepLoader
-from schemas.training import DataConfig
+from schemas.training import DEFAULT_DATA, DataConfig
 if __name__ == "__main__":
     source, config = pickle.load(open(sys.argv[1], "rb"))
-    steps = StepLoader(source, config, rank=0, ranks=1, pinned=False).training(0, 10**6)
+    steps = StepLoader({DEFAULT_DATA: source}, config, rank=0, ranks=1, pinned=False).training(0, 10**6)
     next(steps)
     print("ready", flush=True)
     time.sleep(600)

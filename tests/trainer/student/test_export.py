@@ -11,7 +11,7 @@ import yaml
 from schemas import embedded
 from schemas.errors import ResourceError, StateError, UserError
 from schemas.manifest import read_manifest
-from schemas.training import StudentConfig, TrainConfig
+from schemas.training import DEFAULT_DATA, StudentConfig, TrainConfig
 from trainer.batches.batch import Batch
 from trainer.batches.documents import Documents
 from trainer.maths.ragged import pointers
@@ -328,7 +328,7 @@ def test_a_run_exports_in_its_own_precision_with_what_it_logged(trained, prepare
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     state = student.model.state_dict()
-    folder = export_run(state, student, config, Documents(prepared), None, tmp_path)
+    folder = export_run(state, student, config, {DEFAULT_DATA: Documents(prepared)}, None, tmp_path)
     assert folder == tmp_path / "student"
     card = (folder / "README.md").read_text()
     assert "| `step` | 20 |" in card
