@@ -33,7 +33,7 @@ def turns(same, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def folders(prepared, mined, same, tiny_teacher, make_cache):
+def folders(prepared, mined, same, turns, tiny_teacher, make_cache):
     """A dataset with the same tokens on both sides, one with different ones; one cache that serves both, and a second of
     the same teacher, made later for what the first lacks."""
     first = make_cache(
@@ -44,7 +44,7 @@ def folders(prepared, mined, same, tiny_teacher, make_cache):
         storage={"states": "fp32", "units": "fp32"},
         state_tokens="all",
     )
-    return {"caches": [first, later], "same": same, "other": mined, "teacher": tiny_teacher}
+    return {"caches": [first, later], "same": same, "other": mined, "turns": turns, "teacher": tiny_teacher}
 
 
 @pytest.fixture(scope="session")

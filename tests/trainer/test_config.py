@@ -64,6 +64,13 @@ def test_later_ones_win(load):
         ("stesp=3", "unknown key `stesp`; did you mean `steps`"),
         ("steps=many", "`steps`: .* got 'many'"),
         ("optim=null", None),
+        (
+            "objectives.dsa.data=studnet",
+            r"objectives\.dsa\.data`: there is no dataset `studnet`; known are default, others go",
+        ),
+        ("data.more={student: {dataset: a}}", "no term looks at the dataset `student`; give one `data: student`"),
+        ("data.more={default: {dataset: a}}", "`data.more`: a dataset's name is lower-case"),
+        ("data.join=prompt", "`join` is of several datasets"),
     ],
 )
 def test_what_cannot_be_set_is_told(load, assignment, told):
@@ -89,3 +96,13 @@ def test_what_may_differ_when_a_run_goes_on(load, tmp_path):
     ):
         with pytest.raises(StateError, match=rf"another config: its `{key}` is .* or pass --overwrite"):
             require_same(before, load(assignment))
+
+
+def test_a_run_of_an_older_version_goes_on(load, tmp_path):
+    """Its resolved config lacks keys that are new."""
+    before = tmp_path / "before.yaml"
+    values = yaml.safe_load(load().to_yaml())
+    for key in ("more", "join"):
+        del values["data"][key]
+    before.write_text(yaml.safe_dump(values), encoding="utf-8")
+    require_same(before, load())

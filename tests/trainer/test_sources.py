@@ -103,6 +103,27 @@ def test_only_what_is_looked_at_counts(places):
     assert sources_of(places, teacher="cached", init="config") == before
 
 
+def test_each_dataset_is_told_by_its_own_key(places, same, tmp_path):
+    def now():
+        values = {
+            "student": {"model": str(places["student"])},
+            "objectives": {"ce": {}, "ce_b": {"term": "ce", "data": "b"}},
+        }
+        more = {"b": {"dataset": str(places["other"]), "caches": [str(places["cache"])]}}
+        config = TrainConfig.parse(values | {"data": {"dataset": str(places["dataset"]), "more": more}}, "test")
+        return sources(config, open_datasets(config).values())
+
+    places["other"] = shutil.copytree(places["dataset"], tmp_path / "other")
+    before = now()
+    assert before.keys() == {"data.dataset", "data.more.b.dataset", "data.more.b.caches.0", "student"}
+    for name in ("dataset", "other"):
+        exchange(places[name], same)
+    with pytest.raises(StateError, match=r"^`data\.dataset`"):
+        require_same_sources(before, now(), tmp_path, 3)
+    with pytest.raises(StateError, match=r"^`data\.more\.b\.dataset`.*\(fingerprint: "):
+        require_same_sources(before, {**now(), "data.dataset": before["data.dataset"]}, tmp_path, 3)
+
+
 def test_more_or_fewer_are_told(tmp_path):
     one, two = ({key: {"sha256": "a"} for key in keys} for keys in (["teacher_model"], []))
     for before, now in ((one, two), (two, one)):

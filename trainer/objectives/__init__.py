@@ -114,8 +114,12 @@ def _kind(name: str, values: Mapping[str, Any], where: str) -> type[Objective]:
     """What a term is. Raises `UsageError` for none that is known, or a key that does not begin with it or is another's."""
     kind = str(values.get("term", name))
     if kind not in REGISTRY:
-        near = nearest(kind, REGISTRY)
-        hint = f"did you mean `{near}`?" if near else f"known terms: {', '.join(REGISTRY)}."
+        near, further = nearest(kind, REGISTRY), [known for known in REGISTRY if kind.startswith(f"{known}_")]
+        if further:
+            longest = max(further, key=len)
+            hint = f"a further `{longest}` is told by `{name}: {{term: {longest}}}`."
+        else:
+            hint = f"did you mean `{near}`?" if near else f"known terms: {', '.join(REGISTRY)}."
         raise UsageError(f"{where}: unknown term `{kind}`; {hint}")
     if name != kind and (name in REGISTRY or not re.fullmatch(rf"{kind}_[a-z0-9_]+", name)):
         raise UsageError(
