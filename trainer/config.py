@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from schemas.errors import StateError, UsageError, nearest, quoted
+from schemas.errors import StateError, UsageError, quoted
 from schemas.keys import assign, assignment, differences
 from schemas.manifest import read_cache_manifest, read_manifest
 from schemas.training import TrainConfig, datasets_of
@@ -31,11 +31,10 @@ def require_datasets_used(config: TrainConfig, where: str) -> None:
     for term, options in config.objectives.items():
         for name in datasets_of(options):
             if name not in known:
-                near = nearest(name, known)
-                hint = (
-                    f"did you mean `{near}`?" if near else f"known are {', '.join(known)}, others go under `data.more`."
+                raise UsageError(
+                    f"{where}: `objectives.{term}.data`: there is no dataset `{name}`; known are {', '.join(known)}, and "
+                    "others go under `data.more`."
                 )
-                raise UsageError(f"{where}: `objectives.{term}.data`: there is no dataset `{name}`; {hint}")
             used.add(name)
     unused = next((name for name in known if name not in used), None)
     if unused is not None:

@@ -64,10 +64,7 @@ def test_later_ones_win(load):
         ("stesp=3", "unknown key `stesp`; did you mean `steps`"),
         ("steps=many", "`steps`: .* got 'many'"),
         ("optim=null", None),
-        (
-            "objectives.dsa.data=studnet",
-            r"objectives\.dsa\.data`: there is no dataset `studnet`; known are default, others go",
-        ),
+        ("objectives.dsa.data=b", r"objectives\.dsa\.data`: there is no dataset `b`; known are default, and others"),
         ("data.more={student: {dataset: a}}", "no term looks at the dataset `student`; give one `data: student`"),
         ("data.more={default: {dataset: a}}", "`data.more`: a dataset's name is lower-case"),
         ("data.join=prompt", "`join` is of several datasets"),

@@ -136,7 +136,7 @@ def test_what_the_second_dataset_may_not_be_is_said_in_one_sentence(config, fold
         "unknown": (
             values() | {"objectives": {"ce": {"data": "shrot"}}},
             2,
-            "no dataset `shrot`; did you mean `short`",
+            "no dataset `shrot`; known are default, short",
         ),
         "unused": (values() | {"objectives": {"ce": {}}}, 2, "no term looks at the dataset `short`"),
         "cache": (
