@@ -320,7 +320,8 @@ class CachedTeacher:
     def _lacking(self, missing: Sequence[tuple[int | None, str]]) -> str:
         layer, need = missing[0]
         remedy = "make one, and name it there as well"
-        none_has = f"No cache in `{self._caches.key}.caches` has"
+        named = f"`{self._caches.key}.caches`"
+        none_has = f"No cache in {named} has"
         if layer is None:
             what = f"{none_has} the signal `{_SIGNALS.get(need, need)}`"
             if need == "whole_final":
@@ -346,7 +347,7 @@ class CachedTeacher:
                     f"{narrow.folder} has, of long documents, relations of units less than {window} apart (`window: {window}`), "
                     f"and this config asks for more (`objectives.dsa.window: {json.dumps(self._demand.window)}`)"
                 )
-                remedy = f"say `window: {window}` there, or less, or make a wider cache and name it in `{self._caches.key}.caches`"
+                remedy = f"say `window: {window}` there, or less, or make a wider cache and name it in {named}"
             elif need in _OF_TOKENS and self._ends_at_responses(layer):
                 what = (
                     f"{none_has} the states of tokens outside of responses (`response_only: false`) of "
