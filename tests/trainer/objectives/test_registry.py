@@ -55,6 +55,20 @@ def test_every_term_builds_without_options():
         assert set(term.student_layers()) <= {1, 2}
 
 
+def test_projectors_are_linear_layers():
+    """As batches of another dataset pass them by (`Objective.idle`)."""
+    for name, term in build({name: {} for name in REGISTRY}, SETTING, "objectives").items():
+        linear = {
+            parameter for each in term.modules() if isinstance(each, nn.Linear) for parameter in each.parameters()
+        }
+        assert {*term.parameters()} == linear, name
+        zeros = [*term.idle()]
+        assert bool(zeros) == bool(linear)
+        for zero in zeros:
+            zero.backward()
+        assert all(parameter.grad is not None and not parameter.grad.any() for parameter in linear), name
+
+
 def test_the_configs_order_is_kept_and_its_options_arrive():
     built = build({"hidden": {"weight": 0.2, "bias": False}, "dsa": {"metric": "angle"}}, SETTING, "objectives")
     assert list(built) == ["hidden", "dsa"]
