@@ -69,7 +69,7 @@ def answering(tmp_path_factory):
 @pytest.mark.slow
 def test_from_prompts_to_the_student(answering, command, tmp_path):
     prompts = tmp_path / "train.jsonl"
-    rows = [{"id": f"{row}", "instruction": f"Tell me of the {row} old mills by the sea."} for row in range(40)]
+    rows = [{"id": f"{row}", "instruction": f"Tell me of the {row} old mills by the sea."} for row in range(20)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     teacher = answering["teacher"]
     kept = ["--signals", "relations,states,final", "--layers"]
