@@ -144,7 +144,7 @@ def with_every_part(source, rows):
     count = len(teacher.positions)
     teacher = replace(teacher, final=torch.randn(count, 5), argmax=torch.arange(count), entropy=torch.ones(count))
     chunks = Chunks(pairs, pairs + 1, torch.arange(len(rows) + 1))
-    return replace(batch, teacher=teacher, pairs=pairs, spans=spans, chunks=chunks)
+    return replace(batch, teacher=teacher, pairs=pairs, mined=pairs, spans=spans, chunks=chunks)
 
 
 SCRIPT = """
