@@ -247,7 +247,7 @@ def test_a_batch_knows_what_stays_on_the_host(source):
         moved = batch.to("cuda:0")
         for part in (moved, *moved.layers.values()):
             here = {name for name, value in vars(part).items() if isinstance(value, torch.Tensor) and not value.is_cuda}
-            assert here <= {"documents", "rows", "position_rows", "spans", "state_index"}
+            assert here <= {"documents", "rows", "position_rows", "spans", "later", "state_index"}
         assert not cuda.waits
 
 

@@ -7,6 +7,7 @@ import typer
 
 from pipeline.commands.flags import JsonFlag
 from schemas import console
+from schemas.errors import StateError
 
 
 def report(
@@ -31,7 +32,10 @@ def report(
 
     Example: mta-prep report prepared cache runs/sft runs/mta -o report.html
     """
-    from pipeline.report import build
+    for target in targets:
+        if not target.exists():
+            raise StateError(f"There is no folder {target}.")
+    from pipeline.report import build  # slow to import
 
     build.require_writable(out)
     size = build.write(targets, rows, out)

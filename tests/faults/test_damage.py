@@ -267,7 +267,8 @@ def test_whatever_a_manifest_says(small, cached, copied, monkeypatch, capsys, ki
             try:
                 if kind == "dataset":
                     findings = verify.verify(folder, quick=True, moved={})
-                    report.show_info(read_manifest(folder), folder)
+                    changed_manifest = read_manifest(folder)
+                    report.show_info(changed_manifest, folder, changed_manifest.vocabulary_problem(folder))
                 else:
                     findings = cache_verify.verify(folder, quick=True, dataset=None)
                     cache_report.show_info(read_cache_manifest(folder), folder)

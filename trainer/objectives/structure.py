@@ -183,7 +183,7 @@ def _banded_total(weights: Float[Tensor, " units"], later: Int64[Tensor, " units
 
 def _sums_behind(lines: Float[Tensor, "lines width"]) -> Float[Tensor, "lines width"]:
     """Of every element, the sum of those behind it in its line."""
-    return F.pad(lines.flip(1).cumsum(1).flip(1)[:, 1:], (0, 1))
+    return F.pad(lines.flip(1).cumsum(1).flip(1), (0, 1))[:, 1:]
 
 
 def cosine_numerator(
