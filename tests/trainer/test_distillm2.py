@@ -110,7 +110,8 @@ def train(path, base, student):
     shutil.copytree(whole, halved)
     shutil.rmtree(halved / "student")
     shutil.rmtree(halved / "checkpoints" / f"step-{STEPS:08d}")
-    shutil.copy(halved.with_suffix(".yaml"), halved / "config.yaml")
+    recorded = yaml.safe_load((whole / "config.yaml").read_text(encoding="utf-8"))
+    (halved / "config.yaml").write_text(yaml.safe_dump(recorded | {"out": str(halved)}), encoding="utf-8")
     launch(1, finish, halved.with_suffix(".yaml"))
     records = [*map(compared, metrics(whole))]
     assert [*map(compared, metrics(halved))] == records
