@@ -181,14 +181,19 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
     return _read(folder, CACHE_FORMAT, CacheManifest, CacheRecord)
 
 
+def require_there(folder: Path) -> None:
+    """Raises `StateError` where there is nothing of this name."""
+    if not folder.exists():
+        raise StateError(f"There is no folder {folder}.")
+
+
 def format_of(folder: Path) -> str | None:
     """What a finished folder's manifest says it is; raises `StateError` where there is no manifest."""
     if not is_finished(folder):
+        require_there(folder)
         raise StateError(
             f"{folder} has no {MANIFEST}: it is no prepared dataset and no teacher cache, or its run has not finished "
             "(run the same command again to go on)."
-            if folder.exists()
-            else f"There is no folder {folder}."
         )
     name = _value((folder / MANIFEST).read_bytes(), "format")
     return name if isinstance(name, str) else None
@@ -209,8 +214,7 @@ def _read(
     path = folder / MANIFEST
     what, command = MADE_BY[wanted]
     if not path.is_file():
-        if not folder.exists():
-            raise StateError(f"There is no folder {folder}.")
+        require_there(folder)
         raise StateError(
             f"{folder} has no {MANIFEST}: it is no {what}, or its run has not finished "
             f"(run the same `{command}` command again to go on)."

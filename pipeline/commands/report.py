@@ -7,7 +7,7 @@ import typer
 
 from pipeline.commands.flags import JsonFlag
 from schemas import console
-from schemas.errors import StateError
+from schemas.manifest import require_there
 
 
 def report(
@@ -33,8 +33,7 @@ def report(
     Example: mta-prep report prepared cache runs/sft runs/mta -o report.html
     """
     for target in targets:
-        if not target.exists():
-            raise StateError(f"There is no folder {target}.")
+        require_there(target)
     from pipeline.report import build  # slow to import
 
     build.require_writable(out)
