@@ -1,7 +1,8 @@
 """The `mta-prep` command: its name, its help, and which commands there are."""
 
+import sys
 from importlib.metadata import version as version_of
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -17,6 +18,7 @@ from pipeline.commands.pull import pull
 from pipeline.commands.push import push
 from pipeline.commands.report import report
 from schemas import console
+from trainer import evaluate, train
 
 app = typer.Typer(
     name="mta-prep",
@@ -26,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+SHARDS_ARE_KEPT: Final = "Interrupted. Finished shards are kept: run the same command again to go on."
 
 bench_app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
@@ -39,6 +43,7 @@ for command in (
     doctor,
     generate,
     cache_teacher,
+    train.train,
     push,
     pull,
     train_parser,
@@ -46,6 +51,7 @@ for command in (
     export_parser,
 ):
     app.command()(command)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(bench_app, name="bench")
 bench_app.command("parser")(bench_parser)
 
@@ -68,5 +74,6 @@ def mta_prep(
 
 def main() -> None:
     """Entry point."""
-    interrupted = "Interrupted. Finished shards are kept: run the same command again to go on."
+    told = {"train": train.interrupted(), "evaluate": evaluate.INTERRUPTED}
+    interrupted = told.get(next(iter(sys.argv[1:]), ""), SHARDS_ARE_KEPT)
     console.run(app, "mta-prep", interrupted, may_be_empty=("--csv-quote",))

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from schemas import embedded
-from trainer import evaluate, train
+from trainer import train
 from trainer.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,8 +27,8 @@ STAND_INS = {
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": "embedded:sentencepiece-bpe",
     "cuda": "cpu",
 }
-#: `mta-prep` commands that take a treebank, minutes, or a hub (tests/pipeline/hub runs those of its page).
-PARSED_ONLY = {"push", "pull", "eval-parser", "export-parser", "train-parser", "bench"}
+#: `mta-prep` commands that take a student, a treebank, minutes, or a hub (tests/pipeline/hub runs those of its page).
+PARSED_ONLY = {"evaluate", "push", "pull", "eval-parser", "export-parser", "train-parser", "bench"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,18 @@ def run_words(words: list[str], command) -> str:
             pass  # tests/pipeline/hub runs it
         case ["mta-prep", name, *rest] if name in PARSED_ONLY or "--engine" in rest:
             parsed(cli.app, words[1:])
+        case ["mta-prep", "train", *arguments] | [
+            "deepspeed",
+            "--num_gpus",
+            _,
+            "--module",
+            "trainer.train",
+            *arguments,
+        ]:
+            parsed(train.app, arguments)
+            flags = list(zip(arguments[::2], arguments[1::2], strict=True))
+            (config,) = (value for flag, value in flags if flag == "--config")
+            load_config(Path(config), [value for flag, value in flags if flag == "--set"])
         case ["mta-prep", *arguments]:
             code, out, err = command(*(STAND_INS.get(word, word) for word in arguments))
             assert code == 0, err
@@ -100,17 +112,6 @@ def run_words(words: list[str], command) -> str:
             *arguments,
         ]:
             parsed(cli.app, arguments)
-        case ["python", "trainer/evaluate.py", *arguments]:
-            parsed(evaluate.app, arguments)
-        case ["deepspeed", "--num_gpus", _, "trainer/train.py", *arguments] | [
-            "python",
-            "trainer/train.py",
-            *arguments,
-        ]:
-            parsed(train.app, arguments)
-            flags = list(zip(arguments[::2], arguments[1::2], strict=True))
-            (config,) = (value for flag, value in flags if flag == "--config")
-            load_config(ROOT / config, [value for flag, value in flags if flag == "--set"])
         case ["make", target, *variables]:
             subprocess.run(
                 ["make", "--dry-run", "--silent", target, *variables], cwd=ROOT, check=True, capture_output=True

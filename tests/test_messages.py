@@ -28,6 +28,7 @@ FOREIGN = {
     "--no-deps": "pip",
     "--nproc-per-node": "torchrun",
     "--num_gpus": "deepspeed",
+    "--module": "deepspeed",
     "--master_port": "deepspeed",
     "--hostfile": "deepspeed",
     **dict.fromkeys(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from schemas.errors import StateError, UsageError, quoted
 from schemas.keys import assign, assignment, differences
@@ -10,19 +11,32 @@ from schemas.training import TrainConfig, datasets_of
 from trainer.hub.folders import local_folder
 from trainer.models.hub import located_here
 
+#: One for each method.
+CONFIGS: Final = Path(__file__).with_name("configs")
 #: What may differ between an interrupted run and the one that goes on: it changes how, not what.
 _FREE = ("log", "checkpoint", "data.workers", "data.micro_batches", "data.verify")
 
 
 def load_config(path: Path, assignments: Sequence[str]) -> TrainConfig:
-    """The file with the assignments. Raises `UsageError` naming the key, and the nearest known one; else as
-    `require_datasets_used`."""
+    """The file, or the one of that name that comes along, with the assignments. Raises `UsageError` naming the key, and the
+    nearest known one; else as `require_datasets_used`."""
+    path = _located(path)
     values = TrainConfig.from_yaml(path)
     for text in assignments:
         assign(values, *assignment(text))
     config = TrainConfig.parse(values, str(path))
     require_datasets_used(config, str(path))
     return config
+
+
+def _located(path: Path) -> Path:
+    """Raises `UsageError` with the names that there are."""
+    if path.exists():
+        return path
+    named = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
+    if str(path) not in named:
+        raise UsageError(f"No config file at {path}; those that come along are {', '.join(named)}.")
+    return named[str(path)]
 
 
 def require_datasets_used(config: TrainConfig, where: str) -> None:

@@ -1,8 +1,10 @@
 """Evaluate a model as the field does: ROUGE-L of sampled responses over several seeds, and held-out perplexity.
 
-    python trainer/evaluate.py run MODEL dolly.jsonl selfinst.jsonl --out results.json
-    python trainer/evaluate.py run MODEL --held-out prepared
-    python trainer/evaluate.py compare before.json after.json
+    mta-prep evaluate run MODEL dolly.jsonl selfinst.jsonl --out results.json
+    mta-prep evaluate run MODEL --held-out prepared
+    mta-prep evaluate compare before.json after.json
+
+`python trainer/evaluate.py …` in a clone and `python -m trainer.evaluate …` anywhere are the same.
 
 The protocol is MiniLLM's: at most 256 tokens of a prompt and 512 in all, which leaves every response 256 whatever its
 prompt took; sampled from the whole distribution with seeds 10 to 50; ROUGE-L with stemming against the best reference.
@@ -17,8 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Annotated, Final, Literal
 
-if __name__ == "__main__" and not __package__:
-    # as a script, this folder would come first, and its file names before those of other packages
+if __name__ == "__main__":
+    # first would come this folder, or with `-m` the current one, and their names before those of packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import typer
@@ -42,6 +44,7 @@ app = typer.Typer(
 )
 
 SEEDS: Final = "10,20,30,40,50"
+INTERRUPTED: Final = "Interrupted; nothing was kept."
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 
@@ -252,7 +255,7 @@ def _seeds(text: str) -> list[int]:
 
 def main() -> None:
     """Entry point."""
-    console.run(app, "evaluate.py", "Interrupted; nothing was kept.")
+    console.run(app, "evaluate.py", INTERRUPTED)
 
 
 if __name__ == "__main__":

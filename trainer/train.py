@@ -1,9 +1,10 @@
 """Train a student from a prepared dataset and a teacher cache.
 
-    deepspeed [--num_gpus N | --hostfile …] trainer/train.py --config trainer/configs/mta.yaml [--set optim.lr=2e-4 …]
-    python trainer/train.py --config …                      # one device, no launcher
+    deepspeed [--num_gpus N | --hostfile …] --module trainer.train --config mta [--set optim.lr=2e-4 …]
+    mta-prep train --config mta …                           # one device, no launcher
 
-The same command goes on after an interruption. Exit codes are those of every command (`schemas.errors.Exit`).
+`trainer/train.py` in a clone and `--module trainer.train` anywhere are the same. The same command goes on after an
+interruption. Exit codes are those of every command (`schemas.errors.Exit`).
 """
 
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 if __name__ == "__main__":
-    # as a script, this folder would come first, and its file names before those of other packages
+    # first would come this folder, or with `-m` the current one, and their names before those of packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import typer
@@ -28,7 +29,9 @@ GOES_ON: Final = "The same command goes on."
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Option(help="The training config, YAML; see trainer/configs.")],
+    config: Annotated[
+        Path, typer.Option(help="The training config: a YAML file, or the name of one that comes along, such as mta.")
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as optim.lr=2e-4.")
     ] = None,
@@ -99,9 +102,14 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def interrupted() -> str | None:
+    """What is said after Ctrl-C, by one rank."""
+    return GOES_ON if first_rank() else None
+
+
 def main() -> None:
     """Entry point."""
-    console.run(app, "train.py", GOES_ON if first_rank() else None)
+    console.run(app, "train.py", interrupted())
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def report(
 
     Of a dataset: what it is, what was left out and why, sizes, alignment, and rows with their units drawn over both
     tokenizations. Of a cache: what it keeps, at what size, and the relations of a row layer by layer. Of runs: curves over
-    one another, evaluations with intervals (files of `evaluate.py run --out`, given or lying in a run's folder), and what
+    one another, evaluations with intervals (files of `mta-prep evaluate run --out`, given or lying in a run's folder), and what
     differed in their configs.
 
     Example: mta-prep report prepared cache runs/sft runs/mta -o report.html

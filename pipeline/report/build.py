@@ -47,7 +47,7 @@ def page(targets: Sequence[Path], rows: int) -> str:
             if not any(isinstance(section, RunsSection) for section in sections):
                 sections.append(runs_section(runs, evaluations, anchor))
         elif target.is_file():
-            raise UsageError(f"{target} is a file, and no result of `evaluate.py run --out`; name folders.")
+            raise UsageError(f"{target} is a file, and no result of `mta-prep evaluate run --out`; name folders.")
         elif format_of(target) == CACHE_FORMAT:
             sections.append(cache_section(target, anchor))
         else:

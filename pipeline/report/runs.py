@@ -21,7 +21,7 @@ from trainer.evaluation.results import FORMAT, FileResult, Result, compare, read
 
 #: Looks of runs: four colours, then those in dashes.
 LOOKS: Final = tuple(f"{colour}{dash}" for dash in ("", " dash") for colour in "abcd")
-#: As `evaluate.py compare` has them by default.
+#: As `mta-prep evaluate compare` has them by default.
 SAMPLES: Final = 10_000
 SEED: Final = 0
 #: Keys that every run has for itself.
@@ -65,7 +65,7 @@ def is_run(path: Path) -> bool:
 
 
 def is_evaluation(path: Path) -> bool:
-    """Whether a file is what `evaluate.py run --out` leaves."""
+    """Whether a file is what `mta-prep evaluate run --out` leaves."""
     try:
         values = json.loads(path.read_bytes()) if path.suffix == ".json" and path.is_file() else None
     except ValueError:

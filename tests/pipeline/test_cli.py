@@ -16,7 +16,10 @@ TOKENIZERS = ["--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:
 COMMANDS = [
     "parse",
     "align",
+    "generate",
     "cache-teacher",
+    "train",
+    "evaluate",
     "inspect",
     "verify",
     "info",
@@ -41,6 +44,25 @@ def test_every_command_explains_itself(command, name):
 def test_without_a_command_all_are_listed(command):
     _, out, _ = command("--help")
     assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "told"),
+    [
+        (["train", "--config", "mta"], "trainer.config.require_named", "The same command goes on."),
+        (["evaluate", "compare", "a", "b"], "trainer.evaluation.results.compare", "Interrupted; nothing was kept."),
+        (["verify", "prepared"], "pipeline.dataset.verify.verify", "Finished shards are kept"),
+    ],
+)
+def test_what_an_interrupted_command_keeps_is_told(command, monkeypatch, prepared, arguments, function, told):
+    def interrupted(*values, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(prepared.parent)
+    monkeypatch.setattr(function, interrupted)
+    code, _, err = command(*(prepared.name if word == "prepared" else word for word in arguments))
+    assert code == Exit.INTERRUPTED
+    assert told in err
 
 
 def test_the_version_is_told(command):

@@ -1,10 +1,12 @@
 """A run's config: a file, `--set key=value` on top of it, and what may differ when a run goes on."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from schemas.errors import StateError, UsageError
-from trainer.config import load_config, require_same
+from trainer.config import CONFIGS, load_config, require_same
 
 VALUES = {
     "student": {"model": "org/student"},
@@ -103,3 +105,12 @@ def test_a_run_of_an_older_version_goes_on(load, tmp_path):
         del values["data"][key]
     before.write_text(yaml.safe_dump(values), encoding="utf-8")
     require_same(before, load())
+
+
+def test_a_config_that_comes_along_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("mta"), []) == load_config(CONFIGS / "mta.yaml", [])
+    Path("mta").write_text("student: {model: m}\ndata: {dataset: d}\nobjectives: {ce: {}}\nsteps: 2\nout: o\n", "utf-8")
+    assert load_config(Path("mta"), []).steps == 2  # a file of one's own comes first
+    with pytest.raises(UsageError, match=r"No config file at mat; those that come along are .*\bmta, .*\bsft\b"):
+        load_config(Path("mat"), [])

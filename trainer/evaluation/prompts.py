@@ -55,7 +55,7 @@ class Prompter:
     """
 
     def __init__(
-        self, tokenizer: Any, template: ChatTemplate | None, max_length: int, command: str = "evaluate.py run"
+        self, tokenizer: Any, template: ChatTemplate | None, max_length: int, command: str = "mta-prep evaluate run"
     ) -> None:
         """`max_length`: most tokens of a prompt; `command`: whose flags are told where they would help.
 

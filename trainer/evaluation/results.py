@@ -154,7 +154,7 @@ def read_result(path: Path) -> Result:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{path} is no result of `evaluate.py run --out` ({place + ': ' if place else ''}{first['msg']})."
+            f"{path} is no result of `mta-prep evaluate run --out` ({place + ': ' if place else ''}{first['msg']})."
         ) from None
 
 

@@ -137,7 +137,7 @@ def test_a_file_that_is_no_evaluation_is_refused(tmp_path, command):
     (tmp_path / "rows.json").write_text("{}", encoding="utf-8")
     code, _, told = command("report", tmp_path / "rows.json", "-o", tmp_path / "page.html")
     assert code == Exit.USAGE
-    assert "no result of `evaluate.py run --out`" in told
+    assert "no result of `mta-prep evaluate run --out`" in told
 
 
 def test_a_page_is_the_same_every_time_and_replaces_only_its_own(prepared, tmp_path, command):

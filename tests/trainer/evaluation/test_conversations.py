@@ -327,7 +327,7 @@ def test_a_template_that_refuses_a_row_is_told_before_anything_is_generated(run,
     assert (code, printed) == (Exit.INPUT, "")
     assert f"{path}, line 2: " in told
     assert (
-        "strict.jinja: it refuses the conversation: no system; `evaluate.py run … --system-into-user` reads it so"
+        "strict.jinja: it refuses the conversation: no system; `mta-prep evaluate run … --system-into-user` reads it so"
         in told
     )
     code, printed, _ = run("run", TEACHER, path, *flags, "--system-into-user", "--json")
