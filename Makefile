@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TREEBANK ?= treebank
 
-.PHONY: env demo test test-slow check bench parser tokenizers teacher clean
+STUDY ?= --profile quick
+
+.PHONY: env demo test test-slow check bench study parser tokenizers teacher clean
 
 env: $(VENV)/.ready
 
@@ -46,6 +48,10 @@ bench: env
 	$(BIN)/python tests/benchmarks/generate.py
 	$(BIN)/mta-prep bench parser
 	$(BIN)/python tests/benchmarks/memory.py
+
+# Does MTA help, and which of its parts? `make study STUDY="--profile full --data FOLDER"`; docs/study.md says what for.
+study: env
+	$(BIN)/python tests/study/run.py $(STUDY)
 
 # The embedded parser, from any folder of bracketed trees: train.ptb (in any subfolder) and one dev.ptb.
 parser: env

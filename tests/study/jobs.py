@@ -1,0 +1,207 @@
+"""What is done for every arm and seed: trained, measured, scored. Each leaves one small file in `results/`."""
+
+import gc
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+
+from schemas import console
+from schemas.files import write_text
+from schemas.training import TrainConfig
+from study.arms import PRIMARY, Arm, grid
+from study.measure import losses, rouge
+from study.stages import Study
+from trainer.engine.monitor import METRICS, read_metrics
+from trainer.run import Interrupted, train
+
+#: Arms whose responses are scored.
+SCORED: Final = (*PRIMARY, "ce")
+
+
+class Job(NamedTuple):
+    """Something to do once."""
+
+    name: str
+    do: Callable[[], dict[str, Any]]
+
+
+def jobs(study: Study) -> Iterator[Job]:
+    """All of them, in the order of the plan."""
+    yield Job("teacher", lambda: _teacher(study))
+    yield Job("untrained", lambda: _untrained(study, cross=False))
+    cells = grid(study.profile)
+    first = [(arm, seed) for arm, seed in cells if not arm.cross]
+    for arm, seed in first:
+        yield Job(f"{arm.name}-{seed}", lambda arm=arm, seed=seed: _trained(study, arm, seed))
+    if study.profile.rouge_seeds:
+        yield Job("rouge-teacher", lambda: _rouge(study, study.teacher))
+    for arm, seed in first:
+        if arm.name in SCORED and seed <= study.profile.rouge_seeds:
+            folder = study.work / "runs" / f"{arm.name}-{seed}" / "student"
+            yield Job(f"rouge-{arm.name}-{seed}", lambda folder=folder: _rouge(study, folder))
+    yield Job("cross-untrained", lambda: _untrained(study, cross=True))
+    for arm, seed in cells:
+        if arm.cross:
+            yield Job(f"{arm.name}-{seed}", lambda arm=arm, seed=seed: _trained(study, arm, seed))
+
+
+def share_caches(study: Study, member: int, members: int) -> None:
+    """Make caches that others are not at, so that no member waits for one after the other."""
+    arms = [arm for arm, seed in grid(study.profile) if seed == 1]
+    for arm in arms[member::members]:
+        study.caches(arm)
+
+
+def work(study: Study, only: frozenset[str] | None = None, until: float = float("inf")) -> None:
+    """Do what nobody else does or has done, until nothing is left or `until` (of `time.time`) has come.
+
+    What fails is told in `failures/`, and the others go on; but a GPU that has failed once is of no use to its process.
+    """
+    left = True
+    while left:
+        left = False
+        for job in jobs(study):
+            if time.time() >= until:
+                return
+            if only is None or job.name in only or job.name.rsplit("-", 1)[0] in only:
+                left = _do(study, job) or left
+
+
+def _do(study: Study, job: Job) -> bool:
+    """Whether it was this process that did it."""
+    result = study.work / "results" / f"{job.name}.json"
+    failure = study.work / "failures" / f"{job.name}.txt"
+    lock = FileLock(study.work / "locks" / f"{job.name}.lock")
+    for file in (result, failure, Path(lock.lock_file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if result.exists() or failure.exists():
+        return False
+    try:
+        with lock.acquire(timeout=0):
+            if result.exists() or failure.exists():
+                return False
+            console.stderr.print(f"{job.name} …")
+            began = time.monotonic()
+            try:
+                values = job.do()
+            except Interrupted:
+                raise
+            except Exception as error:
+                write_text(failure, traceback.format_exc())
+                console.stderr.print(f"{job.name} failed: {error}")
+                if "CUDA error" in str(error):
+                    raise
+                return True
+            values = {"name": job.name, "seconds": round(time.monotonic() - began, 2)} | values
+            write_text(result, json.dumps(values) + "\n")
+            console.stderr.print(f"{job.name}: {values['seconds']} s")
+    except Timeout:
+        return False
+    finally:
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+    return True
+
+
+def _measured(study: Study, model: Path | str, cross: bool) -> dict[str, Any]:
+    tests = study.tests
+    folders = [(study.dataset(test, cross=cross), None if cross else study.test_cache(test)) for test in tests]
+    return {"tests": dict(zip(tests, losses(model, study.device, folders), strict=True))}
+
+
+def _teacher(study: Study) -> dict[str, Any]:
+    """The tuned teacher's own scores; its divergence from itself is what is lost by storing it."""
+    return _measured(study, study.teacher, cross=False)
+
+
+def _untrained(study: Study, cross: bool) -> dict[str, Any]:
+    """The student before its first step."""
+    from schemas.training import StudentConfig
+    from trainer.models.tokenizer import load_tokenizer
+    from trainer.student.initialization import initial_model
+
+    config = study.student(cross)
+    folder = study.work / "students" / ("cross-untrained" if cross else "untrained")
+    initial_model(StudentConfig.model_validate(config), seed=0).save_pretrained(folder)
+    load_tokenizer(config["model"], None, "The student's tokenizer").save_pretrained(folder)
+    return _measured(study, folder, cross)
+
+
+def _rouge(study: Study, model: Path) -> dict[str, Any]:
+    tests = study.tests[:1]
+    profile = study.profile
+    return {
+        "tests": {
+            test: rouge(model, study.device, study.rows(test), profile.test_lengths, profile.rouge_batch)
+            for test in tests
+        }
+    }
+
+
+def config_of(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
+    """The training config of an arm and a seed."""
+    profile = study.profile
+    values: dict[str, Any] = {
+        "student": study.student(arm.cross),
+        "data": {
+            "dataset": str(study.dataset("train", arm.extractor, arm.cross)),
+            "caches": [str(cache) for cache in study.caches(arm)],
+            "batch_size": profile.batch_size,
+            "micro_batches": profile.micro_batches,
+            "seed": seed,
+            "workers": 0,
+        },
+        "weights": arm.weights,
+        "objectives": {name: dict(options) for name, options in arm.terms.items()},
+        "optim": {"projector_weight_decay": 0, **profile.optim} if arm.cross else dict(profile.optim),
+        "epochs": profile.epochs,
+        "seed": seed,
+        "checkpoint": {"keep": 1},
+        "log": {"every": 10, "tensorboard": False},
+        "out": str(study.work / "runs" / f"{arm.name}-{seed}"),
+    }
+    if layers := arm.layers(profile):
+        values["layers"] = layers
+    if arm.live:
+        teacher = {"model": str(study.teacher), "dtype": "float32", "device": study.device}
+        values |= {"teacher": "live", "teacher_model": teacher}
+    return values
+
+
+def _trained(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
+    config = TrainConfig.parse(config_of(study, arm, seed), "study")
+    began = time.monotonic()
+    torch.backends.cuda.matmul.allow_tf32 = study.profile.tf32
+    try:
+        folder = train(config, overwrite=False)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    seconds = time.monotonic() - began
+    records = [record for record in read_metrics(folder.parent / METRICS) if "tokens_per_second" in record]
+    measured = _measured(study, folder, arm.cross)
+    shutil.rmtree(folder.parent / "checkpoints", ignore_errors=True)
+    if not (arm.name in SCORED and seed <= study.profile.rouge_seeds):
+        (folder / "model.safetensors").unlink()  # numbers are kept, dozens of models are not
+    return {
+        "arm": arm.name,
+        "seed": seed,
+        "steps": records[-1]["step"],
+        "training_seconds": round(seconds, 2),
+        "tokens_per_second": [round(record["tokens_per_second"]) for record in records[1:]],
+        "memory_gb": max(record["memory_gb"] for record in records),
+        "first": _terms(records[0], arm),
+        "last": _terms(records[-1], arm),
+        **measured,
+    }
+
+
+def _terms(record: dict[str, Any], arm: Arm) -> dict[str, float]:
+    return {name: round(record[name], 5) for name in arm.terms}

@@ -1,0 +1,213 @@
+"""Tables, intervals and a plot of what the study left, as Markdown.
+
+    python tests/study/page.py docs/study/results docs/study.md
+
+In a page that has the two marks, what stands between them is replaced; without a page, one is made of it. The plot is
+written beside the results.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from schemas.files import write_text
+from study.arms import ARMS
+from study.compare import Difference, difference
+
+BEGIN: Final = "<!-- written by tests/study/page.py -->"
+END: Final = "<!-- end -->"
+PLOT: Final = "differences.png"
+_MEASURES: Final[Mapping[str, str]] = {"kl": "KL(teacher ‖ student)", "ce": "cross-entropy"}
+Results = dict[str, dict[str, Any]]  # by name of the run
+
+
+def read(folder: Path) -> Results:
+    """Every result in a folder."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+
+
+def seeds_of(results: Results, arm: str) -> list[int]:
+    """Those that were run."""
+    return sorted(result["seed"] for result in results.values() if result.get("arm") == arm)
+
+
+def mean(results: Results, name: str, test: str, measure: str) -> float | None:
+    """A measure of one run on a test set, a token."""
+    values = results.get(name, {}).get("tests", {}).get(test, {})
+    return sum(values[measure]) / sum(values["tokens"]) if measure in values else None
+
+
+def compared(results: Results, arm: str, test: str, measure: str) -> Difference | None:
+    """An arm against its base, on the seeds that both have."""
+    base = ARMS[arm].base
+    shared = [] if base is None else [seed for seed in seeds_of(results, arm) if seed in seeds_of(results, base)]
+    if not shared or measure not in results[f"{arm}-{shared[0]}"]["tests"][test]:
+        return None
+    sides = [np.array([results[f"{name}-{seed}"]["tests"][test][measure] for seed in shared]) for name in (arm, base)]
+    tokens = np.array(results[f"{arm}-{shared[0]}"]["tests"][test]["tokens"], dtype=float)
+    return difference(*sides, tokens)
+
+
+def tests_of(results: Results) -> list[str]:
+    """Names of the test sets, the one with the most rows first."""
+    any_run = next(result["tests"] for result in results.values() if "arm" in result)
+    return sorted(any_run, key=lambda test: (-len(any_run[test]["tokens"]), test))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown."""
+    return [f"| {' | '.join(line)} |" for line in (headings, ["---"] * len(headings), *rows)] + [""]
+
+
+def scores(results: Results, cross: bool) -> list[str]:
+    """What every arm came to: means over seeds, and how far seeds lie apart."""
+    tests = tests_of(results)
+    measures = ["ce"] if cross else ["kl", "ce"]
+    names = ["cross-untrained"] if cross else ["teacher", "untrained"]
+    arms = [name for name, arm in ARMS.items() if arm.cross == cross and seeds_of(results, name)]
+    rows = []
+    for name in [each for each in names if each in results] + arms:
+        runs = [f"{name}-{seed}" for seed in seeds_of(results, name)] if name in arms else [name]
+        cells = []
+        for measure in measures:
+            for test in tests:
+                values = [value for run in runs if (value := mean(results, run, test, measure)) is not None]
+                spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.4f}{spread}" if values else "")
+        rows.append([f"`{name}`" if name in arms else name, str(len(runs)) if name in arms else "", *cells])
+    headings = [f"{_MEASURES[measure]}, {test.removeprefix('test-')}" for measure in measures for test in tests]
+    return table(["arm", "seeds", *headings], rows)
+
+
+def differences(results: Results, cross: bool) -> list[str]:
+    """Every arm against its base on the first test set."""
+    test = tests_of(results)[0]
+    rows = []
+    for name, arm in ARMS.items():
+        for measure in ["ce"] if cross else ["kl", "ce"]:
+            gap = compared(results, name, test, measure) if arm.cross == cross else None
+            if gap is not None:
+                by_seed = " ".join(f"{value:+.4f}" for value in gap.by_seed)
+                interval = f"{gap.low:+.4f} to {gap.high:+.4f}"
+                verdict = ("better" if gap.mean < 0 else "worse") if gap.shown and len(gap.by_seed) > 1 else "not shown"
+                cells = [f"{gap.mean:+.4f}", f"{gap.error:.4f}", interval, by_seed, verdict]
+                rows.append([f"`{name}`", f"`{arm.base}`", _MEASURES[measure], *cells])
+    return table(
+        [
+            "arm",
+            "base",
+            f"nats a token, {test.removeprefix('test-')}",
+            "difference",
+            "standard error",
+            "95 %",
+            "by seed",
+            "",
+        ],
+        rows,
+    )
+
+
+def responses(results: Results) -> list[str]:
+    """ROUGE-L of greedy responses."""
+    scored = {name.removeprefix("rouge-"): result for name, result in results.items() if name.startswith("rouge-")}
+    if not scored:
+        return []
+    test = next(iter(next(iter(scored.values()))["tests"]))
+    by_arm: dict[str, list[dict[str, Any]]] = {}
+    for name, result in scored.items():
+        by_arm.setdefault(name if name == "teacher" else name.rpartition("-")[0], []).append(result["tests"][test])
+    rows = []
+    for name, runs in by_arm.items():
+        means = [float(np.mean(run["rouge_l"])) for run in runs]
+        cells = [f"{np.mean([run[key] for run in runs]):.2f}" for key in ("tokens", "stopped")]
+        rows.append(
+            [name, str(len(runs)), f"{np.mean(means):.2f}", " ".join(f"{value:.2f}" for value in means), *cells]
+        )
+    return table(["", "students", f"ROUGE-L, {test.removeprefix('test-')}", "by seed", "tokens", "ended"], rows)
+
+
+def costs(results: Results, folder: Path) -> list[str]:
+    """What was made once, and what training took with and without it."""
+    file = folder / "costs.json"
+    lines = []
+    if file.is_file():
+        made = json.loads(file.read_text(encoding="utf-8"))
+        rows = [[name, f"{cost['seconds']:,.1f}", f"{cost['bytes'] / 1e6:,.1f}"] for name, cost in sorted(made.items())]
+        lines += table(["made once", "seconds", "MB"], rows)
+    rows = []
+    for name in ARMS:
+        runs = [results[f"{name}-{seed}"] for seed in seeds_of(results, name)]
+        if runs:
+            speed = np.mean(
+                [np.median(run["tokens_per_second"]) for run in runs if run["tokens_per_second"]] or [np.nan]
+            )
+            seconds = np.mean([run["training_seconds"] for run in runs])
+            memory = max(run["memory_gb"] for run in runs)
+            rows.append(
+                [f"`{name}`", str(len(runs)), f"{runs[0]['steps']}", f"{seconds:.1f}", f"{speed:,.0f}", f"{memory:.2f}"]
+            )
+    return lines + table(["arm", "seeds", "steps", "seconds a run", "tokens/s", "GB"], rows)
+
+
+def plot(results: Results, path: Path) -> None:
+    """Differences from the base with their intervals."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    test = tests_of(results)[0]
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    for axis, measure in zip(axes, _MEASURES, strict=True):
+        gaps = {name: gap for name in ARMS if (gap := compared(results, name, test, measure)) is not None}
+        for place, gap in enumerate(reversed(gaps.values())):
+            color = "C0" if gap.shown else "0.6"
+            axis.plot([gap.low, gap.high], [place, place], color=color)
+            axis.plot(gap.mean, place, "o", color=color)
+            axis.plot(gap.by_seed, [place] * len(gap.by_seed), "|", color="0.3")
+        axis.axvline(0, color="0.3", linewidth=0.8)
+        axis.set_yticks(range(len(gaps)), [f"{name} − {ARMS[name].base}" for name in reversed(gaps)])
+        axis.set_xlabel(f"{_MEASURES[measure]}, nats a token, {test.removeprefix('test-')}")
+    figure.savefig(path, dpi=110)
+
+
+def text(folder: Path) -> str:
+    """All tables of the results in a folder."""
+    results = read(folder)
+    results.pop("costs", None)
+    if not any("arm" in result for result in results.values()):
+        return "No run has ended yet."
+    lines = [
+        "### First pair",
+        "",
+        *scores(results, cross=False),
+        *differences(results, cross=False),
+        *responses(results),
+    ]
+    if any(ARMS[result["arm"]].cross for result in results.values() if "arm" in result):
+        lines += ["### Second pair", "", *scores(results, cross=True), *differences(results, cross=True)]
+    return "\n".join([*lines, "### What it took", "", *costs(results, folder)]).rstrip()
+
+
+def write(folder: Path, page: Path) -> None:
+    """The tables into a page, and the plot beside the results."""
+    tables = text(folder)
+    old = page.read_text(encoding="utf-8") if page.is_file() else f"# The study\n\n{BEGIN}\n{END}\n"
+    before, _, rest = old.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_text(page, f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+    results = read(folder)
+    results.pop("costs", None)
+    if any("arm" in result for result in results.values()):
+        plot(results, folder / PLOT)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), Path(sys.argv[2]))
