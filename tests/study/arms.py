@@ -1,7 +1,7 @@
 """The grid: what each arm learns by, as training configs; in the order in which they are run."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,8 @@ class Arm:
     descent: bool = False  # layers paired by where they come from
     cross: bool = False  # the second pair
     live: bool = False  # the teacher in the loop
+    longer: float = 1  # epochs, as a multiple of the profile's
+    optim: Mapping[str, float] = field(default_factory=dict)  # keys of `optim` that differ
 
     def pairs(self, profile: Profile) -> Pairs:
         """Layers of student and teacher."""
@@ -95,15 +97,24 @@ def _arms() -> Iterator[Arm]:
     yield Arm("cross-sra-dsa", sra | _DSA, base="cross-sra", cross=True)
     yield Arm("cross-uld", _published("uld"), base="cross-ce", cross=True)
     yield Arm("cross-dwa", _published("dwa-kd"), base="cross-ce", cross=True)
+    # why, if MTA does not help
+    for name, factor in (("mta-light", 0.25), ("mta-heavy", 4.0)):
+        terms = {"dsa": {"weight": 2.0 * factor}, "hidden": {"weight": 0.2 * factor}}
+        yield Arm(name, _SRKL | terms, base="srkl")
+    yield Arm("mta-projectors", _MTA, base="srkl", optim={"projector_lr": 1e-2})
+    yield Arm("srkl-long", _SRKL, longer=2)
+    yield Arm("mta-long", _MTA, base="srkl-long", longer=2)
 
 
 ARMS: Final[Mapping[str, Arm]] = {arm.name: arm for arm in _arms()}
+_WHY: Final = ("mta-light", "mta-heavy", "mta-projectors", "srkl-long", "mta-long")
 #: Arms that are run seed by seed before those behind them.
 _GROUPS: Final = (
     ("srkl", "srkl-mta", "ce", "srkl-dsa", "srkl-hidden"),
-    tuple(name for name, arm in ARMS.items() if name.startswith(("mta-", "fdd"))),
+    tuple(name for name in ARMS if name.startswith(("mta-", "fdd")) and name not in _WHY),
     ("live",),
     tuple(name for name, arm in ARMS.items() if arm.cross),
+    _WHY,
 )
 
 

@@ -37,7 +37,8 @@ def jobs(study: Study) -> Iterator[Job]:
     yield Job("teacher", lambda: _teacher(study))
     yield Job("untrained", lambda: _untrained(study, cross=False))
     cells = grid(study.profile)
-    first = [(arm, seed) for arm, seed in cells if not arm.cross]
+    before = next(place for place, (arm, _) in enumerate(cells) if arm.cross)
+    first = cells[:before]
     for arm, seed in first:
         yield Job(f"{arm.name}-{seed}", lambda arm=arm, seed=seed: _trained(study, arm, seed))
     if study.profile.rouge_seeds:
@@ -47,9 +48,8 @@ def jobs(study: Study) -> Iterator[Job]:
             folder = study.work / "runs" / f"{arm.name}-{seed}" / "student"
             yield Job(f"rouge-{arm.name}-{seed}", lambda folder=folder: _rouge(study, folder))
     yield Job("cross-untrained", lambda: _untrained(study, cross=True))
-    for arm, seed in cells:
-        if arm.cross:
-            yield Job(f"{arm.name}-{seed}", lambda arm=arm, seed=seed: _trained(study, arm, seed))
+    for arm, seed in cells[before:]:
+        yield Job(f"{arm.name}-{seed}", lambda arm=arm, seed=seed: _trained(study, arm, seed))
 
 
 def share_caches(study: Study, member: int, members: int) -> None:
@@ -161,8 +161,8 @@ def config_of(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
         },
         "weights": arm.weights,
         "objectives": {name: dict(options) for name, options in arm.terms.items()},
-        "optim": {"projector_weight_decay": 0, **profile.optim} if arm.cross else dict(profile.optim),
-        "epochs": profile.epochs,
+        "optim": {**profile.optim, **({"projector_weight_decay": 0} if arm.cross else {}), **arm.optim},
+        "epochs": profile.epochs * arm.longer,
         "seed": seed,
         "checkpoint": {"keep": 1},
         "log": {"every": 10, "tensorboard": False},

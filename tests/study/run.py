@@ -94,6 +94,7 @@ def study(
     _members(ready, until)
     from study.page import write
 
+    (folder / "results").mkdir(exist_ok=True)
     write_text(folder / "results" / "costs.json", json.dumps(ready.costs(), indent=1) + "\n")
     write(folder / "results", folder / "study.md")
     console.stderr.print(f"Written to {folder / 'study.md'}.")
