@@ -10,9 +10,6 @@ from torch import Tensor
 
 from schemas.config import ModelConfig
 from trainer.batches.documents import Documents
-from trainer.evaluation.generate import Sampling
-from trainer.evaluation.questions import Reading, read_questions
-from trainer.evaluation.responses import Evaluation, load
 from trainer.maths.divergence import forward_kl, reverse_kl
 from trainer.maths.ragged import spread
 from trainer.models.head import Head
@@ -82,6 +79,11 @@ def _per_token(
 
 def rouge(model: Path | str, device: str, rows: Path, lengths: tuple[int, int], batch_size: int) -> dict[str, Any]:
     """ROUGE-L of greedy responses to a file of test rows."""
+    # what scores responses is not needed for anything else
+    from trainer.evaluation.generate import Sampling
+    from trainer.evaluation.questions import Reading, read_questions
+    from trainer.evaluation.responses import Evaluation, load
+
     loaded = load(ModelConfig(model=str(model), device=device, dtype="float32"))
     evaluation = Evaluation(loaded, [None], Sampling(), *lengths, batch_size, quiet=True)
     questions = read_questions(rows, 0, None, Reading(False, False, False))
