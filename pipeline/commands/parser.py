@@ -14,6 +14,8 @@ from schemas.errors import UsageError, UserError
 
 #: Training files of more trees than this are rotated through: every epoch takes the next part.
 WHOLE_UP_TO = 8_000
+#: Processes that prepare batches for a GPU, which would wait for one.
+GPU_WORKERS = 8
 
 
 def _tree_files(sources: list[Path]) -> list[Path]:
@@ -46,6 +48,23 @@ def _encoder(folder: Path | None) -> Path:
     return Path(spec.origin).parent / "model"
 
 
+def _begin(start: str, target: Path) -> Path | None:
+    """Copy the encoder of the run, or the stored parser, at `start` to `target`; the run's weights, if it is a run."""
+    from pipeline.parse import training
+
+    folder = locate(start)
+    if (folder / training.BEST).is_file():
+        shutil.copytree(folder / "encoder", target, dirs_exist_ok=True)
+        return folder / training.BEST
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{start} is neither the state of a training run nor a stored parser: there is no {training.BEST} and no "
+            f"{WEIGHTS} in it."
+        )
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    return None
+
+
 def train_parser(
     treebank: Annotated[list[Path], typer.Argument(help="Folders or files of bracketed trees; one is named dev.ptb.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the finished model.")],
@@ -56,62 +75,135 @@ def train_parser(
     vocabulary: Annotated[
         int, typer.Option(help="Keep the encoder's first N word pieces, and all that the trees use.")
     ] = 16_000,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of benepar's own above the encoder.")] = 2,
+    d_model: Annotated[int, typer.Option(min=16, help="Width of those layers, a multiple of 16.")] = 512,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            callback=console.positive, help="Time for the whole run, in place of --epochs; learning rates fall with it."
+        ),
+    ] = None,
     rotating_trees: Annotated[
-        int, typer.Option(help=f"Trees an epoch out of files of over {WHOLE_UP_TO} trees.")
+        int,
+        typer.Option(min=0, help=f"Trees an epoch out of files of over {WHOLE_UP_TO} trees, and sentences of --text."),
     ] = 4_500,
     start: Annotated[
-        Path | None,
-        typer.Option(help="State of an earlier run, whose best weights and vocabulary this one begins with."),
+        str | None,
+        typer.Option(
+            help="What this run begins with: the state of an earlier run (its best weights and vocabulary), `embedded`, or "
+            "the folder of a stored parser."
+        ),
     ] = None,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(help="Stored parser of the same labels, whose span scores are distilled; several are averaged."),
+    ] = None,
+    distil_weight: Annotated[
+        float, typer.Option(callback=console.positive, help="Weight of the divergence from the teachers.")
+    ] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(callback=console.positive, help="Of the teachers' distributions.")
+    ] = 1.0,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Sentences without trees for the teachers: one a line, words parted by spaces."),
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of words misspelt or left out, in every second sentence.")
+    ] = 0.0,
     max_words: Annotated[int, typer.Option(min=2, help="Leave longer trees out of training.")] = 100,
+    long_words: Annotated[int, typer.Option(min=1, help="Trees of every epoch longer than this come twice.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="Sentences of an update; of long ones fewer.")] = 32,
     lr_encoder: Annotated[
         float, typer.Option(callback=console.positive, help="Peak learning rate of the encoder.")
     ] = 1e-4,
     lr_chart: Annotated[float, typer.Option(callback=console.positive, help="Peak learning rate of the rest.")] = 5e-4,
-    patience: Annotated[int, typer.Option(min=1, help="End after this many epochs without a better F1 on dev.")] = 3,
+    averaging: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Decay of the moving average of the weights, per update.")
+    ] = 0.998,
+    patience: Annotated[
+        int, typer.Option(min=1, help="End after this many evaluations without a better F1 on dev.")
+    ] = 3,
+    evaluate_every: Annotated[
+        float, typer.Option(min=0.0, help="Seconds between evaluations, at ends of epochs. Default: after every epoch.")
+    ] = 0.0,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds after which the run's state is saved.")] = 300.0,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda. Default: the GPU where there is one.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Processes that read trees and prepare batches. Default: 8 beside a GPU, none without."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option()] = 42,
 ) -> None:
     """Train a compact benepar parser from bracketed trees and store it as int8 safetensors.
 
-    Some 10 minutes an epoch on two cores for GUM and a part of CRAFT. An interrupted run goes on where it stopped.
-    Function tags, traces and foreign labels are dealt with.
+    Some 10 minutes an epoch on two cores for GUM and a part of CRAFT, a few seconds on a GPU. An interrupted run goes on
+    where it stopped. Function tags, traces and foreign labels are dealt with.
     """
     train, dev = _treebank(treebank)
+    if start is not None:
+        locate(start)
+    if text and not teacher:
+        raise UsageError("--text holds sentences without trees, which only a --teacher can parse.")
+    missing = [path for path in text or [] if not path.is_file()]
+    missing += [folder / WEIGHTS for folder in teacher or [] if not (folder / WEIGHTS).is_file()]
+    if missing:
+        raise UserError(f"There is no file {missing[0]}.")
     # what takes seconds to import comes after all that a wrong name would be refused for
+    import torch
     from transformers import logging
 
     from pipeline.parse import training
-    from pipeline.parse.treebank import read_trees, words_of
+    from pipeline.parse.recipe import Recipe
+    from pipeline.parse.treebank import bracketings, read_trees, words_of
     from pipeline.parse.vocabulary import prune_wordpiece
 
     logging.set_verbosity_error()  # it would report the pooler, which no parser has
-    sizes = {path: sum(1 for _ in read_trees(path)) for path in train}
+    sizes = {path: sum(1 for _ in bracketings(path)) for path in train}
     pruned = state / "encoder"
-    if start is not None and not (start / training.BEST).exists():
-        raise UserError(f"{start} is not the state of a training run: there is no {training.BEST} in it.")
-    if start is not None:
-        shutil.copytree(start / "encoder", pruned, dirs_exist_ok=True)
-    elif not (pruned / "tokenizer.json").exists():
+    weights = _begin(start, pruned) if start is not None else None
+    if start is None and not (pruned / "tokenizer.json").exists():
         texts = (
             " ".join(words_of(tree).words) for path in train if sizes[path] <= WHOLE_UP_TO for tree in read_trees(path)
         )
         before, after = prune_wordpiece(_encoder(encoder), pruned, texts, vocabulary)
         console.stderr.print(f"Vocabulary: {after} of {before} word pieces kept.")
-    recipe = training.Recipe(
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = Recipe(
         encoder=pruned,
         train=tuple(path for path in train if sizes[path] <= WHOLE_UP_TO),
         rotating=tuple(path for path in train if sizes[path] > WHOLE_UP_TO),
         dev=dev,
         out=state,
-        start=start / training.BEST if start is not None else None,
+        start=weights,
+        text=tuple(text or ()),
+        teachers=tuple(teacher or ()),
+        distil_weight=distil_weight,
+        temperature=temperature,
         epochs=epochs,
+        minutes=minutes,
         patience=patience,
+        evaluate_every_s=evaluate_every,
+        save_every_s=save_every,
         rotating_trees=rotating_trees,
+        layers=layers,
+        d_model=d_model,
+        d_ff=2 * d_model,
         max_words=max_words,
+        long_words=long_words,
+        noise=noise,
+        batch_sentences=batch,
         lr_encoder=lr_encoder,
         lr_chart=lr_chart,
+        averaging=averaging,
         seed=seed,
+        device=device,
+        workers=workers if workers is not None else (0 if device == "cpu" else GPU_WORKERS),
     )
     training.train(recipe)
     scores = training.export(recipe, out)
@@ -149,11 +241,12 @@ def eval_parser(
     from pipeline.parse import evaluation, model
     from pipeline.parse.engine import Engine
     from pipeline.parse.int8 import refuse_where_slow
+    from pipeline.parse.treebank import gold_trees
     from pipeline.read.segment import Segmenter
     from pipeline.shards.pool import default_workers
     from schemas.config import ParserConfig, SegmentConfig
 
-    files = [evaluation.gold_trees(path) for path in paths]
+    files = [gold_trees(path) for path in paths]
     config = ParserConfig(model=parser_model, device=device, precision=parser_precision)
     refuse_where_slow(config.precision, config.device)
     loaded = model.load(config.model)

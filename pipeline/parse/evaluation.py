@@ -22,19 +22,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from pipeline.parse.benepar import parsed_parts, trees_of
 from pipeline.parse.engine import Engine
-from pipeline.parse.scoring import Bracket, Scores, brackets, compacted, is_scored, scored
-from pipeline.parse.treebank import GoldTree, read_trees, words_of
+from pipeline.parse.scoring import Bracket, Pair, Scores, brackets, compacted, is_scored, scores_of, word_pair
+from pipeline.parse.treebank import GoldTree, words_of
 from pipeline.read.segment import Segmenter
 from pipeline.text import Constituents, Document, Sentence
-from schemas.errors import UserError
 
 SENTENCES_PER_DOCUMENT = 10
 #: Trees handed to the parser at once: enough for batches of like length, few enough to show progress.
@@ -47,13 +45,6 @@ LENGTH_NAMES = ("1-10", "11-20", "21-40", "41-80", "81+")
 
 #: Called with the number of trees done since the last call.
 Advance = Callable[[int], None]
-
-
-class Pair(NamedTuple):
-    """Brackets of one gold tree and those found for it, punctuation taken out."""
-
-    gold: Counter[Bracket]
-    found: Counter[Bracket]
 
 
 @dataclass(frozen=True)
@@ -87,17 +78,6 @@ class RawText:
     brackets: list[Bracket]  # characters
 
 
-def gold_trees(path: Path) -> list[GoldTree]:
-    """All trees of a bracketed file; raises `UserError` where there are none, or what is there cannot be read."""
-    try:
-        trees = list(read_trees(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}), so no file of bracketed trees.") from error
-    if not trees:
-        raise UserError(f"{path}: no tree in it; one looks like (S (NP (NN time)) (VP (VBZ flies))).")
-    return trees
-
-
 def raw_text(trees: Sequence[GoldTree]) -> RawText:
     """`trees` as the text of one document (see the module's docstring)."""
     parts: list[str] = []
@@ -127,17 +107,6 @@ def character_brackets(sentence: Sentence, tree: Constituents) -> list[Bracket]:
     starts = sentence.spans[tree.spans[:, 0], 0].tolist()
     ends = sentence.spans[tree.spans[:, 1] - 1, 1].tolist()
     return list(zip(starts, ends, tree.labels, strict=True))
-
-
-def word_pair(gold: GoldTree, found: Constituents | None) -> Pair:
-    """Brackets over gold words; a sentence too long for the model (None) has none found."""
-    tags = [tag for _, tag in gold.tree.pos()]
-    spans = (
-        []
-        if found is None
-        else [(a, b, label) for (a, b), label in zip(found.spans.tolist(), found.labels, strict=True)]
-    )
-    return Pair(scored(brackets(gold.tree), tags), scored(spans, tags))
 
 
 def character_pairs(raw: RawText, found: Iterable[Bracket]) -> list[Pair]:
@@ -221,14 +190,6 @@ def _parse_documents(
     for (row, part), tree in zip(todo, trees_of(engine, [part for _, part in todo]), strict=True):
         parsed[row].append((part, tree))
     return documents, parsed
-
-
-def scores_of(pairs: Iterable[Pair]) -> Scores:
-    """All of `pairs` together."""
-    scores = Scores()
-    for gold, found in pairs:
-        scores.add(gold, found)
-    return scores
 
 
 def tabulate(

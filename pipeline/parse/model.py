@@ -23,6 +23,7 @@ from pipeline.parse import network
 from pipeline.parse.places import WEIGHTS, locate
 from pipeline.parse.stored import StoredParser, is_bert, open_tokenizer
 from schemas.errors import UserError
+from schemas.files import written
 from trainer.models.pickles import read_pickle
 
 #: benepar builds the encoder with BERT's pooler, which no parser reads; our files leave it out.
@@ -105,7 +106,8 @@ def save(parser: network.Network, encoder: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(encoder / name, folder / name)
-    (folder / WEIGHTS).write_bytes(serialise(pack(parser.state_dict())))
+    with written(folder / WEIGHTS) as stream:
+        stream.write(serialise(pack({name: value.cpu() for name, value in parser.state_dict().items()})))
 
 
 def export_for_benepar(folder: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ fenceposts, so it is applied once a fencepost (n times) and not once a span (n²
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,13 @@ class Encoded:
         return len(self.words_from_tokens) - 2
 
 
+@dataclass(frozen=True)
+class Reader:
+    """All that `encode` and `padded` read of a parser, for processes that have no use for its weights."""
+
+    retokenizer: Any
+
+
 def encode(parser: Network, sentences: Sequence[Words]) -> list[Encoded]:
     """Subwords of each sentence, and for each word the last subword that overlaps it (as benepar's Retokenizer).
 
@@ -109,21 +116,47 @@ def positions(parser: Network, item: Encoded) -> int:
     return len(item.input_ids) + bool(parser.retokenizer.is_t5)
 
 
-def hidden_states(
-    parser: Network, batch: Sequence[Encoded]
-) -> tuple[Float[Tensor, "sentences longest d"], Bool[Tensor, "sentences longest"]]:
-    """The encoder's last hidden states, padded, and which of them are real."""
-    device = parser.output_device
+@dataclass(frozen=True)
+class Padded:
+    """Sentences of a batch as the network reads them, padded to the longest, on one device."""
+
+    input_ids: Int64[Tensor, "sentences subwords"]
+    attention_mask: Int64[Tensor, "sentences subwords"]
+    words_from_tokens: Int64[Tensor, "sentences words_and_two"]
+    valid_words: Bool[Tensor, "sentences words_and_two"]
+    # counted on the host, where a mask on an accelerator would have to be waited for
+    posts: Int64[Tensor, " posts"]  # the fenceposts among sentences · (words + 1)
+    inner: Int64[Tensor, " words"]  # the words among sentences · words
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Padded":
+        """The same on `device`."""
+        return Padded(*(getattr(self, part.name).to(device, non_blocking=non_blocking) for part in fields(self)))
+
+
+def padded(parser: Network, batch: Sequence[Encoded]) -> Padded:
+    """`batch` filled up to its longest sentence, on the CPU."""
     pad = parser.retokenizer.tokenizer.pad_token_id or 0
     ids = np.full((len(batch), max(len(item.input_ids) for item in batch)), pad, dtype=np.int64)
     mask = np.zeros(ids.shape, dtype=np.int64)
+    places = np.zeros((len(batch), max(item.words for item in batch) + 2), dtype=np.int64)
+    valid = np.zeros(places.shape, dtype=bool)
     for row, item in enumerate(batch):
         ids[row, : len(item.input_ids)] = item.input_ids
         mask[row, : len(item.input_ids)] = 1
-    input_ids, attention_mask = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+        places[row, : item.words + 2] = item.words_from_tokens
+        valid[row, : item.words + 2] = True
+    posts, inner = np.flatnonzero(valid[:, 1:]), np.flatnonzero(valid[:, 2:])
+    return Padded(*map(torch.from_numpy, (ids, mask, places, valid, posts, inner)))
+
+
+def encoder_states(
+    parser: Network, input_ids: Int64[Tensor, "sentences subwords"], attention_mask: Int64[Tensor, "sentences subwords"]
+) -> tuple[Float[Tensor, "sentences longest d"], Bool[Tensor, "sentences longest"]]:
+    """The encoder's last hidden states, and which of them are real."""
     extra: dict[str, Any] = {}
     real = attention_mask
     if parser.retokenizer.is_t5:
+        pad = parser.retokenizer.tokenizer.pad_token_id or 0
         real = torch.cat([torch.ones_like(attention_mask[:, :1]), attention_mask], 1)
         extra["decoder_input_ids"] = torch.cat([torch.full_like(input_ids[:, :1], pad), input_ids], 1)
         extra["decoder_attention_mask"] = real
@@ -131,20 +164,26 @@ def hidden_states(
     return out.last_hidden_state, real.bool()
 
 
-def fenceposts(parser: Network, batch: Sequence[Encoded]) -> tuple[Float[Tensor, "posts d_model"], Tensor | None]:
-    """Fencepost vectors of all sentences, n+1 for n words, and tag scores [words, tags] if the model tags.
+def hidden_states(
+    parser: Network, batch: Sequence[Encoded]
+) -> tuple[Float[Tensor, "sentences longest d"], Bool[Tensor, "sentences longest"]]:
+    """The encoder's last hidden states, padded, and which of them are real."""
+    device = parser.output_device
+    item = padded(parser, batch)
+    return encoder_states(parser, item.input_ids.to(device), item.attention_mask.to(device))
 
-    Through benepar's own modules, so that gradients and dropout are theirs; `pipeline.parse.packed` is the same without.
+
+def fenceposts(
+    parser: Network, batch: Padded
+) -> tuple[Float[Tensor, "posts d_model"], Float[Tensor, "words tags"] | None]:
+    """Fencepost vectors of all sentences, n+1 for n words, and tag scores if the model tags.
+
+    `batch` lies on the parser's device. Through benepar's own modules, so that gradients and dropout are theirs;
+    `pipeline.parse.packed` is the same without.
     """
-    hidden, _ = hidden_states(parser, batch)
-    places = np.zeros((len(batch), max(item.words for item in batch) + 2), dtype=np.int64)
-    valid = np.zeros(places.shape, dtype=bool)
-    for row, item in enumerate(batch):
-        places[row, : item.words + 2] = item.words_from_tokens
-        valid[row, : item.words + 2] = True
-    word_places = torch.from_numpy(places).to(hidden.device)
-    valid_words = torch.from_numpy(valid).to(hidden.device)
-    features = hidden.gather(1, word_places[:, :, None].expand(-1, -1, hidden.shape[-1]))
+    hidden, _ = encoder_states(parser, batch.input_ids, batch.attention_mask)
+    valid_words = batch.valid_words
+    features = hidden.gather(1, batch.words_from_tokens[:, :, None].expand(-1, -1, hidden.shape[-1]))
     features = features * valid_words[:, :, None]
     annotations = parser.project_pretrained(features)
     if parser.encoder is not None:
@@ -154,9 +193,9 @@ def fenceposts(parser: Network, batch: Sequence[Encoded]) -> tuple[Float[Tensor,
     posts = torch.cat([annotations[:, :-1, :half], annotations[:, 1:, half:]], -1)
     tags = None
     if parser.f_tag is not None:
-        inner = valid_words[:, 2:]  # drops start and stop: n of n+2 places remain
-        tags = parser.f_tag(annotations[:, 1:-1][inner])
-    return posts[valid_words[:, 1:]], tags
+        # start and stop are left out: n of n+2 places remain
+        tags = parser.f_tag(annotations[:, 1:-1].flatten(0, 1).index_select(0, batch.inner))
+    return posts.flatten(0, 1).index_select(0, batch.posts), tags
 
 
 def span_ends(lengths: Sequence[int]) -> tuple[Int64[Tensor, " spans"], Int64[Tensor, " spans"]]:
@@ -185,6 +224,7 @@ def label_scores(
 
     benepar subtracts "fencepost at the start" from "fencepost at the end".
     """
-    hidden = projected[right] - projected[left] + parser.f_label[0].bias
+    # `index_select`, since its gradient is a sum by rows: that of `[]` sorts them first on a GPU
+    hidden = projected.index_select(0, right) - projected.index_select(0, left) + parser.f_label[0].bias
     scores: Tensor = parser.f_label[3](parser.f_label[2](parser.f_label[1](hidden)))
     return scores

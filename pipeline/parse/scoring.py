@@ -12,10 +12,14 @@ Checked against EVALB itself (the C program of Sekine and Collins) on all of GUM
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 from nltk.tree import Tree
+
+from pipeline.parse.treebank import GoldTree
+from pipeline.text import Constituents
 
 #: Tags EVALB deletes (COLLINS.prm).
 PUNCTUATION_TAGS = frozenset({",", ":", "``", "''", "."})
@@ -114,3 +118,29 @@ class Scores:
             "gold": self.gold.total(),
             "predicted": self.predicted.total(),
         }
+
+
+class Pair(NamedTuple):
+    """Brackets of one gold tree and those found for it, punctuation taken out."""
+
+    gold: Counter[Bracket]
+    found: Counter[Bracket]
+
+
+def word_pair(gold: GoldTree, found: Constituents | None) -> Pair:
+    """Brackets over gold words; a sentence too long for the model (None) has none found."""
+    tags = [tag for _, tag in gold.tree.pos()]
+    spans = (
+        []
+        if found is None
+        else [(a, b, label) for (a, b), label in zip(found.spans.tolist(), found.labels, strict=True)]
+    )
+    return Pair(scored(brackets(gold.tree), tags), scored(spans, tags))
+
+
+def scores_of(pairs: Iterable[Pair]) -> Scores:
+    """All of `pairs` together."""
+    scores = Scores()
+    for gold, found in pairs:
+        scores.add(gold, found)
+    return scores

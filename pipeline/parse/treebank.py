@@ -59,7 +59,7 @@ def normalise(node: Tree, splice: bool = True) -> list[Tree]:
     return [Tree(label, children)]
 
 
-def _bracketings(path: Path) -> Iterator[tuple[int, str]]:
+def bracketings(path: Path) -> Iterator[tuple[int, str]]:
     """Top-level bracketings with the line on which each begins."""
     depth, start = 0, 0
     parts: list[str] = []
@@ -81,21 +81,42 @@ def _bracketings(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}, line {start}: the tree that begins here is never closed.")
 
 
+def parsed_tree(path: Path, number: int, text: str, splice: bool = True) -> GoldTree | None:
+    """The normalised tree of one bracketing of `path` that begins on line `number`; None if it holds only traces.
+
+    Raises `UserError` where the text is no tree.
+    """
+    try:
+        tree = Tree.fromstring(_BACKSLASH.sub(r"\\ ", text))
+    except ValueError as error:
+        raise UserError(f"{path}, line {number}: not a bracketed tree ({str(error).splitlines()[0]}).") from error
+    tops = normalise(tree, splice)
+    if not tops:
+        return None
+    whole = tops[0] if len(tops) == 1 and isinstance(tops[0][0], Tree) else Tree("FRAG", tops)
+    return GoldTree(whole, f"{path.name}:{number}")
+
+
 def read_trees(path: Path, splice: bool = True) -> Iterator[GoldTree]:
     """Normalised trees of one bracketed file; trees that hold only traces are left out.
 
     Raises `UserError` with file and line for brackets that do not match.
     """
-    for number, text in _bracketings(path):
-        try:
-            tree = Tree.fromstring(_BACKSLASH.sub(r"\\ ", text))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not a bracketed tree ({str(error).splitlines()[0]}).") from error
-        tops = normalise(tree, splice)
-        if not tops:
-            continue
-        whole = tops[0] if len(tops) == 1 and isinstance(tops[0][0], Tree) else Tree("FRAG", tops)
-        yield GoldTree(whole, f"{path.name}:{number}")
+    for number, text in bracketings(path):
+        tree = parsed_tree(path, number, text, splice)
+        if tree is not None:
+            yield tree
+
+
+def gold_trees(path: Path) -> list[GoldTree]:
+    """All trees of a bracketed file; raises `UserError` where there are none, or what is there cannot be read."""
+    try:
+        trees = list(read_trees(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}), so no file of bracketed trees.") from error
+    if not trees:
+        raise UserError(f"{path}: no tree in it; one looks like (S (NP (NN time)) (VP (VBZ flies))).")
+    return trees
 
 
 def words_of(tree: GoldTree) -> Words:

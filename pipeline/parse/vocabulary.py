@@ -35,6 +35,8 @@ def prune_wordpiece(source: Path, target: Path, texts: Iterable[str], frequent: 
     renumber = {old: new for new, (old, _) in enumerate(kept)}
     for added in definition["added_tokens"]:
         added["id"] = renumber[added["id"]]
+    # stored by some encoders with the file, and not meant for a parser: a sentence is neither cut nor filled up
+    definition["truncation"] = definition["padding"] = None
     processor = definition["post_processor"]
     for entry in processor.get("special_tokens", {}).values():
         entry["ids"] = [renumber[index] for index in entry["ids"]]

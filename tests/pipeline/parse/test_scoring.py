@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nltk.tree import Tree
 
-from pipeline.parse.evaluation import Pair, character_brackets, character_pairs, raw_text, scores_of, word_pair
-from pipeline.parse.scoring import Scores, brackets, scored
+from pipeline.parse.evaluation import character_brackets, character_pairs, raw_text
+from pipeline.parse.scoring import Pair, Scores, brackets, scored, scores_of, word_pair
 from pipeline.parse.treebank import GoldTree, words_of
 from pipeline.text import Constituents, Sentence, Words
 

@@ -10,8 +10,12 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from pipeline.parse import network, training
-from pipeline.parse.treebank import read_trees
+from pipeline.parse import model, network, training
+from pipeline.parse.examples import collate, examples_of
+from pipeline.parse.gold import collapsed_spans, gold_sentence, read_sentences
+from pipeline.parse.loss import loss_of
+from pipeline.parse.recipe import Recipe, build_parser
+from pipeline.parse.treebank import read_trees, words_of
 from pipeline.parse.vocabulary import prune_wordpiece
 from schemas.errors import UserError
 
@@ -61,7 +65,7 @@ def encoder(tmp_path_factory, treebank):
         max_position_embeddings=128,
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(whole)
-    texts = [" ".join(training.words_of(tree).words) for tree in read_trees(treebank / "train.ptb")]
+    texts = [" ".join(words_of(tree).words) for tree in read_trees(treebank / "train.ptb")]
     before, after = prune_wordpiece(whole, pruned, texts, frequent=40)
     assert after < before
     return pruned
@@ -69,7 +73,7 @@ def encoder(tmp_path_factory, treebank):
 
 @pytest.fixture
 def recipe(treebank, encoder, tmp_path):
-    return training.Recipe(
+    return Recipe(
         encoder=encoder,
         train=(treebank / "train.ptb",),
         rotating=(),
@@ -102,11 +106,11 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(recipe, tmp_path, monke
     other = replace(recipe, out=tmp_path / "other", save_every_s=0.0)
     real, calls = training.loss_of, []
 
-    def interrupted(parser, batch):
+    def interrupted(*given):
         calls.append(None)
         if len(calls) in (5, 12):
             raise KeyboardInterrupt
-        return real(parser, batch)
+        return real(*given)
 
     monkeypatch.setattr(training, "loss_of", interrupted)
     for _ in range(2):
@@ -120,9 +124,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(recipe, tmp_path, monke
 def test_a_loss_that_is_no_number_ends_the_run(recipe, tmp_path, monkeypatch):
     plain, steps = training.loss_of, []
 
-    def loss_of(parser, batch):
-        steps.append(batch)
-        return plain(parser, batch) * (float("nan") if len(steps) == 3 else 1.0)
+    def loss_of(*given):
+        steps.append(given)
+        return plain(*given) * (float("nan") if len(steps) == 3 else 1.0)
 
     monkeypatch.setattr(training, "loss_of", loss_of)
     with pytest.raises(UserError, match=r"^Step 3 of \d+: the loss is nan"):
@@ -135,21 +139,21 @@ def test_the_loss_is_benepars_own(recipe, treebank):
     """Value and gradients of the margin loss against benepar's, over full charts through torch-struct."""
     trees = list(read_trees(treebank / "train.ptb"))[:6]
     labels = {"": 0} | {
-        label: i for i, label in enumerate(sorted({s[2] for t in trees for s in training.collapsed_spans(t)}), 1)
+        label: i for i, label in enumerate(sorted({s[2] for t in trees for s in collapsed_spans(t)}), 1)
     }
     tags = {tag: i for i, tag in enumerate(sorted({tag for t in trees for _, tag in t.tree.pos()}))}
-    parser = training.build_parser(recipe, labels, tags)
+    parser = build_parser(recipe, labels, tags)
     parser.eval()  # no dropout: both see the same numbers
     parser.tag_loss_scale = 0.0
-    batch = training.examples_of(parser, trees)
-    ours = training.loss_of(parser, batch)
+    batch = examples_of(parser, [gold_sentence(tree) for tree in trees])
+    ours = loss_of(parser, collate(parser, batch))
     ours.backward()
     gradients = {name: p.grad.clone() for name, p in parser.named_parameters() if p.grad is not None}
     parser.zero_grad()
     total = torch.zeros(())
     for item, tree in zip(batch, trees, strict=True):
         words = item.encoded.words
-        posts, _ = network.fenceposts(parser, [item.encoded])
+        posts, _ = network.fenceposts(parser, network.padded(parser, [item.encoded]))
         left, right = network.span_ends([words])
         flat = network.label_scores(parser, network.first_layer(parser, posts), left, right)
         chart = torch.zeros(words, words, len(labels)).index_put((left, right - 1), F.pad(flat, (1, 0)))
@@ -166,6 +170,19 @@ def test_the_loss_is_benepars_own(recipe, treebank):
             assert torch.allclose(gradient, theirs, atol=1e-5, rtol=1e-4), name
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_computes_the_same_loss(recipe, treebank):
+    trees = [gold_sentence(tree) for tree in read_trees(treebank / "train.ptb")][:8]
+    parser = build_parser(recipe, {"": 0, "S": 1, "NP": 2, "VP": 3, "PP": 4}, {"NN": 0, "DT": 1}).eval().double()
+    batch = collate(parser, examples_of(parser, trees))
+    teacher = torch.randn(len(batch.gold), 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    here = [loss_of(parser, batch).item(), loss_of(parser, batch, teacher, 0.5, 2.0).item()]
+    gpu = torch.device("cuda")
+    parser, batch, teacher = parser.to(gpu), batch.to(gpu), teacher.to(gpu)
+    there = [loss_of(parser, batch).item(), loss_of(parser, batch, teacher, 0.5, 2.0).item()]
+    assert there == pytest.approx(here, rel=1e-9)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_run_can_begin_with_the_weights_of_another(recipe, tmp_path):
     training.train(recipe)
@@ -177,3 +194,46 @@ def test_a_run_can_begin_with_the_weights_of_another(recipe, tmp_path):
     assert one.keys() == two.keys()
     # the average of equal weights is that weight to rounding
     assert all(torch.allclose(one[name].float(), two[name].float(), rtol=1e-5, atol=1e-7) for name in one)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_stored_parser_is_taught_by_others_within_minutes(recipe, treebank, tmp_path):
+    """From a stored parser, with two teachers, sentences without trees, noise, and a clock in place of epochs."""
+    recipe = replace(recipe, epochs=2)
+    training.train(recipe)
+    stored = recipe.out / training.STORED
+    text = tmp_path / "text.txt"
+    text.write_text("the dog sees a cat .\n\nthe farmer likes the river near the house .\n", encoding="utf-8")
+    taught = replace(
+        recipe,
+        encoder=stored,
+        out=tmp_path / "taught",
+        rotating=(treebank / "train.ptb",),
+        rotating_trees=60,  # more than there are: with the text's two, it begins anew
+        text=(text,),
+        teachers=(stored, stored),
+        noise=0.3,
+        long_words=5,
+        minutes=0.05,
+    )
+    before = training.evaluate(model.load(str(stored)).network, training.gold_trees(recipe.dev)).f1()
+    training.train(taught)
+    after = training.export(taught, tmp_path / "model")
+    assert after.f1() >= before > 50
+    run = training.Run(taught)
+    assert run.fraction == 1.0  # the time was spent
+    assert run.done > 0
+    run.go()
+    assert run.evaluations_since < 3
+    # what the teachers parsed is learnt from like a tree
+    lengths, trees = run.steps.lengths, [len(item.spans) for item in run.steps.examples]
+    assert lengths[-2:] == [6, 9]
+    assert min(trees) > 0
+
+
+def test_batches_of_other_processes_are_the_same(recipe, treebank):
+    """Steps are a pure function of their number: in any order, and after any other."""
+    sentences = read_sentences(treebank / "train.ptb", 100)
+    two = read_sentences(treebank / "train.ptb", 100, processes=2)
+    assert [item.words for item in sentences] == [item.words for item in two]
+    assert [item.labels for item in sentences] == [item.labels for item in two]
