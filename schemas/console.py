@@ -236,9 +236,9 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     stdout.print(view)
 
 
-def positive(value: float) -> float:
-    """Callback of a flag: its number, if that is above 0 and finite."""
-    if not 0 < value < math.inf:
+def positive(value: float | None) -> float | None:
+    """Callback of a flag: its number, if that is above 0 and finite; nothing where the flag was not given."""
+    if value is not None and not 0 < value < math.inf:
         raise typer.BadParameter(f"{value} is no finite number above 0.")
     return value
 

@@ -270,4 +270,4 @@ def export(recipe: Recipe, folder: Path) -> scoring.Scores:
     parser = opened(recipe, names["labels"], names["tags"])
     parser.load_state_dict(read_pickle(recipe.out / BEST))
     model.save(parser, recipe.encoder, folder)
-    return evaluate(model.load(str(folder)).network, gold_trees(recipe.dev))
+    return evaluate(model.load(str(folder)).network, gold_trees(recipe.dev), recipe.device)
