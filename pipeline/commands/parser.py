@@ -95,6 +95,12 @@ def train_parser(
             "the folder of a stored parser."
         ),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="`embedded` or a stored parser, whose labels and tags are taken: for the teacher of that parser."
+        ),
+    ] = None,
     teacher: Annotated[
         list[Path] | None,
         typer.Option(help="Stored parser of the same labels, whose span scores are distilled; several are averaged."),
@@ -146,8 +152,9 @@ def train_parser(
     where it stopped. Function tags, traces and foreign labels are dealt with.
     """
     train, dev = _treebank(treebank)
-    if start is not None:
-        locate(start)
+    for name in (start, labels):
+        if name is not None:
+            locate(name)
     if text and not teacher:
         raise UsageError("--text holds sentences without trees, which only a --teacher can parse.")
     missing = [path for path in text or [] if not path.is_file()]
@@ -181,6 +188,7 @@ def train_parser(
         dev=dev,
         out=state,
         start=weights,
+        labels=locate(labels) if labels is not None else None,
         text=tuple(text or ()),
         teachers=tuple(teacher or ()),
         distil_weight=distil_weight,

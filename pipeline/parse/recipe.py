@@ -32,6 +32,7 @@ class Recipe:
     dev: Path
     out: Path  # folder of the run's state
     start: Path | None = None  # weights of an earlier run of the same encoder and treebanks to begin with (its best.pt)
+    labels: Path | None = None  # a stored parser whose labels and tags are taken in place of the trees' own
     text: tuple[Path, ...] = ()  # sentences without trees, which the teachers parse; they rotate, too
     teachers: tuple[Path, ...] = ()  # stored parsers of the same labels, whose scores are distilled
     distil_weight: float = 1.0
@@ -106,12 +107,13 @@ def _for_fast_attention(parser: ChartParser) -> ChartParser:
 
 
 def vocabularies(recipe: Recipe, sentences: Sequence[GoldSentence]) -> tuple[dict[str, int], dict[str, int]]:
-    """Labels and tags with their numbers: those that `recipe` begins with, else the frequent ones of the trees."""
+    """Labels and tags with their numbers: those that `recipe` names or begins with, else the trees' frequent ones."""
     if recipe.start is not None:
         names = json.loads((recipe.start.parent / VOCABULARY).read_text(encoding="utf-8"))
         return names["labels"], names["tags"]
-    if (recipe.encoder / WEIGHTS).exists():
-        settings = json.loads((recipe.encoder / "config.json").read_text(encoding="utf-8"))["benepar"]
+    stored = recipe.labels or recipe.encoder
+    if (stored / WEIGHTS).exists():
+        settings = json.loads((stored / "config.json").read_text(encoding="utf-8"))["benepar"]
         return settings["label_vocab"], settings["tag_vocab"]
 
     def frequent(names: Iterator[str]) -> list[str]:

@@ -37,8 +37,8 @@ def _opened(folder: Path, labels: dict[str, int], device: torch.device) -> netwo
     teacher = model.load(str(folder)).network
     if teacher.label_vocab != labels:
         raise UserError(
-            f"{folder}: this teacher's labels are not the student's. Train both from the same trees, or the teacher with "
-            "`--start` from the student's run."
+            f"{folder}: this teacher's labels are not the student's. Train it with --labels and the parser that the student "
+            "begins with."
         )
     return teacher.to(device)
 

@@ -99,7 +99,7 @@ class Run:
             fused=True,
         )
         self.total = None if recipe.minutes is not None else self.steps.end(recipe.epochs - 1)
-        self.done, self.best_f1, self.evaluations_since = 0, 0.0, 0
+        self.done, self.best_f1, self.evaluations_since = 0, -1.0, 0
         self.saved = self.evaluated = time.monotonic()
         write_text(recipe.out / VOCABULARY, json.dumps({"labels": labels, "tags": tags}))
         self._restore()

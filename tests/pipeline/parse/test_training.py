@@ -1,6 +1,7 @@
 """Training on a tiny encoder: it learns, an interrupted run ends as an uninterrupted one, the stored model is the trained one."""
 
 import warnings
+from collections import Counter
 from dataclasses import replace
 
 import benepar.decode_chart
@@ -8,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from pipeline.parse import model, network, training
-from pipeline.parse.examples import collate, examples_of
+from pipeline.parse.examples import Plan, Steps, collate, examples_of
 from pipeline.parse.gold import collapsed_spans, gold_sentence, read_sentences
 from pipeline.parse.loss import loss_of
 from pipeline.parse.recipe import Recipe, build_parser
@@ -231,9 +233,28 @@ def test_a_stored_parser_is_taught_by_others_within_minutes(recipe, treebank, tm
     assert min(trees) > 0
 
 
-def test_batches_of_other_processes_are_the_same(recipe, treebank):
-    """Steps are a pure function of their number: in any order, and after any other."""
-    sentences = read_sentences(treebank / "train.ptb", 100)
-    two = read_sentences(treebank / "train.ptb", 100, processes=2)
-    assert [item.words for item in sentences] == [item.words for item in two]
-    assert [item.labels for item in sentences] == [item.labels for item in two]
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads, from Python 3.12 on
+def test_other_processes_read_and_prepare_the_same(recipe, treebank):
+    """Steps are a pure function of their number: with noise, over the ends of epochs, and in whatever process."""
+    here = read_sentences(treebank / "train.ptb", 100)
+    there = read_sentences(treebank / "train.ptb", 100, processes=2)
+    assert [(item.words, item.labels, item.tags) for item in here] == [(i.words, i.labels, i.tags) for i in there]
+    parser = build_parser(recipe, {"": 0, "S": 1, "NP": 2, "VP": 3, "PP": 4, "NP::NP": 5}, {"NN": 0, "DT": 1})
+    plan = Plan(fixed=20, rotating=7, long_words=7, batch_sentences=8, batch_words=200, noise=0.4, seed=5)
+    examples = examples_of(parser, here)
+    assert len(examples) > 27
+    steps = [Steps(parser, examples, plan)[step] for step in range(12)]
+    loader = DataLoader(Steps(parser, examples, plan), sampler=range(12), batch_size=None, num_workers=2)
+    for one, two in zip(steps, loader, strict=True):
+        assert torch.equal(one.padded.input_ids, two.padded.input_ids)
+        assert torch.equal(one.gold, two.gold)
+        assert torch.equal(one.places, two.places)
+        assert one.lengths.tolist() == two.lengths.tolist()
+    order = Steps(parser, examples, plan)
+    longer = sum(length > 7 for length in order.lengths[:20])
+    for epoch in (0, 1, 6):
+        rows = Counter(row for batch in order.epoch(epoch) for row in batch)
+        assert sum(rows.values()) == 20 + longer + 7
+        assert all(rows[row] == 1 + (order.lengths[row] > 7) for row in range(20))
+    assert any(20 <= row < 27 for batch in order.epoch(0) for row in batch)
+    assert not any(20 <= row < 27 for batch in order.epoch(1) for row in batch)

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from nltk.tree import Tree
 
-from pipeline.parse.scoring import Scores, brackets, scored
 from pipeline.parse.gold import collapsed_spans
+from pipeline.parse.scoring import Scores, brackets, scored
 from pipeline.parse.treebank import plain_label, read_trees, words_of
 from schemas.errors import UserError
 
