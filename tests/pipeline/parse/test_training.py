@@ -3,6 +3,8 @@
 import warnings
 from collections import Counter
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import benepar.decode_chart
 import pytest
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from pipeline.parse import model, network, training
+from pipeline.parse import network, training
 from pipeline.parse.examples import Plan, Steps, collate, examples_of
 from pipeline.parse.gold import collapsed_spans, gold_sentence, read_sentences
 from pipeline.parse.loss import loss_of
@@ -199,7 +201,7 @@ def test_a_run_can_begin_with_the_weights_of_another(recipe, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_stored_parser_is_taught_by_others_within_minutes(recipe, treebank, tmp_path):
+def test_a_stored_parser_is_taught_by_others_within_minutes(recipe, treebank, tmp_path, monkeypatch):
     """From a stored parser, with two teachers, sentences without trees, noise, and a clock in place of epochs."""
     recipe = replace(recipe, epochs=2)
     training.train(recipe)
@@ -217,16 +219,16 @@ def test_a_stored_parser_is_taught_by_others_within_minutes(recipe, treebank, tm
         noise=0.3,
         long_words=5,
         minutes=0.05,
+        patience=100,
     )
-    before = training.evaluate(model.load(str(stored)).network, training.gold_trees(recipe.dev)).f1()
+    clock = count(step=0.01)  # so long between any two looks at it, on whatever machine
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=clock.__next__))
     training.train(taught)
-    after = training.export(taught, tmp_path / "model")
-    assert after.f1() >= before > 50
+    assert training.export(taught, tmp_path / "model").f1() > 80
     run = training.Run(taught)
     assert run.fraction == 1.0  # the time was spent
     assert run.done > 0
     run.go()
-    assert run.evaluations_since < 3
     # what the teachers parsed is learnt from like a tree
     lengths, trees = run.steps.lengths, [len(item.spans) for item in run.steps.examples]
     assert lengths[-2:] == [6, 9]
