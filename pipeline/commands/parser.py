@@ -132,7 +132,7 @@ def train_parser(
         int, typer.Option(min=1, help="End after this many evaluations without a better F1 on dev.")
     ] = 3,
     evaluate_every: Annotated[
-        float, typer.Option(min=0.0, help="Seconds between evaluations, at ends of epochs. Default: after every epoch.")
+        float, typer.Option(min=0.0, help="Seconds between evaluations on dev. Default: one after every epoch.")
     ] = 0.0,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds after which the run's state is saved.")] = 300.0,
     device: Annotated[

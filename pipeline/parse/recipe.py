@@ -40,7 +40,7 @@ class Recipe:
     epochs: int = 10
     minutes: float | None = None  # time for the whole run in place of a number of epochs
     patience: int = 3  # evaluations without a better F1 on dev after which the run ends
-    evaluate_every_s: float = 0.0  # dev is scored after the first epoch that ends so long after the last time
+    evaluate_every_s: float = 0.0  # seconds between evaluations on dev; 0: one at the end of every epoch
     rotating_trees: int = 4000
     layers: int = 2
     d_model: int = 512

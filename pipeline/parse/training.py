@@ -168,9 +168,7 @@ class Run:
                         f"epoch {epoch + 1} step {self.done}{of} loss {running:.3f} {rate:.1f} sentences/s", flush=True
                     )
                 last = self.done == self.total or (self.total is None and self.fraction >= 1.0)
-                if last or (
-                    self.done == self.steps.end(epoch) and self._is_due(self.evaluated, recipe.evaluate_every_s)
-                ):
+                if last or self._is_evaluated(epoch):
                     self.keep_if_best(epoch)
                     self.save()
                 elif self._is_due(self.saved, recipe.save_every_s):
@@ -180,6 +178,11 @@ class Run:
                 if self.evaluations_since >= recipe.patience:
                     print(f"no better F1 in {recipe.patience} evaluations, stopped", flush=True)
                     break
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        """Whether dev is scored now: by the clock if the recipe says so, else at the end of the epoch."""
+        seconds = self.recipe.evaluate_every_s
+        return self._is_due(self.evaluated, seconds) if seconds else self.done == self.steps.end(epoch)
 
     @staticmethod
     def _is_due(last: float, seconds: float) -> bool:
