@@ -56,7 +56,10 @@ def share_caches(study: Study, member: int, members: int) -> None:
     """Make caches that others are not at, so that no member waits for one after the other."""
     arms = [arm for arm, seed in grid(study.profile) if seed == 1]
     for arm in arms[member::members]:
-        study.caches(arm)
+        try:
+            study.caches(arm)
+        except Exception as error:  # told by every arm that needs it
+            console.stderr.print(f"{arm.name}: no cache: {error}")
 
 
 def work(study: Study, only: frozenset[str] | None = None, until: float = float("inf")) -> None:
