@@ -107,10 +107,10 @@ def train_parser(
     ] = None,
     distil_weight: Annotated[
         float, typer.Option(callback=console.positive, help="Weight of the divergence from the teachers.")
-    ] = 1.0,
+    ] = 8.0,
     temperature: Annotated[
-        float, typer.Option(callback=console.positive, help="Of the teachers' distributions.")
-    ] = 1.0,
+        float, typer.Option(callback=console.positive, help="Of the teachers' distributions over a span's labels.")
+    ] = 0.2,
     text: Annotated[
         list[Path] | None,
         typer.Option(help="Sentences without trees for the teachers: one a line, words parted by spaces."),

@@ -35,8 +35,8 @@ class Recipe:
     labels: Path | None = None  # a stored parser whose labels and tags are taken in place of the trees' own
     text: tuple[Path, ...] = ()  # sentences without trees, which the teachers parse; they rotate, too
     teachers: tuple[Path, ...] = ()  # stored parsers of the same labels, whose scores are distilled
-    distil_weight: float = 1.0
-    temperature: float = 1.0
+    distil_weight: float = 8.0
+    temperature: float = 0.2  # the hinge's margins are of about 1, so scores are this sharp
     epochs: int = 10
     minutes: float | None = None  # time for the whole run in place of a number of epochs
     patience: int = 3  # evaluations without a better F1 on dev after which the run ends

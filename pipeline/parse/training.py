@@ -89,6 +89,7 @@ class Run:
             self.parser.load_state_dict(read_pickle(recipe.start))
         self.parser.to(self.device).train()
         self.average = copy.deepcopy(self.parser).eval()
+        self.weights, self.averages = list(self.parser.parameters()), list(self.average.parameters())
         encoder = list(self.parser.pretrained_model.parameters())
         charts = [p for name, p in self.parser.named_parameters() if not name.startswith("pretrained_model.")]
         self.peaks = (recipe.lr_encoder, recipe.lr_chart)
@@ -205,13 +206,13 @@ class Run:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.parser.parameters(), recipe.clip)
+        torch.nn.utils.clip_grad_norm_(self.weights, recipe.clip)
         self.optimizer.step()
         self.done += 1
         # the first steps weigh less in the average, so that it forgets where it began
         rate = max(1 - recipe.averaging, 10 / (9 + self.done))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.parser.parameters()), rate)
+            torch._foreach_lerp_(self.averages, self.weights, rate)
         return value
 
     def keep_if_best(self, epoch: int) -> None:
