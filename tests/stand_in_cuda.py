@@ -120,6 +120,16 @@ class StandInCuda(TorchFunctionMode):
         """file:Class.function of every wait."""
         return {place for place, _ in self.waits}
 
+    def values(self, tensor):
+        """Of a tensor that must lie on the device, on the CPU."""
+        assert isinstance(tensor, OnDevice), "a result was left on the CPU"
+        return tensor.values
+
+    @staticmethod
+    def tolerance(exactly):
+        """How close the CPU's values are: `exactly` the same, or as sums in another order."""
+        return {"rtol": 0, "atol": 0} if exactly else {}
+
 
 def _call(function, args, kwargs):
     """What a build without CUDA refuses to do for the device, before any operation is reached."""
@@ -231,12 +241,16 @@ def _plain(value):
 
 
 def _note(operation):
+    if StandInCuda._active is not None:
+        StandInCuda._active.waits[place_in_our_code(), str(operation)] += 1
+
+
+def place_in_our_code():
+    """file:Class.function of ours that is in work now, the innermost one; `elsewhere` if none is."""
     frame = sys._getframe()
     while frame is not None and not frame.f_code.co_filename.startswith(OURS):
         frame = frame.f_back
-    place = "elsewhere"
-    if frame is not None:
-        name = frame.f_code.co_qualname.partition(".<locals>")[0]
-        place = f"{Path(frame.f_code.co_filename).relative_to(ROOT)}:{name}"
-    if StandInCuda._active is not None:
-        StandInCuda._active.waits[place, str(operation)] += 1
+    if frame is None:
+        return "elsewhere"
+    name = frame.f_code.co_qualname.partition(".<locals>")[0]
+    return f"{Path(frame.f_code.co_filename).relative_to(ROOT)}:{name}"
