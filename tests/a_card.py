@@ -28,6 +28,8 @@ NEEDS_A_CARD = [
 #: some layers on top. TF32's products, of 2⁻¹¹ each, are no way within it.
 SAME_IN_FLOAT32 = {"rtol": 1e-4, "atol": 2e-5}
 
+_WAITED = "called a synchronizing CUDA operation"
+
 aten = torch.ops.aten
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor}
 
@@ -39,14 +41,13 @@ class Card(TorchDispatchMode):
         super().__init__()
         self.waits: Counter[tuple[str, str]] = Counter()  # (file:Class.function, operation)
         self.uploads: Counter[tuple[str, str]] = Counter()
-        self._told = 0  # waits that torch told of
 
     def __enter__(self):
         self._within = ExitStack()
         self._within.enter_context(torch.no_grad())
         self._within.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
-        warnings.filterwarnings("always", message="called a synchronizing CUDA operation")
+        warnings.filterwarnings("always", message=_WAITED)
         warnings.showwarning = self._tell
         torch.cuda.set_sync_debug_mode("warn")
         self._within.callback(torch.cuda.set_sync_debug_mode, "default")
@@ -59,13 +60,22 @@ class Card(TorchDispatchMode):
             self._within.close()
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        before, outside = self._told, self.uploads.copy()
-        result = operation(*args, **(kwargs or {}))
-        if self._told > before:
-            self.uploads = outside  # told of again, by what it is
-            waits = self.waits if _brings_values(operation, args, kwargs or {}) else self.uploads
-            waits[place_in_our_code(), str(operation)] += 1
-        return result
+        # torch tells of a wait only when the whole call is over: an operation that may not wait ends instead, before it does
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return operation(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            if _WAITED not in str(error):
+                raise
+        finally:
+            torch.cuda.set_sync_debug_mode("warn")
+        noted = self.waits if _brings_values(operation, args, kwargs or {}) else self.uploads
+        noted[place_in_our_code(), str(operation)] += 1
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return operation(*args, **(kwargs or {}))
+        finally:
+            torch.cuda.set_sync_debug_mode("warn")
 
     def places(self):
         """file:Class.function of every wait for values."""
@@ -82,7 +92,6 @@ class Card(TorchDispatchMode):
         return SAME_IN_FLOAT32
 
     def _tell(self, message, category, filename, lineno, file=None, line=None):
-        self._told += 1
         self.uploads[place_in_our_code(), "no operation"] += 1
 
 
