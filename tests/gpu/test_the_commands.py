@@ -99,6 +99,7 @@ def test_responses_in_bfloat16_are_the_same_again(prompts, record_property):
 
 def test_generate(command, tmp_path):
     """The command: a response for every row, on the card as on the CPU."""
+    pytest.importorskip("rouge_score.rouge_scorer")
     lines = Path(embedded.resolve("embedded:sample")).read_text(encoding="utf-8").splitlines(keepends=True)[:4]
     (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     written = []
