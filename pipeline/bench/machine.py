@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _versions() -> dict[str, str]:
+    """Of the libraries that are there: a benchmark of one part needs not all of them."""
+    versions = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
 def describe() -> dict[str, Any]:
     """Processor, cores this process may use, load at the time, and versions."""
     return {
@@ -28,7 +38,7 @@ def describe() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
+        **_versions(),
     }
 
 

@@ -32,9 +32,8 @@ from torch import Tensor, nn
 from pipeline.bench import machine
 from pipeline.text import Words
 from schemas import embedded
-from schemas.training import PairConfig, StudentConfig
-from trainer.batches.batch import Batch, LayerTargets, TeacherTokens
-from trainer.batches.batch import SpanTargets as Spans
+from schemas.training import DEFAULT_DATA, PairConfig, StudentConfig
+from trainer.batches.batch import Batch, LayerTargets, SpanLayer, SpanTargets, TeacherTokens
 from trainer.maths import ragged
 from trainer.maths.layer_signals import layer_signals
 from trainer.maths.spans import LearntSpans
@@ -237,8 +236,6 @@ def synthetic_batch() -> Batch:
     span_rows = ragged.pointers(torch.bincount(spans[:, 0] // SIZES.tokens, minlength=SIZES.documents).tolist())
     count = int(span_rows[1])
     vectors = torch.randn(len(spans), SIZES.teacher_hidden, dtype=HALF)
-    from trainer.batches.batch import SpanLayer
-
     return Batch(
         torch.arange(SIZES.documents),
         ids,
@@ -249,7 +246,7 @@ def synthetic_batch() -> Batch:
         layers={pair.teacher: targets_of(pair.granularity) for pair in PAIRS},
         final=final,
         teacher=TeacherTokens(*side_of(SIZES.teacher_vocabulary), final=final),
-        spans=Spans(
+        spans=SpanTargets(
             LearntSpans.of(learnt, rows, spans),
             span_rows,
             {SIZES.teacher_layers: SpanLayer(vectors, torch.full((len(spans),), 1 / count))},
@@ -282,8 +279,7 @@ def one_step(way: str, student: Any, batch: Batch, embeddings: Embeddings) -> Ca
     for term in built.values():
         term.begin(Beginning(lambda _: iter([batch]), head, Head(matrix), embeddings, str))
     distiller = Distiller(student, built, None).to(DEVICE, HALF)
-    own_head = Head(matrix).to(DEVICE)
-    distiller.set_teacher(own_head, {"main": embeddings.to(DEVICE)} if "main" in distiller._matrices else {})
+    distiller.set_teacher(Head(matrix).to(DEVICE), {DEFAULT_DATA: embeddings.to(DEVICE)})
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-4, fused=ON_CARD)
     weights = {name: term.config.weight_at(0.0) for name, term in built.items()}
 
@@ -293,7 +289,7 @@ def one_step(way: str, student: Any, batch: Batch, embeddings: Embeddings) -> Ca
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

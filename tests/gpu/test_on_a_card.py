@@ -36,6 +36,11 @@ pytestmark = NEEDS_A_CARD
 SENTENCES = 48
 
 
+def leaf(tensor, device, dtype):
+    """A copy on a device that gathers a gradient."""
+    return tensor.to(device, dtype, copy=True).requires_grad_()
+
+
 @pytest.fixture(scope="module")
 def sentences():
     """Of the embedded sample, cut where white space stands: what a parser makes of them is compared with itself alone."""
@@ -50,11 +55,10 @@ def sentences():
 @pytest.fixture(scope="module")
 def parsed(sentences):
     """Trees of the sentences as lists of brackets, by the embedded parser on a device."""
-    pytest.importorskip("benepar")
     from pipeline.parse import model
     from pipeline.parse.engine import Engine
 
-    network = model.load("embedded").network
+    network = model.load_for_inference("embedded").network
 
     def parse(device, precision):
         engine = Engine(copy.deepcopy(network), device=device, precision=precision)
@@ -89,7 +93,7 @@ def test_soft_dtw_and_its_gradient(sizes):
     upstream = torch.arange(1.0, len(sizes) + 1)
 
     def computed(device, dtype):
-        own = costs.to(device, dtype).requires_grad_()
+        own = leaf(costs, device, dtype)
         result = soft_dtw(own, sizes, 2.0)
         result.backward(upstream.to(device, dtype))
         return result.detach().cpu(), own.grad.cpu()
@@ -111,7 +115,7 @@ def test_packed_attention_and_its_gradient(lengths, options, dtype):
     upstream = values(1, int(rows[-1]), 4, 16, seed=9).to(dtype)
 
     def computed(device, exact):
-        own = [each.to(device, exact).requires_grad_() for each in (query, key, value)]
+        own = [leaf(each, device, exact) for each in (query, key, value)]
         mixed, _ = attend(nn.Module(), *own, None, mta_pack=Pack(rows, 64), **options)
         mixed.backward(upstream.to(device, exact))
         return [each.detach().cpu().double() for each in (mixed, *(each.grad for each in own))]
@@ -135,12 +139,12 @@ def test_the_chunked_head_and_its_gradient(monkeypatch):
 
     head = OutputHead.around(nn.Linear(hidden, vocabulary, bias=False), None, None)
     head.weight = nn.Parameter(weight.to("cuda:0"))
-    own = states.to("cuda:0").requires_grad_()
+    own = leaf(states, "cuda:0", torch.float32)
     work = LogitWork.of(batch, {1: own}, [term], [1 / (tokens - 1)], None)
     loss, _ = head(own[batch.positions], work)
     loss.backward()
 
-    exact = [each.double().requires_grad_() for each in (states, weight)]
+    exact = [leaf(each, "cpu", torch.float64) for each in (states, weight)]
     expected = F.cross_entropy(exact[0][:-1] @ exact[1].t(), ids[1:])
     expected.backward()
     torch.testing.assert_close(loss.detach().cpu().double(), expected.detach(), **SAME_IN_FLOAT32)
