@@ -14,9 +14,10 @@ import torch
 
 from pipeline.bench.machine import describe
 from pipeline.parse.chart import load_compiled
-from pipeline.parse.engine import Engine, torch_threads
-from pipeline.parse.int8 import SLOWEST, slowdown
+from pipeline.parse.engine import Engine
+from pipeline.parse.int8 import slowdown
 from pipeline.parse.model import load_for_inference
+from pipeline.parse.threads import torch_threads
 from pipeline.text import Words
 from schemas import console
 from schemas.console import counted
@@ -111,7 +112,7 @@ def parser() -> Finding:
     network = load_for_inference("embedded").network
     load_compiled()
     rates = {}
-    for precision in ("float32", "bf16", *(["int8"] if slowdown() <= SLOWEST else [])):
+    for precision in ("float32", "bf16", *(["int8"] if slowdown() <= 1 else [])):
         # one, as workers have it: threads that wait for each other measure what else the machine does
         with torch_threads(1):
             rates[precision] = _rate(Engine(network, precision=precision))

@@ -25,9 +25,10 @@ from spacy.tokens import Doc
 from pipeline.bench.documents import Documents
 from pipeline.parse import model, network, places
 from pipeline.parse.chart import load_compiled
-from pipeline.parse.engine import Engine, torch_threads
-from pipeline.parse.int8 import SLOWEST, slowdown
+from pipeline.parse.engine import Engine
+from pipeline.parse.int8 import slowdown
 from pipeline.parse.scoring import joined_chains
+from pipeline.parse.threads import torch_threads
 from pipeline.text import Constituents, Words
 from schemas.console import LOG_EVERY_S
 
@@ -163,7 +164,7 @@ class Contest:
     def of(cls, model_name: str, cores: int, progress: Callable[[str], None]) -> "Contest":
         """All contestants with the weights of the parser model `model_name`."""
         network = model.load(model_name).network
-        fast = slowdown() <= SLOWEST
+        fast = slowdown() <= 1
         return cls(
             Engine(network, threads=cores),
             Engine(network, threads=cores, precision="int8") if fast else None,

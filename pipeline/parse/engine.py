@@ -7,9 +7,8 @@ one is decoded while the next is in the network. The output depends on nothing b
 settings given here; threads change nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import chain
 from typing import TypeVar
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from pipeline.parse import network
 from pipeline.parse.chart import best_trees, best_trees_on_device, span_count
 from pipeline.parse.packed import PackedParser
+from pipeline.parse.threads import torch_threads
 from pipeline.text import Constituents, Words
 from trainer.models.memory import in_halves
 
@@ -32,17 +32,6 @@ SENTENCES_AT_ONCE = 1024
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Within, torch uses `count` threads in an operation."""
-    own = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(own)
 
 
 class Engine:

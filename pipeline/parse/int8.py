@@ -1,96 +1,161 @@
-"""Linear layers on 8-bit integers for CPUs with integer dot products (VNNI and its kin).
+"""Linear layers on 8-bit integers, the same to the last bit whatever instructions a processor has for them.
 
-Weights have one scale an output row, activations one a token, found as they pass; both symmetric, so
-`x W' + b ≈ s_x s_w (X W') + b` with an exact 32-bit sum in the middle (Jacob et al. 2018, without zero points).
-A token's result does not depend on the other tokens of its batch.
+Weights have one scale an output row, activations one a token, found as they pass, both symmetric, so
+`x W' + b ≈ s_x s_w (X W') + b` with an exact sum in the middle (Jacob et al. 2018, without zero points). A token's result
+does not depend on the other tokens of its batch. Activations take 7 bits and weights 8, those of a row scaled down where
+four neighbours would sum up to more than `LARGEST`: then AVX2 can add four products in 16 bits and loses none
+(`pipeline.parse.tiles`). Where there are instructions for dot products of bytes, oneDNN's are as exact.
 """
 
 import time
-from collections.abc import Callable
-from functools import cache
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int8
 from torch import Tensor
 
-from pipeline.parse.model import quantise
+from pipeline.parse.threads import torch_threads
 from schemas.errors import UsageError
-from trainer.maths.loops import Loops
 
-#: Rows, inputs and outputs of the products that are timed against each other.
-PROBED = (32, 384, 384)
-#: An 8-bit product that takes more than so many times as long as one in float32 is refused. With integer dot products it
-#: takes less time, without them at least ten times as long: between lies nothing but noise.
-SLOWEST = 2.0
-
-
-def _to_int8(x, values, scales):  # type: ignore[no-untyped-def]
-    for row in range(x.shape[0]):
-        largest = np.float32(1e-12)
-        for column in range(x.shape[1]):
-            largest = max(largest, abs(x[row, column]))
-        scales[row] = largest / np.float32(127)
-        inverse = np.float32(127) / largest
-        for column in range(x.shape[1]):
-            value = x[row, column] * inverse
-            values[row, column] = np.int8(value + np.copysign(np.float32(0.5), value))
+#: Weights of one sign among four that are added in 16 bits: times the largest activation, 127, that is just below 2^15.
+LARGEST: Final = 258
+#: Activations that a layer computes itself where they come before it.
+INSIDE: Final = ("relu", "gelu")
+#: Rows, inputs and outputs of the products that are timed against each other, how often, and seconds after which no more.
+PROBED: Final = (96, 384, 768)
+RUNS: Final = 7
+ENOUGH_S: Final = 0.05
 
 
-def _from_int32(sums, scales, row_scales, bias, out):  # type: ignore[no-untyped-def]
-    for row in range(sums.shape[0]):
-        for column in range(sums.shape[1]):
-            out[row, column] = np.float32(sums[row, column]) * scales[row] * row_scales[column] + bias[column]
+def rounded(weight: Float[Tensor, "out in"]) -> tuple[Int8[np.ndarray, "out in"], Float[np.ndarray, " out"]]:
+    """8-bit weights and a scale for each row, as large as can be without four neighbours passing `LARGEST`."""
+    rows = weight.float().numpy()
+    scales = np.maximum(np.abs(rows).max(1, initial=0), np.float32(1e-12)) / np.float32(127)
+    values = np.rint(rows / scales[:, None])
+    while (over := _largest_sums(values) / LARGEST).max(initial=0) > 1:
+        # a little more than is needed, since what was rounded down may be rounded up
+        scales *= np.where(over > 1, np.float32(1.002) * over, 1).astype(np.float32)
+        values = np.rint(rows / scales[:, None])
+    return values.astype(np.int8), scales
 
 
-# torch has no fused form of these two, and unfused they cost more than the product
-_LOOPS: Final = Loops(_to_int8, _from_int32, patience=0, fastmath=True)
+def _largest_sums(values: Float[np.ndarray, "out in"]) -> Float[np.ndarray, " out"]:
+    """Of each row the largest sum of weights of one sign whose products meet in a 16-bit lane."""
+    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % 8)))
+    # of eight inputs, the first two of both fours meet, and the last two
+    lanes = padded.reshape(len(values), -1, 2, 2, 2).transpose(0, 1, 3, 2, 4).reshape(len(values), -1, 4)
+    sums = np.maximum(np.maximum(lanes, 0).sum(-1), np.maximum(-lanes, 0).sum(-1))
+    return np.asarray(sums.max(1, initial=0))
 
 
 class Int8Linear:
-    """`x W' + b` in 8-bit integers."""
+    """`before(x) W' + b` in 8-bit integers; `before`: `relu`, `gelu` or nothing.
 
-    def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None) -> None:
-        values, scales = quantise(weight)
-        self.weight = values.T.contiguous()
-        self.scales = scales.numpy()
-        self.bias = np.zeros(len(scales), dtype=np.float32) if bias is None else bias.float().numpy()
+    `kernel`: `avx2` or `onednn`, by default the faster one here. Their results are equal.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        before: str | None = None,
+        kernel: str | None = None,
+    ) -> None:
+        from pipeline.parse import tiles
+
+        self.kernel = kernel or speeds().kernel
+        self.outputs = len(weight)
+        self._before = {None: tiles.PLAIN, "relu": tiles.RELU, "gelu": tiles.GELU}[before]
+        values, scales = rounded(weight)
+        lines = -self.outputs % tiles.PANEL
+        values = np.pad(values, ((0, lines), (0, -values.shape[1] % tiles.DEPTH)))
+        self._scales = np.pad(scales, (0, lines))
+        own = np.zeros(self.outputs, np.float32) if bias is None else bias.float().numpy()
+        self._bias = np.pad(own, (0, lines))
+        self._corrections = tiles.SHIFT * values.sum(1, dtype=np.int32)
+        self._weights = tiles.packed(values) if self.kernel == "avx2" else torch.from_numpy(values.T.copy())
 
     def __call__(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         """One product; float32 in and out."""
-        values, scales = torch.empty(x.shape, dtype=torch.int8), np.empty(len(x), dtype=np.float32)
-        quantise_rows, dequantise_rows = _LOOPS.compiled
-        quantise_rows(x.contiguous().numpy(), values.numpy(), scales)
-        sums = torch._int_mm(values, self.weight)
-        out = torch.empty(sums.shape)
-        dequantise_rows(sums.numpy(), scales, self.scales, self.bias, out.numpy())
-        return out
+        rows = x.contiguous().numpy()
+        out = np.empty((len(rows), len(self._bias)), np.float32)
+        (self._by_tiles if self.kernel == "avx2" else self._by_torch)(rows, out)
+        return torch.from_numpy(out)[:, : self.outputs].contiguous()
+
+    def _by_tiles(self, x: Float[np.ndarray, "rows in"], out: Float[np.ndarray, "rows padded"]) -> None:
+        from pipeline.parse import tiles
+
+        tiles.product(x, self._before, self._weights, self._scales, self._corrections, self._bias, out)
+
+    def _by_torch(self, x: Float[np.ndarray, "rows in"], out: Float[np.ndarray, "rows padded"]) -> None:
+        from pipeline.parse import tiles
+
+        values = np.full((len(x), len(self._weights)), tiles.SHIFT, np.uint8)
+        row_scales = np.empty(len(x), np.float32)
+        tiles.round_rows(x, self._before, values, row_scales)
+        sums = torch._int_mm(torch.from_numpy(values.view(np.int8) - np.int8(tiles.SHIFT)), self._weights)
+        tiles.scale_sums(sums.numpy(), row_scales, self._scales, self._bias, out)
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds that a layer takes on one core of this machine: in float32, and by each kernel of 8 bits."""
+
+    float32: float
+    kernels: Mapping[str, float]
+
+    @property
+    def kernel(self) -> str:
+        """The faster one."""
+        return min(self.kernels, key=lambda name: self.kernels[name])
+
+    @cached_property
+    def slowdown(self) -> float:
+        """How many times as long as in float32 a layer takes in 8-bit integers."""
+        return self.kernels[self.kernel] / self.float32
 
 
 @cache
-def slowdown() -> float:
-    """How many times as long a product takes on this machine in 8-bit integers as in float32; known in 0.1 s."""
+def speeds() -> Speeds:
+    """Measured on the first call, in a tenth of a second once the kernels are compiled."""
+    from pipeline.parse import tiles
+
     rows, inputs, outputs = PROBED
-    x, weight = torch.ones(rows, inputs), torch.ones(inputs, outputs)
-    x8, weight8 = x.to(torch.int8), weight.to(torch.int8)
-    return _least_seconds(lambda: torch._int_mm(x8, weight8)) / _least_seconds(lambda: x @ weight)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(count, inputs, generator=generator) for count in (rows, outputs))
+    bias = torch.zeros(outputs)
+    with torch_threads(1):
+        names = ["avx2", "onednn"] if tiles.can_run() else ["onednn"]
+        seconds = {name: _least_seconds(Int8Linear(weight, bias, kernel=name), x) for name in names}
+        return Speeds(_least_seconds(lambda x: F.linear(x, weight, bias), x), seconds)
 
 
-def _least_seconds(product: Callable[[], Tensor]) -> float:
-    """Of a few runs, since other processes can only add to it."""
-    seconds = []
-    for _ in range(3):
+def _least_seconds(layer: Callable[[Tensor], Any], x: Tensor) -> float:
+    """Of a few runs, since other processes can only add to it; the first, which may compile, is not counted."""
+    layer(x)
+    seconds: list[float] = []
+    while len(seconds) < RUNS and (not seconds or sum(seconds) < ENOUGH_S):
         began = time.perf_counter()
-        product()
+        layer(x)
         seconds.append(time.perf_counter() - began)
     return min(seconds)
 
 
+def slowdown() -> float:
+    """`Speeds.slowdown` of this machine."""
+    return speeds().slowdown
+
+
 def refuse_where_slow(precision: str, device: str) -> None:
-    """Raises `UsageError` for 8-bit layers on a processor that has no integer dot products."""
-    if precision == "int8" and device == "cpu" and slowdown() > SLOWEST:
+    """Raises `UsageError` for 8-bit layers on a processor where they would take longer than those in float32."""
+    if precision == "int8" and device == "cpu" and slowdown() > 1:
         raise UsageError(
-            f"Parser precision int8 would be slower than float32 here: this processor has no integer dot products (VNNI), "
-            f"and its 8-bit products take {slowdown():.0f} times as long. Use float32, the default."
+            f"Parser precision int8 would be slower than float32 here: on this processor, which has neither AVX2 nor "
+            f"instructions for dot products of bytes (VNNI) that are of use, its layers take {slowdown():.1f} times as long. "
+            "Use float32, the default."
         )

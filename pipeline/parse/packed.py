@@ -9,7 +9,7 @@ and are packed behind it.
 import copy
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pipeline.parse import network
+from pipeline.parse.int8 import INSIDE as INSIDE_INT8
 from pipeline.parse.int8 import Int8Linear
 from pipeline.parse.network import Network
 from pipeline.parse.stored import StoredBert
@@ -63,20 +64,44 @@ def packable(encoder: nn.Module) -> bool:
 
 def activation_named(name: str) -> Linear:
     """An activation by the name that a model's config gives it."""
-    if name == "gelu":  # so that a parser of ours needs nothing of transformers
-        return F.gelu
+    if name in ("gelu", "relu"):  # so that a parser of ours needs nothing of transformers
+        return F.gelu if name == "gelu" else F.relu
     from transformers.activations import ACT2FN
 
     return cast(Linear, ACT2FN[name])
 
 
+class LinearOf(Protocol):
+    """Makes layers `before(x) W' + b` of a precision; `before` by the name that a model's config gives it."""
+
+    def __call__(self, weight: Tensor, bias: Tensor | None, before: str | None = None) -> Linear: ...
+
+
+def float_linear(weight: Tensor, bias: Tensor | None, before: str | None = None) -> Linear:
+    """A layer in the precision of its weights."""
+    weight = weight.detach().contiguous()
+    if before is None:
+        return lambda x: F.linear(x, weight, bias)
+    activation = activation_named(before)
+    return lambda x: F.linear(activation(x), weight, bias)
+
+
+def int8_linear(weight: Tensor, bias: Tensor | None, before: str | None = None) -> Linear:
+    """A layer on 8-bit integers."""
+    inside = before if before in INSIDE_INT8 else None
+    layer = Int8Linear(weight.detach(), None if bias is None else bias.detach(), inside)
+    if before == inside:
+        return layer
+    activation = activation_named(str(before))
+    return lambda x: layer(activation(x))
+
+
 class PackedBert:
     """BERT (Devlin et al. 2019) on packed tokens."""
 
-    def __init__(self, encoder: Any, linear: Callable[[Tensor, Tensor | None], Linear]) -> None:
+    def __init__(self, encoder: Any, linear: LinearOf) -> None:
         self.embeddings = encoder.embeddings
         self.heads = encoder.config.num_attention_heads
-        self.activation = activation_named(encoder.config.hidden_act)
         self.layers = []
         for layer in encoder.encoder.layer:
             own, out = layer.attention.self, layer.attention.output
@@ -86,7 +111,7 @@ class PackedBert:
                 linear(weight, bias),
                 linear(out.dense.weight, out.dense.bias),
                 linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias),
-                linear(layer.output.dense.weight, layer.output.dense.bias),
+                linear(layer.output.dense.weight, layer.output.dense.bias, encoder.config.hidden_act),
             )
             self.layers.append((*products, out.LayerNorm, layer.output.LayerNorm))
 
@@ -100,7 +125,7 @@ class PackedBert:
         for qkv, output, up, down, norm_attention, norm in self.layers:
             q, k, v = qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
             x = norm_attention(output(attention(q, k, v, runs, q.shape[-1] ** -0.5).flatten(1)) + x)
-            x = norm(down(self.activation(up(x))) + x)
+            x = norm(down(up(x)) + x)
         hidden: Tensor = x
         return hidden
 
@@ -108,7 +133,7 @@ class PackedBert:
 class PackedCharts:
     """benepar's partitioned transformer (Kitaev & Klein 2018, section 3) on packed words: content and position apart."""
 
-    def __init__(self, parser: Network, linear: Callable[[Tensor, Tensor | None], Linear]) -> None:
+    def __init__(self, parser: Network, linear: LinearOf) -> None:
         self.timing = parser.add_timing
         self.layers = []
         for layer in parser.encoder.layers:
@@ -119,7 +144,7 @@ class PackedCharts:
             qkv = [linear(w.permute(2, 0, 3, 1).flatten(0, 2), None) for w in (own.w_qkv_c, own.w_qkv_p)]
             out = [linear(w.flatten(0, 1).T, None) for w in (own.w_o_c, own.w_o_p)]
             up = [linear(part.weight, part.bias) for part in (layer.linear1.linear_c, layer.linear1.linear_p)]
-            down = [linear(part.weight, part.bias) for part in (layer.linear2.linear_c, layer.linear2.linear_p)]
+            down = [linear(part.weight, part.bias, "relu") for part in (layer.linear2.linear_c, layer.linear2.linear_p)]
             self.layers.append((qkv, out, up, down, layer.norm_attn, layer.norm_ff))
 
     def __call__(
@@ -134,7 +159,7 @@ class PackedCharts:
             mixed = attention(q, k, v, runs, self.scale)
             out = [part(half.flatten(1)) for part, half in zip(output, mixed.chunk(2, -1), strict=True)]
             x = norm_attention(x + torch.cat(out, -1))
-            inner = [part(half).relu_() for part, half in zip(up, x.chunk(2, -1), strict=True)]
+            inner = [part(half) for part, half in zip(up, x.chunk(2, -1), strict=True)]
             x = norm(x + torch.cat([part(half) for part, half in zip(down, inner, strict=True)], -1))
         annotations: Tensor = x
         return annotations
@@ -160,12 +185,7 @@ class PackedParser:
         self.parser = copy.deepcopy(parser).to(device, torch.bfloat16) if precision == "bf16" else parser.to(device)
         self.device = torch.device(device)
 
-        def linear(weight: Tensor, bias: Tensor | None) -> Linear:
-            if precision == "int8":
-                return Int8Linear(weight.detach(), None if bias is None else bias.detach())
-            weight = weight.detach().contiguous()
-            return lambda x: F.linear(x, weight, bias)
-
+        linear = int8_linear if precision == "int8" else float_linear
         parser = self.parser
         bert = parser.pretrained_model
         self.bert = PackedBert(bert, linear) if packable(bert) else None

@@ -8,15 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.parse import int8, network
-from pipeline.parse.benepar import BeneparParser
-from pipeline.parse.component import ConstituencyComponent
-from pipeline.parse.engine import Engine, torch_threads
-from pipeline.parse.int8 import Int8Linear
+from pipeline.parse import network
+from pipeline.parse.engine import Engine
 from pipeline.parse.packed import PackedParser, attention, runs_of
+from pipeline.parse.threads import torch_threads
 from pipeline.text import Words
-from schemas.config import ParserConfig
-from schemas.errors import Exit, ResourceError, UsageError
+from schemas.errors import ResourceError, UsageError
 from trainer.models.memory import out_of_memory
 
 TEXTS = [
@@ -146,27 +143,6 @@ def test_other_errors_are_not_taken_for_lack_of_memory(embedded_parser, monkeypa
         engine.constituents(SENTENCES)
 
 
-@given(st.integers(0, 2**31), st.integers(1, 40), st.booleans())
-def test_an_8_bit_layer_is_the_product_of_its_rounded_parts(seed, rows, biased):
-    torch.manual_seed(seed)
-    x, weight = torch.randn(rows, 24) * 10 ** (torch.rand(rows, 1) * 6 - 3), torch.randn(16, 24) * torch.rand(16, 1)
-    bias = torch.randn(16) if biased else None
-    got = Int8Linear(weight, bias)(x).double()
-    x_step, weight_step = x.double().abs().amax(1, keepdim=True) / 127, weight.double().abs().amax(1) / 127
-    exact = x.double() @ weight.double().T + (bias.double() if biased else 0)
-    # each factor is off by at most half a step
-    bound = 24 * (x_step * 64 * weight_step + weight_step / 2 * x.double().abs().amax(1, keepdim=True))
-    assert ((got - exact).abs() <= bound * 1.01 + 1e-6).all()
-
-
-def test_an_8_bit_token_does_not_depend_on_its_batch():
-    torch.manual_seed(0)
-    layer, x = Int8Linear(torch.randn(16, 24), torch.randn(16)), torch.randn(9, 24) * torch.arange(1, 10)[:, None]
-    together = layer(x)
-    assert all(torch.equal(together[row : row + 1], layer(x[row : row + 1])) for row in range(9))
-    assert torch.equal(layer(torch.zeros(2, 24)), torch.from_numpy(layer.bias).expand(2, -1))
-
-
 def test_8_bit_layers_are_for_the_cpu(embedded_parser):
     with pytest.raises(UsageError, match="int8 is for the CPU"):
         Engine(embedded_parser.network, device="cuda", precision="int8")
@@ -195,22 +171,3 @@ def test_bf16_leaves_the_callers_parser_alone(embedded_parser):
     assert {p.dtype for p in engine.parser.parameters()} == {torch.bfloat16}
     trees = engine.constituents(SENTENCES)
     assert all(tree.labels for tree in trees)
-
-
-def test_8_bit_layers_are_refused_where_they_would_be_slow(monkeypatch, command, tmp_path):
-    config = ParserConfig(precision="int8")
-    monkeypatch.setattr(int8, "slowdown", lambda: 25.4)
-    with pytest.raises(UsageError, match=r"no integer dot products \(VNNI\).* 25 times as long\. Use float32"):
-        BeneparParser(config)
-    with pytest.raises(UsageError, match="Use float32"):
-        ConstituencyComponent("parser", precision="int8")
-    (tmp_path / "a.ptb").write_text("(NP (NN a) (NN b))\n", encoding="utf-8")
-    code, _, told = command("eval-parser", tmp_path, "--parser-precision", "int8")
-    assert (code, "Use float32" in told) == (Exit.USAGE, True)
-    BeneparParser(ParserConfig())
-    monkeypatch.setattr(int8, "slowdown", lambda: 0.6)
-    BeneparParser(config)
-
-
-def test_the_probe_of_8_bit_products_is_a_ratio_of_times():
-    assert 0 < int8.slowdown() == int8.slowdown()
