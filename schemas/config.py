@@ -144,6 +144,9 @@ class SideConfig(Strict):
     max_prompt_length: int | None = Field(default=None, ge=1)
 
 
+Precision = Literal["float32", "bf16", "int8"]
+
+
 class ParserConfig(Strict):
     """How constituents are found."""
 
@@ -151,8 +154,8 @@ class ParserConfig(Strict):
     #: benepar: `embedded`, a folder, or a published name; spacy: an installed pipeline's name or folder
     model: Name = "embedded"
     device: Name = "cpu"
-    #: of the linear layers; bf16 is meant for GPUs, int8 for CPUs with integer dot products
-    precision: Literal["float32", "bf16", "int8"] = "float32"
+    #: of the linear layers; bf16 is meant for GPUs, int8 for CPUs; auto: the fastest here, which takes its place
+    precision: Precision | Literal["auto"] = "float32"
     token_budget: int = Field(default=2048, ge=64)  # subwords in one batch; may move last bits, so it is recorded
     max_words: int = Field(default=100, ge=2)  # longer sentences are split at the best boundary
     keep_trees: bool = False

@@ -12,36 +12,15 @@ from typing import Any, Final
 
 import torch
 
-from pipeline.bench.machine import describe
-from pipeline.parse.chart import load_compiled
-from pipeline.parse.engine import Engine
-from pipeline.parse.int8 import slowdown
-from pipeline.parse.model import load_for_inference
-from pipeline.parse.threads import torch_threads
-from pipeline.text import Words
+from pipeline.bench.machine import describe, instructions
+from pipeline.parse.precision import measured, told
 from schemas import console
 from schemas.console import counted
 from schemas.embedded import DATA
 
 #: Exact versions that everything was tested with.
 CONSTRAINTS: Final = DATA / "constraints.txt"
-#: Of a processor's instructions, those that products of matrices gain by, as Linux calls them.
-VECTORS: Final = (
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512_bf16",
-    "avx512_vnni",
-    "avx_vnni",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-    "sve",
-)
-#: What it parses in that time.
-SENTENCE: Final = "The small cat that I saw has been sleeping quietly on the old sofa and wants to stay ."
-#: Seconds that each precision of the parser is timed, and that the Hub has for an answer.
-PROBE_S: Final = 0.6
+#: Seconds that the Hub has for an answer.
 HUB_S: Final = 4.0
 #: Less than that is soon full: a cache of hidden states takes gigabytes.
 LITTLE_DISK: Final = 5 * 2**30
@@ -78,10 +57,7 @@ def processor() -> Finding:
 
 def vectors() -> Finding:
     """Vector instructions, and what torch makes of them."""
-    listing = Path("/proc/cpuinfo")
-    text = listing.read_text(encoding="utf-8") if listing.exists() else ""
-    flags = set(match[1].split()) if (match := re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.M)) else set()
-    known = [name for name in VECTORS if name in flags]
+    known = instructions()
     used = torch.backends.cpu.get_cpu_capability()
     return Finding(
         "instructions", f"{' '.join(known) or 'none known'}; torch uses {used}", {"known": known, "torch": used}
@@ -108,36 +84,13 @@ def gpu() -> Finding:
 
 
 def parser() -> Finding:
-    """Which precision of the embedded parser is the fastest, by sentences of one length, for `PROBE_S` each."""
-    network = load_for_inference("embedded").network
-    load_compiled()
-    rates = {}
-    for precision in ("float32", "bf16", *(["int8"] if slowdown() <= 1 else [])):
-        # one, as workers have it: threads that wait for each other measure what else the machine does
-        with torch_threads(1):
-            rates[precision] = _rate(Engine(network, precision=precision))
+    """Which precision of the embedded parser is the fastest: what `--parser-precision auto` would take."""
+    rates = measured("embedded", "cpu")
     fastest = max(rates, key=lambda name: rates[name])
-    told = ", ".join(f"{name} {rate:.3g}" for name, rate in sorted(rates.items(), key=lambda item: -item[1]))
-    without = "" if "int8" in rates else "; int8 is slow here (no integer dot products)"
-    values = {"fastest": fastest, "sentences_per_second": {name: round(rate, 1) for name, rate in rates.items()}}
+    without = "" if "int8" in rates else "; int8 is slow here (neither AVX2 nor VNNI)"
+    values = {"fastest": fastest, "sentences_per_second": dict(rates)}
     advice = "the default" if fastest == "float32" else f"`--parser-precision {fastest}`"
-    return Finding("parser", f"{told} sentences/s on one core: {advice} is the fastest{without}", values)
-
-
-def _rate(engine: Engine) -> float:
-    """Sentences a second; the first batch, which fills caches, is not counted."""
-    engine.constituents(_sentences(0))
-    began, number, parsed = time.perf_counter(), 0, 0
-    while not number or time.perf_counter() - began < PROBE_S:
-        number += 1
-        parsed += len(engine.constituents(_sentences(number)))
-    return parsed / (time.perf_counter() - began)
-
-
-def _sentences(number: int) -> list[Words]:
-    """A batch that was not seen before: what is the same is parsed once."""
-    words = SENTENCE.split()
-    return [Words((*words, str(number), str(place)), (True,) * (len(words) + 2)) for place in range(8)]
+    return Finding("parser", f"{told(rates)} on one core: {advice} is the fastest{without}", values)
 
 
 def tested_versions(text: str) -> dict[str, str]:

@@ -3,15 +3,41 @@
 import json
 import os
 import platform
+import re
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 LIBRARIES = ("numpy", "pyarrow", "tokenizers", "torch", "transformers", "spacy")
 
 
-def _processor() -> str:
+#: Of a processor's instructions, those that products of matrices gain by, as Linux calls them.
+VECTORS: Final = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+
+
+def instructions() -> list[str]:
+    """Those of `VECTORS` that this processor has, as far as Linux tells."""
+    listing = Path("/proc/cpuinfo")
+    text = listing.read_text(encoding="utf-8") if listing.exists() else ""
+    flags = set(match[1].split()) if (match := re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.M)) else set()
+    return [name for name in VECTORS if name in flags]
+
+
+def processor() -> str:
     """The processor's name as Linux gives it, else what the platform says."""
     listing = Path("/proc/cpuinfo")
     if listing.exists():
@@ -31,9 +57,10 @@ def _versions() -> dict[str, str]:
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores this process may use, load at the time, and versions."""
+    """Processor with its instructions, cores this process may use, load at the time, and versions."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
+        "instructions": " ".join(instructions()) or "none known",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.machine()}",

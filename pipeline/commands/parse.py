@@ -150,8 +150,10 @@ def parse(
         Key("parser.model"),
     ] = None,
     parser_precision: Annotated[
-        Literal["float32", "bf16", "int8"] | None,
-        typer.Option(help="Linear layers of the parser: float32 (default), bf16 for GPUs, int8 for CPUs."),
+        Literal["auto", "float32", "bf16", "int8"] | None,
+        typer.Option(
+            help="Linear layers of the parser: float32 (default), bf16 for GPUs, int8 for CPUs, or auto, the fastest here."
+        ),
         Key("parser.precision"),
     ] = None,
     device: Annotated[

@@ -35,12 +35,13 @@ from schemas import console
 from schemas.columns import SIDES, Side
 from schemas.config import ParseConfig, ParserConfig
 from schemas.console import counted
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.manifest import InputFile
 from schemas.part_names import names_of
 from schemas.rows import RowError
 
 if TYPE_CHECKING:
+    from pipeline.parse.precision import Choice
     from pipeline.shards.cluster import Cluster
 
 #: Rows from which fields are detected and tokenizers are audited before the run.
@@ -161,6 +162,12 @@ class PreparePlan:
     stage: PrepareStage  # as this process has made it
     notes: tuple[str, ...]  # what a person should know before the run
     quiet: bool = False  # whether no progress is shown
+    choice: "Choice | None" = None  # of the parser's precision, where it was to be chosen
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What was measured to choose the parser's precision."""
+        return {} if self.choice is None else {shards.PRECISION: self.choice.to_json()}
 
     @property
     def files(self) -> tuple[InputFile, ...]:
@@ -227,8 +234,10 @@ def package_versions() -> dict[str, str]:
     return {name: version(name) for name in ("mta-prep", "tokenizers", "spacy", "benepar")}
 
 
-def plan(config: ParseConfig, spool: Path) -> PreparePlan:
-    """Find and count the inputs, settle fields and template, load and audit what the run needs.
+def plan(config: ParseConfig, spool: Path, out: Path | None = None) -> PreparePlan:
+    """Find and count the inputs, settle fields, template and precision, load and audit what the run needs.
+
+    `out`: where a run that was begun says in which precision.
 
     Raises `UserError` and its kin for anything that would make the run fail later.
     """
@@ -238,6 +247,7 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
     config = resolve_templates(config.model_copy(update={"fields": fields}))
     if config.parser.kind == "benepar":
         locate(config.parser.model)  # a wrong name is refused before seconds go into imports
+    config, choice = choose_precision(config, out)
     stage = PrepareStage(config)
     rendered, rejected = stage.render(sample)
     if not rendered:
@@ -252,15 +262,28 @@ def plan(config: ParseConfig, spool: Path) -> PreparePlan:
         corpus,
         config.shard_rows or shards.automatic_shard_rows(corpus.rows),
         stage,
-        (*corpus.notes, *assemble.notes_on(stage.tokenizers)),
+        (*corpus.notes, *assemble.notes_on(stage.tokenizers), *([] if choice is None else [choice.told()])),
+        choice=choice,
     )
 
 
+def choose_precision(config: ParseConfig, out: Path | None) -> tuple[ParseConfig, "Choice | None"]:
+    """The config with a precision in place of `auto`, and why it is that one."""
+    if config.parser.precision != "auto":
+        return config, None
+    if config.parser.kind == "spacy":  # has no such layers
+        return config.model_copy(update={"parser": config.parser.model_copy(update={"precision": "float32"})}), None
+    from pipeline.parse.precision import chosen, with_precision
+
+    choice = chosen(config.parser, out)
+    return config.model_copy(update={"parser": with_precision(config.parser, choice.precision)}), choice
+
+
 @contextmanager
-def planned(config: ParseConfig, out: Path) -> Iterator[PreparePlan]:
+def planned(config: ParseConfig, out: Path, overwrite: bool = False) -> Iterator[PreparePlan]:
     """A plan for `out`; standard input, if asked for, is kept beside `out` for as long as the plan is used."""
     with spool_beside(out, config.inputs) as spool:
-        yield plan(config, spool)
+        yield plan(config, spool, None if overwrite else out)
 
 
 def prepare(
@@ -278,7 +301,12 @@ def prepare(
     Raises `UserError` for inputs, tokenizers or parsers that cannot be used, `StateError` for a folder that is in use or
     holds something else.
     """
-    with planned(config, out) as ready:
+    if rank.count > 1 and config.parser.precision == "auto":
+        raise UsageError(
+            f"Parser precision auto is for one process, and this is rank {rank.number} of {rank.count}: each would measure for "
+            "itself. Pass --parser-precision int8, bf16 or float32; `mta-prep doctor` says which is the fastest on a machine."
+        )
+    with planned(config, out, overwrite) as ready:
         ready = replace(ready, quiet=quiet)
         stage = pool.Made(ready.stage, partial(PrepareStage, ready.config))
         for note in ready.notes if rank.number == 0 else ():

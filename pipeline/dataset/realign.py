@@ -118,6 +118,11 @@ class RealignPlan:
         """Rows of a shard as it was."""
         return self.before.shards[index].rows
 
+    @property
+    def texts(self) -> dict[str, str]:
+        """None: nothing is parsed."""
+        return {}
+
     def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Counts, and rows left out, of the run that parsed."""
         path = self.source / shards.REJECTED

@@ -51,6 +51,11 @@ class DatasetPlan(publish.Plan, Protocol):
         """Whether no progress is shown."""
         ...
 
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Files that the folder gets beside those of every dataset, by name."""
+        ...
+
     def carried(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Counts, and rows left out, that came before the first shard."""
         ...
@@ -105,7 +110,8 @@ def seal(plan: DatasetPlan, space: Workspace) -> Manifest:
     names = [shard.file for shard in manifest.shards]
     for name, text in dataset_files(arrow_schema(*optional), names, manifest.fingerprint).items():
         files.write_text(space.out / name, text)
-    space.seal({CARD: dataset_card(manifest, *optional), CONFIG: plan.config.to_yaml()}, manifest.to_json())
+    texts = {CARD: dataset_card(manifest, *optional), CONFIG: plan.config.to_yaml(), **plan.texts}
+    space.seal(texts, manifest.to_json())
     return manifest
 
 

@@ -13,6 +13,8 @@ from schemas.saved_dataset import INFO, STATE, write_shard
 from schemas.vocabulary import VOCABULARY
 
 REJECTED = "rejected.jsonl"
+#: Where the parser's precision was chosen: what was measured (`pipeline.parse.precision`).
+PRECISION = "parser-precision.json"
 #: Of an id's digest.
 ID_BYTES = 8
 
@@ -27,7 +29,7 @@ LAYOUT: Final = Layout(
     recorded=("versions", "config", "inputs", "template", "tokenizers", "segmenter", "parser"),
     shard=shard_name,
     shards="data-*-of-*.arrow",
-    files=frozenset({REJECTED, STATE, INFO, VOCABULARY}),
+    files=frozenset({REJECTED, STATE, INFO, VOCABULARY, PRECISION}),
 )
 
 

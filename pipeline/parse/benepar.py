@@ -12,6 +12,7 @@ from pipeline.parse import model
 from pipeline.parse.chart import load_compiled
 from pipeline.parse.engine import Engine
 from pipeline.parse.int8 import refuse_where_slow
+from pipeline.parse.precision import settled
 from pipeline.text import Constituents, Document, Sentence, Units, Words
 from schemas.config import ParserConfig
 
@@ -82,6 +83,7 @@ class BeneparParser:
     """The default parser: NP and VP from constituents (protocol: `pipeline.text.Parser`)."""
 
     def __init__(self, config: ParserConfig) -> None:
+        config = settled(config)
         refuse_where_slow(config.precision, config.device)
         self.config = config
         self.loaded = model.load_for_inference(config.model)

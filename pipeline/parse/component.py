@@ -37,6 +37,7 @@ from spacy.util import minibatch
 
 from pipeline.align.units import units_of
 from pipeline.text import Constituents, Sentence, Words
+from schemas.config import ParserConfig
 from schemas.errors import StateError, UsageError
 
 NAME = "mta_benepar"
@@ -66,7 +67,7 @@ class ConstituencyComponent(Pipe):
         model: str = "embedded",
         *,
         token_budget: int = 2048,
-        precision: Literal["float32", "bf16", "int8"] = "float32",
+        precision: Literal["auto", "float32", "bf16", "int8"] = "float32",
         device: str = "cpu",
         threads: int = 1,
         disable_tagger: bool = False,
@@ -76,7 +77,10 @@ class ConstituencyComponent(Pipe):
         from pipeline.parse.engine import Engine
         from pipeline.parse.int8 import refuse_where_slow
         from pipeline.parse.model import load_for_inference
+        from pipeline.parse.precision import settled
 
+        if precision == "auto":
+            precision = settled(ParserConfig(model=model, device=device, precision=precision)).precision
         refuse_where_slow(precision, device)
         self.name = name
         self.model = model
@@ -191,7 +195,7 @@ def make_component(
     name: str,
     model: str,
     token_budget: int,
-    precision: Literal["float32", "bf16", "int8"],
+    precision: Literal["auto", "float32", "bf16", "int8"],
     device: str,
     threads: int,
     disable_tagger: bool,

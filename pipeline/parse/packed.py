@@ -173,6 +173,8 @@ class PackedParser:
     """
 
     def __init__(self, parser: Network, precision: str, device: str) -> None:
+        if precision not in ("float32", "bf16", "int8"):
+            raise UsageError(f"A parser runs in float32, bf16 or int8, not in {precision!r}.")
         if precision == "int8" and device != "cpu":
             raise UsageError(f"Parser precision int8 is for the CPU, not {device}; use bf16 or float32 there.")
         try:

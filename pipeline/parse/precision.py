@@ -4,12 +4,13 @@ What is chosen takes the place of `auto` before anything is made: a dataset depe
 machines that choose otherwise make other datasets. What was measured is kept beside the dataset, not in its manifest.
 """
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from pydantic_core import from_json
 
@@ -21,7 +22,6 @@ from pipeline.parse.model import load_for_inference
 from pipeline.parse.threads import torch_threads
 from pipeline.shards.workspace import RUN, WORK
 from pipeline.text import Words
-from schemas import files
 from schemas.config import ParserConfig, Precision
 from schemas.manifest import MANIFEST
 
@@ -47,9 +47,9 @@ class Choice:
         """One sentence for a person."""
         return f"Parser precision {self.precision}: {self.why} ({told(self.sentences_per_second)})."
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
+    def to_json(self) -> str:
+        """What is kept beside a dataset."""
+        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def told(rates: Mapping[str, float]) -> str:
@@ -118,8 +118,3 @@ def _sentences(number: int) -> list[Words]:
     """A batch that was not seen before: what is the same is parsed once."""
     words = SENTENCE.split()
     return [Words((*words, str(number), str(place)), (True,) * (len(words) + 2)) for place in range(BATCH)]
-
-
-def write(choice: Choice, path: Path) -> None:
-    """Keep what was measured."""
-    files.write_text(path, files.json_text(choice.as_dict()))

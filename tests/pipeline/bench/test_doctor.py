@@ -7,12 +7,13 @@ from importlib.metadata import version
 import pytest
 
 from pipeline.bench import doctor
+from pipeline.parse import precision
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Probes that are over at once."""
-    monkeypatch.setattr(doctor, "PROBE_S", 0.0)
+    monkeypatch.setattr(precision, "PROBE_S", 0.0)
     monkeypatch.setattr(doctor, "HUB_S", 0.2)
 
 
