@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import torch
 
-from pipeline.bench.machine import describe, instructions
+from pipeline.bench.machine import describe
 from pipeline.parse.precision import measured, told
+from pipeline.processor import instructions
 from schemas import console
 from schemas.console import counted
 from schemas.embedded import DATA

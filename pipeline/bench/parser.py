@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -38,6 +39,8 @@ network.supply_what_transformers_dropped()
 LENGTHS = (10, 20, 40, 80, 160)
 #: Words measured per length.
 WORDS_A_LENGTH = 1_600
+#: Sentences on which the precisions are compared: one of them may be slow.
+TIER_SENTENCES = 100
 #: benepar's own recommendation for a batch, of its command line.
 STOCK_SUBWORDS = 2_000
 
@@ -155,6 +158,7 @@ def timed(work: Callable[[], object]) -> float:
 class Contest:
     """The engine beside stock benepar, with the same weights on the same cores."""
 
+    network: network.Network
     engine: Engine
     int8: Engine | None  # None where 8-bit products are slower than float32
     stock: BeneparComponent
@@ -163,11 +167,12 @@ class Contest:
     @classmethod
     def of(cls, model_name: str, cores: int, progress: Callable[[str], None]) -> "Contest":
         """All contestants with the weights of the parser model `model_name`."""
-        network = model.load(model_name).network
+        loaded = model.load(model_name).network
         fast = slowdown() <= 1
         return cls(
-            Engine(network, threads=cores),
-            Engine(network, threads=cores, precision="int8") if fast else None,
+            loaded,
+            Engine(loaded, threads=cores),
+            Engine(loaded, threads=cores, precision="int8") if fast else None,
             stock_component(model_name),
             progress,
         )
@@ -224,7 +229,7 @@ def measure(
     """Sentences per second of each contestant, ratios, differing trees, and a table by sentence length.
 
     `documents`: sentences of each document, at most as long as the model takes. Those that stock benepar cannot parse are
-    left out for all and counted. Without integer dot products there is no contestant in 8 bits, and no figure for it.
+    left out for all and counted. Where 8-bit products are slow there is no contestant in 8 bits, and no figure for it.
     """
     contest = Contest.of(model_name, cores, progress)
     kept = [[sentence for sentence in document if contest.takes(sentence)] for document in documents]
@@ -243,6 +248,7 @@ def measure(
             if pool and length <= contest.engine.max_words:
                 rates = contest.rates(f"{length} words", pool)
                 table[length] = {name: round(value, 1) for name, value in rates.items()}
+        tiers = precision_tiers(contest, sentences[:: max(1, len(sentences) // TIER_SENTENCES)], rounds)
         progress("comparing trees")
         spans = spans_of(contest.engine, sentences)
         differ = differences(contest.stock._parser, sentences, spans)
@@ -261,11 +267,50 @@ def measure(
         "ours_over_stock_documents": ratio("stock_documents"),
         "ours_over_stock_batched": ratio("stock_batched"),
         "ours_over_encoder_only": ratio("encoder_only"),
+        "int8_over_float32": None if spans8 is None else ratio("ours", "ours_int8"),
+        "int8_over_stock_documents": None if spans8 is None else ratio("stock_documents", "ours_int8"),
         "int8_over_encoder_only": None if spans8 is None else ratio("encoder_only", "ours_int8"),
         "trees_differ": len(differ),
         "largest_margin_of_differing": max((abs(one.margin) for one in differ), default=0.0),
         "trees_changed_by_int8": None if spans8 is None else sum(a != b for a, b in zip(spans, spans8, strict=True)),
+        "tiers": tiers,
         "by_length": table,
+    }
+
+
+def precision_tiers(contest: Contest, sentences: Sequence[Words], rounds: int) -> dict[str, dict[str, float]]:
+    """Of each precision: how many times as fast as float32 it is, by the clock and by processor time, and trees changed.
+
+    They take turns, in every round on the same sentences; medians of the rounds' ratios.
+    """
+    engines = {
+        "float32": contest.engine,
+        "bf16": Engine(contest.network, threads=contest.engine.threads, precision="bf16"),
+    }
+    engines |= {} if contest.int8 is None else {"int8": contest.int8}
+    plain = spans_of(contest.engine, sentences)
+    changed = {
+        name: sum(a != b for a, b in zip(plain, spans_of(engine, sentences), strict=True))
+        for name, engine in engines.items()
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
+    for number in range(rounds):
+        for name, engine in engines.items():
+            used = time.process_time()
+            clock = timed(partial(engine.constituents, sentences))
+            seconds[name].append((clock, time.process_time() - used))
+            contest.progress(
+                f"precisions, round {number + 1} of {rounds}, {name}: {len(sentences) / clock:.1f} sentences/s"
+            )
+    base = seconds["float32"]
+    return {
+        name: {
+            "speed": round(median(one[0] / own[0] for one, own in zip(base, times, strict=True)), 3),
+            "speed_by_processor_time": round(median(one[1] / own[1] for one, own in zip(base, times, strict=True)), 3),
+            "sentences": len(sentences),
+            "trees_changed": changed[name],
+        }
+        for name, times in seconds.items()
     }
 
 

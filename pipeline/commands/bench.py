@@ -32,8 +32,17 @@ def show_bench(found: dict[str, Any], machine: dict[str, Any]) -> None:
         ["words", *short.values()],
         [[str(length), *(f"{rates[key]:.1f}" for key in short)] for length, rates in found["by_length"].items()],
     )
+    tiers = found["tiers"]
+    console.table(
+        f"Precisions, {counted(tiers['float32']['sentences'], 'sentence')}",
+        ["", "times float32's speed", "by processor time", "trees changed"],
+        [
+            [name, f"{tier['speed']:.2f}", f"{tier['speed_by_processor_time']:.2f}", str(tier["trees_changed"])]
+            for name, tier in tiers.items()
+        ],
+    )
     changed = found["trees_changed_by_int8"]
-    without = "int8 is left out, this processor has no integer dot products (VNNI)"
+    without = "int8 is left out, it would be slower here (neither AVX2 nor VNNI)"
     console.stdout.print(
         f"{counted(found['sentences'], 'sentence')} ({found['sentences_distinct']} different), "
         f"{found['sentences_left_out']} left out that stock benepar cannot take; trees unlike stock benepar's: "

@@ -78,7 +78,7 @@ class Int8Linear:
         own = np.zeros(self.outputs, np.float32) if bias is None else bias.float().numpy()
         self._bias = np.pad(own, (0, lines))
         self._corrections = tiles.SHIFT * values.sum(1, dtype=np.int32)
-        self._weights = tiles.packed(values) if self.kernel == "avx2" else torch.from_numpy(values.T.copy())
+        self._weights: Any = tiles.packed(values) if self.kernel == "avx2" else torch.from_numpy(values.T.copy())
 
     def __call__(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         """One product; float32 in and out."""

@@ -14,12 +14,12 @@ from typing import Final, cast
 
 from pydantic_core import from_json
 
-from pipeline.bench.machine import instructions, processor
 from pipeline.parse.chart import load_compiled
 from pipeline.parse.engine import Engine
 from pipeline.parse.int8 import slowdown
 from pipeline.parse.model import load_for_inference
 from pipeline.parse.threads import torch_threads
+from pipeline.processor import instructions, processor
 from pipeline.shards.workspace import RUN, WORK
 from pipeline.text import Words
 from schemas.config import ParserConfig, Precision

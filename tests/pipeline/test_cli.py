@@ -329,6 +329,9 @@ def test_bench_parser_measures_and_finds_no_difference(command, sample_file, tmp
     assert found["sentences"] >= found["sentences_distinct"] > 5
     assert set(found["by_length"]) >= {"10", "20"}
     assert found["machine"]["cores"] >= 1
+    assert found["machine"]["instructions"]
+    assert {"float32", "bf16"} <= set(found["tiers"])
+    assert found["tiers"]["float32"]["trees_changed"] == 0
     assert all(rate > 0 for rate in found["sentences_per_second"].values())
 
 
