@@ -146,6 +146,8 @@ class CacheManifest(Sealed):
     config: dict[str, Any]  # CacheConfig, resolved
     teacher: dict[str, Any]  # name, revision, sha256 of the weights, architecture, depth, hidden and vocabulary size
     logits: dict[str, Any] | None  # with `final`: `soft_cap`, `scale`; what the model does behind its output matrix
+    #: with `final`: `kind` of the norm behind its last layer, or `none` that is known, and `epsilon`; older caches say nothing
+    norm: dict[str, Any] | None = None
     rows: Count
     tokens: Count
     counts: Counts = Field(default_factory=dict)  # units per layer, units without a teacher span

@@ -4,11 +4,12 @@ A manifest keeps those mappings as they were given, and they may hold more than 
 its manifest must also be one of these, so that whoever uses a value finds it there and in a range that can be.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from schemas.config import CacheConfig, ParseConfig
+from schemas.signals import Norm
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: Of anything; sums of them stay exact.
@@ -183,6 +184,19 @@ class LogitsRecord(_Record):
     scale: Factor | None
 
 
+class NormRecord(_Record):
+    """What norm a teacher has behind its last layer."""
+
+    kind: Norm | Literal["none"]  # none that is known
+    epsilon: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
+
+    @model_validator(mode="after")
+    def _has_epsilon(self) -> "NormRecord":
+        if (self.kind == "none") != (self.epsilon is None):
+            raise ValueError("a norm, and it alone, has an `epsilon`")
+        return self
+
+
 class LayerRecord(_Record):
     """How much a cache holds of one layer."""
 
@@ -206,6 +220,7 @@ class CacheRecord(_Record):
     config: CacheConfig
     teacher: TeacherRecord
     logits: LogitsRecord | None
+    norm: NormRecord | None = None  # of caches older than this key, not known
     head: dict[str, Any] | None
     embeddings: dict[str, Any] | None = None
     tied_embeddings: bool = False
@@ -221,6 +236,8 @@ class CacheRecord(_Record):
         for name, part in (("head", self.head), ("logits", self.logits)):
             if (part is None) == ("final" in self.config.signals):
                 raise ValueError(f"`{name}` and the signal `final` go together")
+        if self.norm is not None and self.head is None:
+            raise ValueError("`norm` is that of `head`, which there is none of")
         if ("embeddings" in self.config.signals) != (self.tied_embeddings or self.embeddings is not None):
             raise ValueError("the signal `embeddings` goes together with the file of that name or `tied_embeddings`")
         if self.tied_embeddings and (self.head is None or self.embeddings is not None):

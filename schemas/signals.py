@@ -32,7 +32,8 @@ With `response_only`, the learnt tokens of a row are those in the dataset's `tea
 and states, of covered tokens or of all, are of learnt ones alone; without it, all tokens count as learnt.
 
 A tensor stored as int8 or fp8 has `….scale` [rows of it] float32 beside it. `head.safetensors` holds the teacher's
-output matrix, `weight` [V, d] and, if it has one, `bias` [V]; what else happens to its logits is in the manifest.
+output matrix, `weight` [V, d] and, if it has one, `bias` [V]; what else happens to its logits is in the manifest. So is what
+kind of norm stands behind its last layer, of which that file has `norm.weight` and `norm.bias` [d], as far as it has them.
 `embeddings.safetensors` (signal `embeddings`) holds its input embeddings of the tokens that the dataset has: `weight` [n, E]
 and `ids` [n] int64, rising; there is none where `head.safetensors` has the same matrix, which the manifest then says.
 `index.arrow` says where each row of the dataset, in its order, lies (`index_schema`).
@@ -51,6 +52,8 @@ Scalar = Literal["entropy", "argmax", "logprob"]
 Storage = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
 StateTokens = Literal["covered", "all"]
 Weights = Literal["centrality", "uniform"]
+#: What stands behind a last layer (`trainer.models.final_norm`).
+Norm = Literal["layer", "rms", "1+layer", "1+rms"]
 
 #: Of pairs of units, unless a config says otherwise: documents of more than twice as many units of a layer are cut to pairs
 #: that are nearer to each other. Twice, so that a unit of a long document costs what one of a whole triangle may.
@@ -87,6 +90,9 @@ ENTROPY: Final = "entropy"
 ARGMAX: Final = "argmax"
 LOGPROB: Final = "logprob"
 HEAD: Final = "head.safetensors"
+#: In it, besides `weight` and `bias`.
+NORM_WEIGHT: Final = "norm.weight"
+NORM_BIAS: Final = "norm.bias"
 EMBEDDINGS: Final = "embeddings.safetensors"
 INDEX: Final = "index.arrow"
 SHARDS: Final = "shards"

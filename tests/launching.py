@@ -190,7 +190,13 @@ def compared(record):
     return {name: value for name, value in record.items() if name not in NOT_COMPARED}
 
 
-def assert_same(found, expected, tolerance):
+def assert_same(found, expected, tolerance, absolute=None):
+    """`tolerance`: relative; `absolute`: of some terms, by name, absolute ones instead."""
+    absolute = absolute or {}
     assert [record["step"] for record in found] == [record["step"] for record in expected]
     for mine, theirs in zip(map(compared, found), map(compared, expected), strict=True):
-        assert mine == pytest.approx(theirs, rel=tolerance)
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            bound = absolute.get(name.removeprefix("held_out_"))
+            within = {"rel": tolerance} if bound is None else {"rel": 0, "abs": bound}
+            assert value == pytest.approx(theirs[name], **within), (name, mine["step"])

@@ -35,6 +35,7 @@ from trainer.maths.quantization import DTYPES, TOP, decode
 from trainer.maths.ragged import check_pointers
 from trainer.maths.triangle import from_fixed_point, pair_rows, square
 from trainer.models.embeddings import Embeddings
+from trainer.models.final_norm import FinalNorm
 from trainer.models.head import SCALAR_TYPES, Head
 
 #: By what a tensor is ragged: which tensor has the pointers.
@@ -253,15 +254,27 @@ class TeacherCache:
 
     @cached_property
     def head(self) -> Head:
-        """The teacher's output matrix, memory-mapped, and what it does to its logits."""
+        """The teacher's output matrix, memory-mapped, what it does to its logits, and its final norm, if that is known."""
         self._require_signal("final")
         entry, logits = self.manifest.head, self.manifest.logits
         assert entry is not None  # manifests are read so
         assert logits is not None
         self._require_checksums([entry.file])
         file = self._open_file(entry.file)
-        bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118 (it is no mapping)
-        return Head(file.get_tensor("weight"), bias, logits["soft_cap"], logits["scale"])
+        names_there = frozenset(file.keys())
+        bias, norm_weight, norm_bias = (
+            file.get_tensor(name) if name in names_there else None
+            for name in ("bias", names.NORM_WEIGHT, names.NORM_BIAS)
+        )
+        norm, kind = None, self.manifest.norm
+        if kind is not None and self.knows_norm:
+            norm = FinalNorm(kind["kind"], kind["epsilon"], norm_weight, norm_bias)
+        return Head(file.get_tensor("weight"), bias, logits["soft_cap"], logits["scale"], norm)
+
+    @property
+    def knows_norm(self) -> bool:
+        """Whether it holds the teacher's final norm, which older caches do not, nor those of a teacher without one."""
+        return self.manifest.norm is not None and self.manifest.norm["kind"] != "none"
 
     @cached_property
     def embeddings(self) -> Embeddings:

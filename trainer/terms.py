@@ -8,7 +8,7 @@ from schemas.errors import UsageError
 from schemas.training import DEFAULT_DATA, PairConfig, TrainConfig
 from trainer.batches.documents import Documents
 from trainer.objectives import build, on_run_layers
-from trainer.objectives.base import Objective, Setting
+from trainer.objectives.base import LogitObjective, Objective, Setting
 from trainer.student.model import Student
 from trainer.teacher.caches import Caches
 from trainer.teacher.needs import TeacherNeeds, teacher_needs
@@ -27,6 +27,8 @@ def terms_of(config: TrainConfig, student: Student, datasets: Mapping[str, Cache
         student.require_attention()
     for name, term in terms.items():
         needs = term.needs()
+        if isinstance(term, LogitObjective) and term.normed.student:
+            student.require_norm(f"objectives.{name}")
         for documents in (datasets[data].documents for data in term.datasets):
             if needs.shared:
                 documents.require_vocabulary(f"The term `{name}`")

@@ -107,7 +107,8 @@ class CachePlan:
             INDEX: measured.id_bytes + INDEX_ROW_BYTES * measured.counts.rows,
         }
         if "final" in config.signals:
-            found[HEAD] = self.shape.vocabulary * self.shape.width(None) * self.shape.number_bytes
+            # and the weight of a norm
+            found[HEAD] = (self.shape.vocabulary + 1) * self.shape.width(None) * self.shape.number_bytes
         if self.measured.token_ids is not None and not (self.shape.tied and "final" in config.signals):
             row_bytes = self.shape.embedding_width * self.shape.number_bytes
             found[EMBEDDINGS] = len(self.measured.token_ids) * (row_bytes + self.measured.token_ids.itemsize)
@@ -207,6 +208,7 @@ def seal(plan: CachePlan, space: Workspace) -> CacheManifest:
         {
             **plan.record(),
             "logits": first.details["logits"],
+            "norm": first.details.get("norm"),  # which an older package that was interrupted has not told
             "rows": sum(shard.rows for shard in written),
             "tokens": stats.pop("tokens"),
             "counts": stats,

@@ -29,7 +29,7 @@ from pipeline.cache.shard import Packed, ShardTensors, pack
 from pipeline.shards.pool import Tick, untold
 from schemas.config import CacheConfig, ModelConfig
 from schemas.errors import UserError
-from schemas.signals import EMBEDDINGS, HEAD, LAYER_SIGNALS, SCALARS, VECTOR_SIGNALS
+from schemas.signals import EMBEDDINGS, HEAD, LAYER_SIGNALS, NORM_BIAS, NORM_WEIGHT, SCALARS, VECTOR_SIGNALS
 from trainer.maths.layer_signals import layer_signals
 from trainer.models.hidden_states import Forward, Request, batches_of
 from trainer.models.loading import load_model
@@ -106,6 +106,7 @@ class CacheStage:
         first = Forward(loaded, request, longest)
         self._require_widths(first)
         self._head = first.head if "final" in config.signals else None
+        self._norm = loaded.norm() if "final" in config.signals else None
         self._embeddings = None if token_ids is None else loaded.embeddings()
         self._token_ids = token_ids
         for number in range(self.threads):
@@ -180,15 +181,20 @@ class CacheStage:
         """The teacher's matrices, by their files, and what the manifest says of them."""
         head, embeddings = self._head, self._embeddings
         matrices: dict[str, dict[str, Tensor]] = {}
-        logits = None
+        logits: dict[str, Any] | None = None
+        norm: dict[str, Any] | None = None
         if head is not None:
             matrices[HEAD] = _tensors(weight=head.weight, bias=head.bias)
             logits = {"soft_cap": head.soft_cap, "scale": head.scale}
+            norm = {"kind": "none", "epsilon": None}
+        if self._norm is not None:
+            matrices[HEAD] |= _tensors(**{NORM_WEIGHT: self._norm.weight, NORM_BIAS: self._norm.bias})
+            norm = {"kind": self._norm.kind, "epsilon": self._norm.epsilon}
         tied = head is not None and embeddings is not None and _same(head.weight, embeddings.weight)
         if embeddings is not None and self._token_ids is not None and not tied:
             some = embeddings.of(torch.from_numpy(self._token_ids).to(embeddings.weight.device))
             matrices[EMBEDDINGS] = _tensors(weight=some.weight, ids=some.ids)
-        return matrices, {"logits": logits, "tied_embeddings": tied}
+        return matrices, {"logits": logits, "norm": norm, "tied_embeddings": tied}
 
     def _batch_or_halves(self, rows: Rows, members: Sequence[int]) -> list[tuple[Sequence[int], Packed]]:
         """A batch, and where memory runs out the same in parts."""

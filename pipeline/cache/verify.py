@@ -271,7 +271,9 @@ def _check_head(path: Path, shape: TeacherShape, findings: Findings) -> None:
     tensors = _matrices(path, findings)
     if tensors is None:
         return
-    expected = {"weight": (shape.vocabulary, shape.width(None)), "bias": (shape.vocabulary,)}
+    width = shape.width(None)
+    expected = {"weight": (shape.vocabulary, width), "bias": (shape.vocabulary,)}
+    expected |= dict.fromkeys((names.NORM_WEIGHT, names.NORM_BIAS), (width,))
     if "weight" not in tensors or any(expected.get(name) != tensor.shape for name, tensor in tensors.items()):
         findings.problem(f"{path.name} is no output matrix [{shape.vocabulary}, {shape.width(None)}].")
 

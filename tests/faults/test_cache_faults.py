@@ -196,6 +196,7 @@ def shifted(values, by):
         (SHARD, "sorted", lambda t: t[:1, 0].fill_(1.001), "are no probabilities, likeliest first"),
         (SHARD, "sorted", lambda t: t[:1, :9].fill_(0.12), "add up to more than 1"),
         ("head.safetensors", "weight", lambda t: t[:1].fill_(float("nan")), "NaN or infinite"),
+        ("head.safetensors", "norm.weight", lambda t: t[:1].fill_(float("nan")), "NaN or infinite"),
         ("embeddings.safetensors", "weight", lambda t: t[:1].fill_(float("inf")), "NaN or infinite"),
         ("embeddings.safetensors", "ids", lambda t: t[1:2].copy_(t[:1]), "no rising tokens of the vocabulary of 4096"),
         ("embeddings.safetensors", "ids", lambda t: t[-1:].fill_(4096), "no rising tokens of the vocabulary of 4096"),
@@ -569,6 +570,7 @@ def test_the_manifest_knows_whose_it_is(plain, tiny_teacher, prepared):
     assert manifest.teacher["name"] == "llama"
     assert manifest.teacher["depth"] == shape_of(plan_teacher(tiny_teacher)).depth == 4
     assert manifest.logits == {"soft_cap": None, "scale": None}
+    assert manifest.norm == {"kind": "rms", "epsilon": 1e-6}
     dataset = json.loads((prepared / MANIFEST).read_text(encoding="utf-8"))
     assert manifest.teacher_fingerprint == dataset["teacher_fingerprint"]
 

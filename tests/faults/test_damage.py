@@ -289,6 +289,8 @@ def test_whatever_a_manifest_says(small, cached, copied, monkeypatch, capsys, ki
     [
         (("logits", "scale"), 1e9),
         (("logits", "soft_cap"), -30.0),
+        (("norm", "kind"), "batch"),
+        (("norm", "epsilon"), None),
         (("teacher", "depth"), 10**9),
         (("teacher", "depth"), 3),  # of a cache of layer 4
         (("teacher", "vocabulary"), 0),

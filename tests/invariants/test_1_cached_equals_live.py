@@ -83,6 +83,7 @@ class Document:
 
     positions: list  # whose next token is the response's
     layers: dict
+    normed: dict  # layer -> logits of its kept states behind the final norm, where there is one
     logits: torch.Tensor
     topk: tuple
 
@@ -135,7 +136,19 @@ def from_model(model, row, state_tokens):
         )
     logits = output.logits[0].double()
     best = logits.log_softmax(1).topk(TOPK)
-    return Document(positions(row), layers, logits, (best.indices, best.values))
+    normed = {layer: logits_behind_norm(model, of.states) for layer, of in layers.items() if layer < max(LAYERS)}
+    return Document(positions(row), layers, normed, logits, (best.indices, best.values))
+
+
+def logits_behind_norm(model, states):
+    """As the model itself has them, by its own modules; as they are, where it has no norm."""
+    norm = getattr(model.base_model, "norm", None) or getattr(model.base_model, "ln_f", None)
+    if norm is None:
+        return states
+    with torch.no_grad():
+        logits = model.get_output_embeddings()(norm(states.float())).double()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def from_cache(read, number, row):
@@ -153,7 +166,11 @@ def from_cache(read, number, row):
             attention=read.attention(number, layer).double(),
         )
     indices, values = read.topk(number)
-    return Document(positions(row), layers, read.logits(number).double(), (indices, values.double()))
+    inner = {layer: read.states(number, layer) for layer in layers if layer < max(LAYERS)}
+    if read.knows_norm:
+        inner = {layer: read.head.logits(read.head.norm(states)) for layer, states in inner.items()}
+    normed = {layer: each.double() for layer, each in inner.items()}
+    return Document(positions(row), layers, normed, read.logits(number).double(), (indices, values.double()))
 
 
 class Student:
@@ -171,8 +188,10 @@ class Student:
         self.leaves = [*(leaf for each in self.states for leaf in each.values()), *self.maps.values(), self.head]
 
     def log_probabilities(self, number, document):
-        last = self.states[number][max(LAYERS)][list(document.positions)]
-        return (last @ self.head / STUDENT**0.5).log_softmax(1)
+        return self.of_layer(number, max(LAYERS), list(document.positions))
+
+    def of_layer(self, number, layer, tokens):
+        return (self.states[number][layer][tokens] @ self.head / STUDENT**0.5).log_softmax(1)
 
 
 def dsa(student, documents):
@@ -229,6 +248,17 @@ def at_positions(student, documents, divergence):
     return total / sum(len(document.positions) for document in documents)
 
 
+def behind_norm(student, documents):
+    """FDD's first part with the final norm, at the states that are kept: a mean over layers of KL(p ‖ q)."""
+    total = 0
+    for number, document in enumerate(documents):
+        for layer, normed in document.normed.items():
+            q = student.of_layer(number, layer, list(document.layers[layer].place))
+            p = normed.log_softmax(1)
+            total = total + (p.exp() * (p - q[:, : p.shape[1]])).sum() / len(p)
+    return total / len(documents)
+
+
 def forward_kl(document, q):
     p = document.logits[list(document.positions)].log_softmax(1)
     return p.exp() * (p - q)
@@ -253,6 +283,7 @@ LOSSES = {
     "forward_kl": lambda student, documents: at_positions(student, documents, forward_kl),
     "skewed_reverse_kl": lambda student, documents: at_positions(student, documents, skewed_reverse_kl),
     "topk_kl": lambda student, documents: at_positions(student, documents, topk_kl),
+    "behind_norm": behind_norm,
 }
 
 
@@ -304,6 +335,7 @@ def test_losses_and_gradients(cache_plan, live, rows, tmp_path, storage):
     assert sum(plan.sizes().values()) == pytest.approx(sum(file.bytes for file in files), rel=0.02)
     assert verify(tmp_path / "cache", quick=False, dataset=None).problems == []
     read = TeacherCache(tmp_path / "cache")
+    assert read.knows_norm == (folder.name[:3] != "opt")
     documents = [from_cache(read, number, row) for number, row in enumerate(rows)]
     for name, loss in LOSSES.items():
         value, gradient = with_gradient(loss, student, documents)

@@ -40,7 +40,7 @@ def folders(prepared, mined, same, turns, tiny_teacher, make_cache):
         signals=["relations", "states", "final"], storage={"states": "fp32", "final": "fp32", "units": "fp32"}
     )
     later = make_cache(
-        signals=["units", "states", "attention", "entropy", "argmax", "logprob", "embeddings"],
+        signals=["units", "states", "attention", "sorted", "entropy", "argmax", "logprob", "embeddings"],
         storage={"states": "fp32", "units": "fp32"},
         state_tokens="all",
     )

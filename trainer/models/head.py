@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, Int32, Int64, Shaped
 from torch import Tensor
 
 from schemas.signals import Scalar
+from trainer.models.final_norm import FinalNorm
 
 #: Logits that are in memory at once: 64 MiB of them in float32.
 LOGITS_AT_ONCE: Final = 2**24
@@ -33,6 +34,8 @@ class Head:
     bias: Float[Tensor, " vocabulary"] | None = None
     soft_cap: float | None = None
     scale: float | None = None
+    #: what states of inner layers go through on their way here; None: it is not known, or there is none
+    norm: FinalNorm | None = None
 
     def logits(self, final: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocabulary"]:
         """Logits of last hidden states, in the weight's dtype."""
@@ -55,7 +58,9 @@ class Head:
 
     def to(self, device: torch.device) -> "Head":
         """The same on a device."""
-        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
+        bias = None if self.bias is None else self.bias.to(device)
+        norm = None if self.norm is None else self.norm.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias, norm=norm)
 
     def portions(self, positions: int, matrices: int = 1) -> Iterator[slice]:
         """Positions in order, so many at a time that `matrices` of their logits are `LOGITS_AT_ONCE` at most."""

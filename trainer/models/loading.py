@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UsageError, UserError
 from trainer.models.embeddings import Embeddings
+from trainer.models.final_norm import FinalNorm, norm_behind, norm_of
 from trainer.models.head import Head
 from trainer.models.hub import ModelFiles, first_line, folder_of, locate, unreachable, untrusted
 from trainer.models.limits import longest_document
@@ -106,6 +107,32 @@ class LanguageModel:
             f"The teacher ({self.architecture}) does something to its logits that is not known here, so a cache could not "
             "reproduce them; leave out the signals `final` and `topk`."
         )
+
+    @torch.no_grad()
+    def norm(self) -> FinalNorm | None:
+        """The norm behind the last layer; None if there is none, or one that is not known here."""
+        at_end = self._norm_behind()
+        return None if at_end is None else norm_of(at_end[1], at_end[2])
+
+    @torch.no_grad()
+    def norm_name(self) -> str | None:
+        """The name of its module in `body`, of whatever kind; None if there is none."""
+        at_end = self._norm_behind()
+        return None if at_end is None else at_end[0]
+
+    def _norm_behind(self) -> tuple[str, nn.Module, Tensor] | None:
+        if not self.whole:
+            raise ValueError(
+                f"a teacher cut after layer {len(self.layers)} of {self.depth} has no norm behind the last"
+            )
+        tokens = torch.tensor(_PROBE, device=self.device) % self.vocab_size
+
+        def run() -> Tensor:
+            last: Tensor = self.body(input_ids=tokens, use_cache=False, return_dict=True)[0]
+            return last
+
+        with self.running():
+            return norm_behind(self.layers, self.body, run)
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -73,6 +73,7 @@ class Needs:
     shared: bool = False  # tokens that both vocabularies have
     output_matrix: bool = False  # its output matrix, for states that come otherwise
     output_rows: bool = False  # some rows of it alone, likewise
+    norm: bool = False  # its final norm, for states of inner layers
 
     @property
     def head(self) -> bool:
@@ -281,6 +282,9 @@ class Logits:
     inner: Mapping[int, Float[Tensor, "positions vocabulary"]]  # student layer -> its states through the output head
     teacher: Float[Tensor, "positions teacher_vocabulary"] | None = None
     teacher_inner: Mapping[int, Float[Tensor, "positions teacher_vocabulary"]] = field(default_factory=dict)
+    #: the same through either model's final norm, where a term asks for that
+    normed: Mapping[int, Float[Tensor, "positions vocabulary"]] = field(default_factory=dict)
+    teacher_normed: Mapping[int, Float[Tensor, "positions teacher_vocabulary"]] = field(default_factory=dict)
     topk_indices: Int64[Tensor, "positions k"] | None = None
     topk_logprobs: Float[Tensor, "positions k"] | None = None
     #: logits of what terms have projected, and their constants
@@ -301,8 +305,18 @@ class RowObjective(Objective):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class NormedLayers:
+    """Inner layers whose states go through their model's final norm before its output matrix."""
+
+    student: frozenset[int] = frozenset()
+    teacher: frozenset[int] = frozenset()
+
+
 class LogitObjective(Objective):
     """A term on logits: a mean over response tokens. Computed on some positions at a time (`trainer.student.output_head`)."""
+
+    normed = NormedLayers()
 
     def denominators(self, batch: Batch) -> Float[Tensor, " parts"]:
         """The number of response tokens. The term is divided by the first; whatever else it counts is in `divided_by`."""

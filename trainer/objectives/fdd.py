@@ -7,8 +7,9 @@ q_l the distributions of teacher and student at the l-th of n pairs of layers, l
     + `trajectory` · 1/(n−1) Σ_l (1 − cos(Δ log q_l, Δ log p_l))       Δ x_l = x_{l+1} − x_l, at temperature 1
 
 with the cosine over the vocabulary; one pair alone has no second part. As in `divergence`, no temperature is squared, and
-vocabularies of different sizes are cut to the smaller one. Inner states meet the output head as they are: a final norm
-in between would have to be the teacher's, too, and caches do not hold it. The base loss beside it is a term of its own.
+vocabularies of different sizes are cut to the smaller one. Inner states meet the output head as they are; with `norm: true`
+as the last layer's do, behind the final norm of their model, the student's as it is at that step and with gradient. States
+of a last layer have been through it. The base loss beside it is a term of its own.
 """
 
 from itertools import pairwise
@@ -21,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trainer.maths.divergence import divergence, forward_kl
-from trainer.objectives.base import LogitObjective, Logits, Needs, Options, Setting
+from trainer.objectives.base import LayerNeed, LogitObjective, Logits, Needs, NormedLayers, Options, Setting
 from trainer.objectives.divergence import common_events
 from trainer.objectives.layers import LayerOptions, LayerTerm
 
@@ -31,6 +32,7 @@ class FeatureDynamicsOptions(LayerOptions):
 
     temperature: float = Field(default=2.0, gt=0)
     trajectory: float = Field(default=1.0, ge=0)  # weight of the second part
+    norm: bool = False  # the final norm before the output head
 
 
 class FeatureDynamics(LayerTerm, LogitObjective):
@@ -41,14 +43,24 @@ class FeatureDynamics(LayerTerm, LogitObjective):
     def __init__(self, options: FeatureDynamicsOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.pairs = tuple(sorted(self.pairs, key=lambda pair: (pair.student, pair.teacher)))
+        if options.norm:
+            last = (setting.student_last, setting.teacher_last)
+            student, teacher = (None if each is None else each[0] for each in last)
+            self.normed = NormedLayers(
+                frozenset(pair.student for pair in self.pairs if pair.student != student),
+                frozenset(pair.teacher for pair in self.pairs if pair.teacher != teacher),
+            )
 
     def needs(self) -> Needs:
-        """States of its layers, and `final` for the output matrix that comes with it."""
-        return Needs({pair.teacher: frozenset({"position_states"}) for pair in self.pairs}, final=True)
+        """States of its layers, `final` for the output matrix that comes with it, and the final norm where it is asked for."""
+        layers: dict[int, frozenset[LayerNeed]] = {pair.teacher: frozenset({"position_states"}) for pair in self.pairs}
+        return Needs(layers, final=True, norm=bool(self.normed.teacher))
 
     def per_token(self, logits: Logits) -> Float[Tensor, " positions"]:
         """Both parts at each position."""
-        layers = [(logits.inner[pair.student], logits.teacher_inner[pair.teacher]) for pair in self.pairs]
+        student = {**logits.inner, **{layer: logits.normed[layer] for layer in self.normed.student}}
+        teacher = {**logits.teacher_inner, **{layer: logits.teacher_normed[layer] for layer in self.normed.teacher}}
+        layers = [(student[pair.student], teacher[pair.teacher]) for pair in self.pairs]
         events = (common_events(*states, self.config.temperature) for states in layers)
         loss = _mean([divergence(log_q, log_p, forward_kl) for log_q, log_p in events])
         if len(layers) > 1 and self.config.trajectory > 0:

@@ -126,6 +126,7 @@ class Distiller(nn.Module):
                 tuple(weights[name] * scales[name] for name in on_logits),
                 self.teacher_head,
                 asides,
+                self.student.final_norm,
             )
             others = [term.work(states, batch, weights[name] * scales[name]) for name, term in on_rows.items()]
             share, sums = self.student.head(states[self.student.depth][batch.positions], work, others)

@@ -65,6 +65,7 @@ class Student(nn.Module):
         )
         self.max_length = probe.max_length
         packable = self._packable(probe)
+        self._norm = probe.norm_name()
         self._put_head(probe)
         self.packed = packing and packable and self._hands_on(probe.device)
         if self.packed:
@@ -135,6 +136,19 @@ class Student(nn.Module):
             {layer: flatten(state, index)[:tokens] for layer, state in states.items()},
             {layer: paid[layer][:tokens] for layer in attention},
         )
+
+    def final_norm(self, states: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions hidden"]:
+        """States of an inner layer through the norm behind the last one, which learns from it."""
+        assert self._norm is not None
+        normed: Tensor = self.body.get_submodule(self._norm)(states)
+        return normed
+
+    def require_norm(self, where: str) -> None:
+        """Raises UsageError for a student without a norm behind its last layer; `where`: the config's key of the term."""
+        if self._norm is None:
+            raise UsageError(
+                f"{where}: the student ({self.architecture}) has no norm behind its last layer, so leave out `norm: true`."
+            )
 
     def require_attention(self) -> None:
         """Raises UserError for a student that does not tell what its tokens attend to."""

@@ -3,7 +3,7 @@
 A loss is computed with its gradients in the forward pass, which the backward pass multiplies by the gradient of the loss.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate as running_total
 from itertools import pairwise
@@ -41,6 +41,9 @@ class LogitWork:
     teacher: Head | None = None  # with `final` or `position_states`
     final: Float[Tensor, "positions teacher_hidden"] | None = None
     position_states: Mapping[int, Float[Tensor, "positions teacher_hidden"]] = field(default_factory=dict)
+    #: those of layers that are wanted behind the final norm: the student's, which have been there, and the teacher's, not yet
+    normed: Mapping[int, Float[Tensor, "positions hidden"]] = field(default_factory=dict)
+    states_to_norm: Mapping[int, Float[Tensor, "positions teacher_hidden"]] = field(default_factory=dict)
     topk_indices: Int64[Tensor, "positions k"] | None = None
     topk_logprobs: Float[Tensor, "positions k"] | None = None
     asides: Mapping[LogitObjective, Aside] = field(default_factory=dict)  # of objectives that have one
@@ -56,29 +59,43 @@ class LogitWork:
         factors: Sequence[float | Float[Tensor, ""]],
         teacher: Head | None,
         asides: Mapping[LogitObjective, Aside] | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
     ) -> "LogitWork":
         """For a batch at its `positions`, no more than the objectives need. `states`: by student layer, the last one's
-        always among them."""
+        always among them; `norm`: the student's final one, where an objective asks for it."""
         needs = [each.needs() for each in objectives]
         last = max(states)
-        layers = sorted({layer for each in objectives for layer in each.student_layers()} - {last})
-        position_states = {}
-        for layer in sorted(
-            {layer for each in needs for layer, kinds in each.layers.items() if "position_states" in kinds}
-        ):
-            found = batch.layers[layer].position_states
-            assert found is not None
-            position_states[layer] = found
+
+        def at_positions(layers: Iterable[int]) -> dict[int, Tensor]:
+            return {layer: states[layer].index_select(0, batch.positions) for layer in sorted(layers)}
+
+        def of_teacher(layers: Iterable[int]) -> dict[int, Tensor]:
+            targets = {layer: batch.layers[layer].position_states for layer in sorted(layers)}
+            return {layer: each for layer, each in targets.items() if each is not None}
+
+        plain = {layer for each in objectives for layer in {*each.student_layers()} - each.normed.student}
+        teacher_plain = {
+            layer
+            for each, wanted in zip(objectives, needs, strict=True)
+            for layer, kinds in wanted.layers.items()
+            if "position_states" in kinds and layer not in each.normed.teacher
+        }
+        normed = at_positions({layer for each in objectives for layer in each.normed.student})
+        if normed:
+            assert norm is not None
+            normed = {layer: norm(each) for layer, each in normed.items()}
         topk = any(each.topk for each in needs)
         return cls(
             objectives=objectives,
             factors=factors,
             targets=batch.targets,
-            inner={layer: states[layer].index_select(0, batch.positions) for layer in layers},
+            inner=at_positions(plain - {last}),
             last=last,
             teacher=teacher,
             final=batch.final if any(each.final for each in needs) else None,
-            position_states=position_states,
+            position_states=of_teacher(teacher_plain),
+            normed=normed,
+            states_to_norm=of_teacher({layer for each in objectives for layer in each.normed.teacher}),
             topk_indices=batch.topk_indices if topk else None,
             topk_logprobs=batch.topk_logprobs if topk else None,
             asides=asides or {},
@@ -92,7 +109,7 @@ class LogitWork:
     def streams(self) -> list[Stream]:
         """Last states, those of inner layers, and projected rows, to which the matrix is a constant without its bias."""
         assert self.hidden is not None
-        own = [Stream(rows) for rows in (self.hidden, *self.inner.values())]
+        own = [Stream(rows) for rows in (self.hidden, *self.inner.values(), *self.normed.values())]
         return own + [Stream(rows, own=False, bias=False) for rows in self._projected.values()]
 
     def prepared(self, head: Head) -> "LogitWork":
@@ -110,20 +127,23 @@ class LogitWork:
 
     def portion(self, part: slice) -> Evaluate:
         """Each objective's `per_token`, added up."""
-        final, inner = _teachers(self, part)
-        layers, projected = list(self.inner), list(self._projected)
+        final, inner, normed = _teachers(self, part)
 
         def evaluate(student: Sequence[Tensor], rows: slice, within: slice) -> Tensor:
-            own, others = student[1 : 1 + len(layers)], student[1 + len(layers) :]
+            streams = iter(student)
+            last = next(streams)
             logits = Logits(
-                student=student[0],
+                student=last,
                 targets=self.targets[rows],
-                inner=dict(zip(layers, own, strict=True)) | ({} if self.last is None else {self.last: student[0]}),
+                # each takes its own from the streams, in their order
+                inner={layer: next(streams) for layer in self.inner} | ({} if self.last is None else {self.last: last}),
+                normed={layer: next(streams) for layer in self.normed},
+                projected={term: next(streams) for term in self._projected},
                 teacher=None if final is None else at_least_float32(final[within]),
                 teacher_inner={layer: at_least_float32(each[within]) for layer, each in inner.items()},
+                teacher_normed={layer: at_least_float32(each[within]) for layer, each in normed.items()},
                 topk_indices=None if self.topk_indices is None else self.topk_indices[rows],
                 topk_logprobs=None if self.topk_logprobs is None else self.topk_logprobs[rows],
-                projected=dict(zip(projected, others, strict=True)),
                 at_positions={
                     term: {name: values[rows] for name, values in aside.at_positions.items()}
                     for term, aside in self.asides.items()
@@ -244,9 +264,14 @@ def _numbers(factors: Sequence[float | Float[Tensor, ""]], like: Tensor) -> Floa
     return torch.stack([torch.as_tensor(each, dtype=exact(like.dtype), device=like.device) for each in factors])
 
 
-def _teachers(work: LogitWork, part: slice) -> tuple[Tensor | None, dict[int, Tensor]]:
-    """The teacher's logits at some positions: last ones, and by teacher layer."""
-    if work.teacher is None:
-        return None, {}
-    final = None if work.final is None else work.teacher.logits(work.final[part])
-    return final, {layer: work.teacher.logits(each[part]) for layer, each in work.position_states.items()}
+def _teachers(work: LogitWork, part: slice) -> tuple[Tensor | None, dict[int, Tensor], dict[int, Tensor]]:
+    """The teacher's logits at some positions: last ones; by teacher layer; and behind its final norm, likewise."""
+    head = work.teacher
+    if head is None:
+        return None, {}, {}
+    final = None if work.final is None else head.logits(work.final[part])
+    inner = {layer: head.logits(each[part]) for layer, each in work.position_states.items()}
+    if not work.states_to_norm:
+        return final, inner, {}
+    assert head.norm is not None
+    return final, inner, {layer: head.logits(head.norm(each[part])) for layer, each in work.states_to_norm.items()}

@@ -27,7 +27,7 @@ from trainer.models.embeddings import Embeddings
 from trainer.models.head import Head
 from trainer.objectives.base import LayerNeed, SpanNeed
 from trainer.teacher.caches import Caches
-from trainer.teacher.needs import TeacherNeeds
+from trainer.teacher.needs import TeacherNeeds, no_norm
 from trainer.teacher.targets import MissingState, join_layer, learnt_spans, span_layer
 
 #: What a layer's need is in a cache.
@@ -38,6 +38,7 @@ _SIGNALS: Final[Mapping[str, Signal]] = {
     "position_states": "states",
     "span_states": "states",
     "whole_final": "final",
+    "norm": "final",
 }
 #: Needs of tokens, which one cache serves together.
 _OF_TOKENS: Final = frozenset({"states", "position_states"})
@@ -78,7 +79,7 @@ class CachedTeacher:
     def head(self) -> Head:
         """What turns `final` and `position_states` into logits, memory-mapped. Raises `UsageError` if no cache has it."""
         for cache in self._caches.caches:
-            if "final" in cache.config.signals:
+            if "final" in cache.config.signals and (cache.knows_norm or not self._demand.norm):
                 return cache.head
         raise UsageError(
             "Logits need the teacher's output matrix, which caches with the signal `final` hold, and none of "
@@ -305,6 +306,8 @@ class CachedTeacher:
                 has = has and _SIGNALS.get(need, need) in cache.config.signals
             if need == "whole_final":
                 has = has and not cache.config.response_only
+            if need == "norm":
+                has = has and cache.knows_norm
             if need == "topk":
                 has = has and cache.config.topk >= self._demand.likeliest
             if need == "relations":
@@ -319,6 +322,8 @@ class CachedTeacher:
 
     def _lacking(self, missing: Sequence[tuple[int | None, str]]) -> str:
         layer, need = missing[0]
+        if need == "norm":
+            return self._lacking_norm()
         remedy = "make one, and name it there as well"
         named = f"`{self._caches.key}.caches`"
         none_has = f"No cache in {named} has"
@@ -358,6 +363,16 @@ class CachedTeacher:
             else:
                 what = f"{none_has} the signal `{need}` of teacher layer {layer}"
         return f"{what}; {remedy}: `{self._command(missing)}`."
+
+    def _lacking_norm(self) -> str:
+        """Of caches with the teacher's output matrix alone."""
+        cache = next(cache for cache in self._caches.caches if "final" in cache.config.signals)
+        if cache.manifest.norm is not None:
+            return str(no_norm(f"the teacher of {cache.folder} ({cache.manifest.teacher['architecture']})"))
+        return (
+            f"{cache.folder} is older than the option `norm` and does not hold the teacher's final norm; make it anew: "
+            f"`{cache.command()}`, or leave out `norm: true`."
+        )
 
     def _ends_at_responses(self, layer: int) -> bool:
         """Whether states of a layer are there, but for those of tokens that are not learnt, which are needed as well."""
@@ -410,6 +425,7 @@ def _once_a_document(demand: TeacherNeeds) -> list[str]:
     """What is demanded that is of no layer."""
     needed = {
         "final": demand.head,
+        "norm": demand.norm,
         "whole_final": demand.whole_final,
         "topk": demand.topk or demand.likeliest > 0,
         "argmax": demand.argmax,

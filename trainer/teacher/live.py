@@ -20,7 +20,7 @@ from trainer.models.head import Head
 from trainer.models.hidden_states import Captured, Forward, Request
 from trainer.models.loading import LanguageModel, load_model
 from trainer.objectives.base import LayerNeed, SpanNeed
-from trainer.teacher.needs import TeacherNeeds
+from trainer.teacher.needs import TeacherNeeds, no_norm
 from trainer.teacher.targets import join_layer, learnt_spans, span_layer
 
 
@@ -51,11 +51,14 @@ class LiveTeacher:
         longest = int(documents.lengths("teacher").max(initial=0))
         teacher.require_room(longest, documents.folder, config.model)
         self._forward = Forward(teacher, request, longest)
+        self._norm = teacher.norm() if demand.norm else None
+        if demand.norm and self._norm is None:
+            raise no_norm(f"the teacher {config.model!r} ({teacher.architecture})")
 
     @property
     def head(self) -> Head:
         """What turns `final` and `position_states` into logits. Raises `UserError` for a model whose logits are not known."""
-        return self._forward.head or self._forward.teacher.head()
+        return replace(self._forward.head or self._forward.teacher.head(), norm=self._norm)
 
     @property
     def embeddings(self) -> Embeddings:

@@ -32,6 +32,7 @@ class TeacherNeeds:
     likeliest: int = 0
     output_matrix: bool = False
     output_rows: bool = False
+    norm: bool = False
     pairs: bool = False
     mined: MinedNeed | None = None
     spans: SpanNeed | None = None
@@ -109,10 +110,18 @@ def teacher_needs(
         likeliest=max((needs.likeliest for needs in terms.values()), default=0),
         output_matrix=any(needs.final or needs.output_matrix for needs in terms.values()),
         output_rows=any(needs.output_rows for needs in terms.values()),
+        norm=any(needs.norm for needs in terms.values()),
         pairs=any(needs.pairs for needs in terms.values()),
         mined=next((needs.mined for needs in terms.values() if needs.mined is not None), None),
         spans=_spans({name: needs.spans for name, needs in terms.items() if needs.spans is not None}),
         chunks=any(needs.chunks for needs in terms.values()),
+    )
+
+
+def no_norm(teacher: str) -> UsageError:
+    """What to raise where a term asks for the final norm of a teacher that has none."""
+    return UsageError(
+        f"`norm: true` asks for {teacher} to have a norm behind its last layer of a kind that is known; leave it out."
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from schemas.errors import UsageError
 from schemas.training import PairConfig
 from trainer.maths.divergence import SKEWS, adaptive_kl, divergence, in_head, rule_of
-from trainer.objectives.base import Logits, Needs, Setting
+from trainer.objectives.base import Logits, Needs, NormedLayers, Setting
 from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.objectives.divergence import (
     AdaptiveKL,
@@ -453,6 +453,36 @@ def test_fdd_asks_for_its_layers():
     few = term(FeatureDynamics, layers=[PAIRS[1].model_dump()])
     assert few.student_layers() == (3,)
     assert set(few.needs().layers) == {6}
+
+
+@pytest.mark.parametrize("deepest", [False, True], ids=["inner", "and the last"])
+def test_fdd_takes_inner_layers_behind_the_norm(deepest):
+    """Those of a last layer have been there."""
+    layers = {"student_last": (4, 8), "teacher_last": (8, 8)} if deepest else {}
+    objective = FeatureDynamics(
+        FeatureDynamics.options.parse({"norm": True}, "test"), Setting(PAIRS, student_size=8, teacher_size=8, **layers)
+    )
+    plain, teacher_plain = normal(3, 4, 9), normal(3, 4, 9, seed=1)
+    normed, teacher_normed = normal(3, 4, 9, seed=2), normal(3, 4, 9, seed=3)
+    inner = 2 if deepest else 3
+    assert objective.normed == NormedLayers(frozenset((2, 3, 4)[:inner]), frozenset((4, 6, 8)[:inner]))
+    assert objective.needs().norm
+    expected = slow_fdd([*normed[:inner], *plain[inner:]], [*teacher_normed[:inner], *teacher_plain[inner:]], 2, 1)
+    found = objective.per_token(
+        logits_of(
+            plain[0],
+            inner=dict(zip((2, 3, 4), plain, strict=True)),
+            teacher_inner=dict(zip((4, 6, 8), teacher_plain, strict=True)),
+            normed=dict(zip((2, 3, 4), normed, strict=True)),
+            teacher_normed=dict(zip((4, 6, 8), teacher_normed, strict=True)),
+        )
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_fdd_of_last_layers_needs_no_norm():
+    setting = Setting(PAIRS[2:], 8, 8, student_last=(4, 8), teacher_last=(8, 8))
+    assert not FeatureDynamics(FeatureDynamics.options.parse({"norm": True}, "test"), setting).needs().norm
 
 
 def test_fdd_of_equal_layers_is_finite():

@@ -1,6 +1,7 @@
 """The output head gives losses and gradients of plain autograd on materialised logits, with no such matrix in memory."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from schemas.training import PairConfig
 from trainer.batches.batch import Batch, LayerTargets
 from trainer.maths.ragged import pointers
 from trainer.models import head, row_losses
+from trainer.models.final_norm import FinalNorm
 from trainer.models.head import Head
 from trainer.objectives import REGISTRY
 from trainer.objectives.base import Logits, Setting
@@ -361,17 +363,18 @@ def test_extreme_logits_are_finite():
     assert all(each.isfinite().all() for each in torch.autograd.grad(loss, problem.leaves))
 
 
-def test_a_batch_brings_what_its_objectives_need():
+def small_batch(dtype=torch.float32):
+    """Two documents with three positions, states of a student, and a teacher's head."""
     rows = pointers([4, 3])
     positions = torch.tensor([1, 2, 5])
-    states = {layer: torch.randn(7, HIDDEN, requires_grad=True) for layer in (1, 2, 3, LAST)}
-    teacher = Head(torch.randn(VOCABULARY, TEACHER_HIDDEN))
+    states = {layer: torch.randn(7, HIDDEN, dtype=dtype, requires_grad=True) for layer in (1, 2, 3, LAST)}
+    teacher = Head(torch.randn(VOCABULARY, TEACHER_HIDDEN, dtype=dtype))
     layers = {
         layer: LayerTargets(
             spans=torch.zeros(0, 2, dtype=torch.int64),
             rows=torch.zeros(3, dtype=torch.int64),
             weights=torch.zeros(0),
-            position_states=torch.randn(3, TEACHER_HIDDEN),
+            position_states=torch.randn(3, TEACHER_HIDDEN, dtype=dtype),
         )
         for layer in (*TEACHER_LAYERS, 9)
     }
@@ -383,8 +386,14 @@ def test_a_batch_brings_what_its_objectives_need():
         position_rows=pointers([2, 1]),
         targets=torch.tensor([2, 3, 6]),
         layers=layers,
-        final=torch.randn(3, TEACHER_HIDDEN),
+        final=torch.randn(3, TEACHER_HIDDEN, dtype=dtype),
     )
+    return batch, states, teacher
+
+
+def test_a_batch_brings_what_its_objectives_need():
+    batch, states, teacher = small_batch()
+    layers, positions = batch.layers, batch.positions
     only = LogitWork.of(batch, states, [term(CrossEntropy)], [1.0], teacher)
     assert not only.inner
     assert not only.position_states
@@ -408,6 +417,53 @@ def test_a_batch_brings_what_its_objectives_need():
     )
     leaves = [states[2], states[3], states[LAST], head.weight]
     assert_same(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), 1e-5)
+
+
+def test_inner_states_behind_the_final_norm(monkeypatch):
+    """Of a term that asks for it, beside one that does not, some positions at a time: each model's own norm, which learns."""
+    torch.manual_seed(2)
+    use_portions(monkeypatch, 2, 1)
+    batch, states, teacher = small_batch(torch.float64)
+    weight, bias = torch.randn(2, TEACHER_HIDDEN, dtype=torch.float64)
+    teacher = replace(teacher, norm=FinalNorm("1+layer", 1e-3, weight, bias))
+    norm = nn.RMSNorm(HIDDEN, eps=1e-3, dtype=torch.float64)
+    nn.init.normal_(norm.weight)
+    last = {"student_last": (LAST, HIDDEN), "teacher_last": (max(TEACHER_LAYERS), TEACHER_HIDDEN)}
+    setting = Setting(PAIRS, HIDDEN, TEACHER_HIDDEN, **last)
+    normed = FeatureDynamics(FeatureDynamics.options.parse({"norm": True}, "test"), setting)
+    work = LogitWork.of(batch, states, [term(FeatureDynamics), normed], [0.5, 0.25], teacher, norm=norm)
+    assert set(work.normed) == set(work.inner) == {2, 3}
+    assert set(work.states_to_norm) == {4, 6}
+    assert set(work.position_states) == {4, 6, 8}
+    alone = LogitWork.of(batch, states, [normed], [0.25], teacher, norm=norm)
+    assert not alone.inner
+    assert set(alone.position_states) == {8}  # logits that nobody looks at are not computed
+    head = OutputHead.around(nn.Linear(HIDDEN, VOCABULARY, dtype=torch.float64), None, None)
+
+    def loss(*_):
+        again = LogitWork.of(batch, states, [term(FeatureDynamics), normed], [0.5, 0.25], teacher, norm=norm)
+        return head(states[LAST][batch.positions], again)[0]
+
+    mine = {layer: states[layer][batch.positions] for layer in (2, 3, LAST)}
+    theirs = {layer: batch.layers[layer].position_states for layer in TEACHER_LAYERS}
+    whole = Logits(
+        student=head(mine[LAST]),
+        targets=batch.targets,
+        inner={layer: head(each) for layer, each in mine.items()},
+        normed={layer: head(norm(mine[layer])) for layer in (2, 3)},
+        teacher_inner={layer: each @ teacher.weight.T for layer, each in theirs.items()},
+        teacher_normed={
+            layer: (F.layer_norm(theirs[layer], (TEACHER_HIDDEN,), eps=1e-3) * (1 + weight) + bias) @ teacher.weight.T
+            for layer in (4, 6)
+        },
+    )
+    expected = sum(
+        factor * each.per_token(whole).sum() for factor, each in zip((0.5, 0.25), work.objectives, strict=True)
+    )
+    leaves = [states[2], states[3], states[LAST], head.weight, norm.weight]
+    assert_same(loss().detach(), expected.detach())
+    assert_same(torch.autograd.grad(loss(), leaves), torch.autograd.grad(expected, leaves))
+    assert torch.autograd.gradcheck(loss, leaves, eps=1e-6, atol=1e-8, rtol=1e-6)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -187,6 +187,29 @@ def test_the_commands_are_understood(make_cache, same, command, tmp_path):
     assert len(batch.layers[2].states)
 
 
+def with_norm(cache, out, norm):
+    """A copy of a cache whose manifest says another thing of the norm."""
+    shutil.copytree(cache, out)
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    (out / "manifest.json").write_text(json.dumps(manifest | {"norm": norm}), encoding="utf-8")
+    return out
+
+
+def test_a_final_norm_that_no_cache_has(make_cache, same, tmp_path):
+    cache = make_cache(signals=["final"], layers=[])
+    older = with_norm(cache, tmp_path / "older", None)
+    wanted = {"final": True, "norm": True}
+    assert source_of(same, [older], final=True).head.norm is None
+    with pytest.raises(UsageError, match="older than the option `norm`") as error:
+        source_of(same, [older], **wanted)
+    assert command_in(error) == f"mta-prep cache-teacher --config {older / 'config.yaml'} -o OTHER"
+    without = with_norm(cache, tmp_path / "without", {"kind": "none", "epsilon": None})
+    with pytest.raises(UsageError, match=r"teacher of .*without \(LlamaForCausalLM\) to have a norm.*leave it out"):
+        source_of(same, [without], **wanted)
+    # of several the one that has it serves
+    assert source_of(same, [older, cache], **wanted).head.norm.kind == "rms"
+
+
 def test_no_cache(prepared):
     documents = Documents(prepared)
     caches = Caches([], documents)
