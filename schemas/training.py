@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from schemas.columns import Granularity
 from schemas.config import ModelConfig, Name, Strict
@@ -20,6 +20,13 @@ DEFAULT_DATA: Final = "default"
 _DATA_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 #: Of a moving average.
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _two(values: Any) -> Any:
+    """Else pydantic asks for a list of any length, or of too few for a key `1`."""
+    if not isinstance(values, list | tuple) or len(values) < 2:
+        raise ValueError("two numbers are wanted, as [0.9, 0.999]")
+    return values
 
 
 class CutConfig(Strict):
@@ -158,7 +165,7 @@ class OptimConfig(Strict):
     projector_lr: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     projector_weight_decay: float | None = Field(default=None, ge=0)  # None: the same
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], BeforeValidator(_two)] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0, ge=0)  # steps; below 1: part of all steps

@@ -29,6 +29,7 @@ TERMS = {
     "sfkl": {"source": "topk"},
     "srkl": {},
     "fdd": {},
+    "fdd norm": {"norm": True},
     "dsa": {},
     "dsa distance": {"metric": "distance"},
     "dsa angle": {"metric": "angle"},
@@ -59,7 +60,7 @@ def source_of_everything(make_cache, same):
     cache = make_cache(signals=["relations", "units", "states", "final", "topk", "attention"], state_tokens="all")
     needs = ("relations", "units", "states", "position_states")
     spans = SpanNeed(frozenset({2, 4}), "attention", 1024)
-    return source_of(same, [cache], WORDS, CHUNKS, needs=needs, final=True, topk=True, spans=spans)
+    return source_of(same, [cache], WORDS, CHUNKS, needs=needs, final=True, norm=True, topk=True, spans=spans)
 
 
 def term_of(name, student):

@@ -386,7 +386,10 @@ class TeacherCache:
         if self.config.limit is not None:
             more = self.command(limit=rows or 2 * self.config.limit)
             return f"it was made with a limit of {self.config.limit}, for more rows: `{more}`"
-        return f"it holds every row of the dataset it was made of, for another: `{self.command(dataset='DATASET')}`"
+        return (
+            "it holds every row of the dataset that it was made of; for a cache of another dataset: "
+            f"`{self.command(dataset='DATASET')}`"
+        )
 
     def damaged(self, what: str) -> DamagedError:
         """What to raise where it is not as it was written."""

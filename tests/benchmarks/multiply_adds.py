@@ -10,7 +10,7 @@ V_t, O tokens in common, P pairs and K spans; each product counted once forward 
     dwa        dskd + n d V_s                                                 entropies
     dskd_eta   2 n d V_s + 3 P D V_t + (O d D + d D²) / refresh + 2 P d D
     soft_dtw   Σ over documents 2 · 3 (n m + n² + m²) d + 3 · 2 m d D         cosines, projectors; tables are no products
-    span_kl    K O (3 d + D)
+    span_kl    K O D                            spans of tokens whose logits cross-entropy has; a few others as well 3 d V_s
 
 `top: k` has 3 m D U in place of 3 m D V_t, U being the tokens among any position's k likeliest.
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.batches.batch import Batch
+from trainer.objectives.span_positions import MOST_TOGETHER, AmongPositions
 
 
 @dataclass(frozen=True)
@@ -57,5 +58,7 @@ def of_step(terms: Mapping[str, Mapping[str, Any]], batch: Batch, sizes: Sizes) 
             squares = int((mine.square() + theirs.square()).sum())
             total += 2 * 3 * (tables + squares) * d + 3 * 2 * m * d * big
         elif name == "span_kl" and batch.spans is not None:
-            total += int(batch.spans.rows[-1]) * sizes.shared * (3 * d + big)
+            spans = batch.spans
+            own_rows = AmongPositions.of(spans.student, batch.rows, MOST_TOGETHER).others
+            total += int(spans.rows[-1]) * sizes.shared * big + 3 * len(own_rows) * d * own
     return total

@@ -59,3 +59,21 @@ def test_a_batch_is_its_rows_alone(source, rows, student, name):
     torch.testing.assert_close(sum(part for part, _ in parts), loss, rtol=TOLERANCE, atol=0)
     difference = sum(part for _, part in parts) - gradient
     assert float(difference.norm() / gradient.norm()) < 10 * TOLERANCE
+
+
+#: Terms that begin with nothing random: on states, on logits, and on rows that take the logits of others.
+TOGETHER = ("ce", "sfkl", "fdd norm", "dsa", "span_geometry", "span_kl")
+
+
+def test_terms_beside_each_other_are_what_they_are_alone(source, rows, student):
+    batch = source.fetch(rows)
+
+    def of(*names):
+        terms = {name: term for each in names for name, term in term_of(each, student).items()}
+        return loss_of(Distiller(student, terms, source.head), [batch], batch)
+
+    loss, gradient = of(*TOGETHER)
+    parts = [of(name) for name in TOGETHER]
+    torch.testing.assert_close(sum(part for part, _ in parts), loss, rtol=TOLERANCE, atol=0)
+    difference = sum(part for _, part in parts) - gradient
+    assert float(difference.norm() / gradient.norm()) < 10 * TOLERANCE

@@ -1,6 +1,7 @@
 """Last hidden states to logits, some positions at a time."""
 
-from collections.abc import Collection, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -62,15 +63,32 @@ class Head:
         norm = None if self.norm is None else self.norm.to(device)
         return replace(self, weight=self.weight.to(device), bias=bias, norm=norm)
 
-    def portions(self, positions: int, matrices: int = 1) -> Iterator[slice]:
-        """Positions in order, so many at a time that `matrices` of their logits are `LOGITS_AT_ONCE` at most."""
-        return slices(0, positions, LOGITS_AT_ONCE // max(len(self.weight) * matrices, 1))
+    def portions(self, positions: int, matrices: int = 1, bounds: Sequence[int] | None = None) -> Iterator[slice]:
+        """Positions in order, so many at a time that `matrices` of their logits are `LOGITS_AT_ONCE` at most; parted at
+        `bounds` alone, if these are given (`parted`)."""
+        return parted(0, positions, LOGITS_AT_ONCE // max(len(self.weight) * matrices, 1), bounds)
 
 
 def slices(first: int, end: int, size: int) -> Iterator[slice]:
     """[first, end) in order, `size` at a time, or one by one."""
     size = max(1, size)
     return (slice(start, min(start + size, end)) for start in range(first, end, size))
+
+
+def parted(first: int, end: int, size: int, bounds: Sequence[int] | None) -> Iterator[slice]:
+    """As `slices`, but ending at `bounds` alone, rising, of which `end` is one: so many at a time, or what stands between two.
+
+    None: anywhere.
+    """
+    if bounds is None:
+        yield from slices(first, end, size)
+        return
+    while first < end:
+        stop = bounds[bisect_right(bounds, first + size) - 1]
+        if stop <= first:
+            stop = bounds[bisect_right(bounds, first)]
+        yield slice(first, stop)
+        first = stop
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ loss needs several such matrices. Here rows are taken some at a time (`trainer.m
    derivatives take the place of the logits they belong to;
 3. from those the gradients of rows, weight and bias, added up in float32.
 
+A work that wants some tokens' logits alone is given a copy of the matrix of these, once; or, of few rows, the logits of all
+tokens, of which it takes its own, since that copy, and its gradient's, cost more than the products do.
+
 All of it happens in the forward pass. What is kept for the backward pass are finished gradients, no larger than what
 they are gradients of.
 """
@@ -22,11 +25,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from trainer.maths.ragged import at_least_float32
-from trainer.models.head import Head, slices
+from trainer.models.head import Head, parted
 
 #: Logits whose losses are computed at once on a CPU: a dozen float32 matrices of 2 MiB stay in its cache, those of 64 MiB
 #: do not, which costs half as much again. Other devices take all the logits there are.
 IN_CACHE: Final = 2**19
+
+#: Of a work on some tokens alone: up to so many rows, times the other tokens over those, no copy of the matrix is made. The
+#: products of a row with another token cost 6 operations a feature, copies of matrix and gradient move 24 bytes a token's
+#: feature, and while a byte is moved, a processor does about four operations, an accelerator more.
+FEW_ROWS: Final = 16
 
 #: Of some rows within a portion: logits of every stream, which rows of all, which of the portion -> sums of every loss.
 Evaluate = Callable[[Sequence[Tensor], slice, slice], Float[Tensor, " losses"]]
@@ -54,6 +62,10 @@ class RowWork(Protocol):
     def columns(self) -> Int64[Tensor, " columns"] | None:
         """Tokens whose logits are wanted; None: all."""
 
+    @property
+    def bounds(self) -> Sequence[int] | None:
+        """Where rows may be parted, rising, from the first to behind the last; None: anywhere."""
+
     def streams(self) -> Sequence[Stream]:
         """As many rows of each."""
 
@@ -62,6 +74,23 @@ class RowWork(Protocol):
 
     def portion(self, part: slice) -> Evaluate:
         """Losses of rows in this part, for which it may compute what they are compared with."""
+
+
+@runtime_checkable
+class Rider(Protocol):
+    """A loss on logits that are computed for another work's rows anyway, and on means of them."""
+
+    @property
+    def factor(self) -> float:
+        """What it is multiplied by."""
+
+    @property
+    def bounds(self) -> Sequence[int]:
+        """As `RowWork.bounds`."""
+
+    def portion(self, part: slice) -> Callable[[Float[Tensor, "rows vocabulary"], slice, slice], Float[Tensor, ""]]:
+        """Of rows in this part, for which it may compute what they are compared with: of logits, which rows of all, and which
+        of the portion, the loss's sum."""
 
 
 @dataclass(frozen=True)
@@ -85,25 +114,30 @@ def accumulate(
     training = gradients.wanted
     values = torch.zeros_like(factors)
     streams = work.streams()
-    if work.columns is None:
+    count = len(streams[0].rows)
+    taken = None  # of the logits
+    if work.columns is None or _few(count, len(work.columns), len(head.weight)):
         weight, bias, by_weight, by_bias = head.weight, head.bias, gradients.weight, gradients.bias
+        taken = work.columns
     else:  # a copy of some of the matrix's rows, once
         weight = head.weight.index_select(0, work.columns)
         bias = None if head.bias is None else head.bias.index_select(0, work.columns)
         by_weight = None if gradients.weight is None else gradients.weight.new_zeros(weight.shape)
         by_bias = None if gradients.bias is None or bias is None else gradients.bias.new_zeros(bias.shape)
     matrix = Head(weight, bias, head.soft_cap, head.scale)
-    count = len(streams[0].rows)
     in_cache = IN_CACHE // max(len(weight), 1) if weight.device.type == "cpu" else count
-    for part in matrix.portions(count, len(streams)):
+    for part in matrix.portions(count, len(streams), work.bounds):
         rows_of = [each.rows[part].detach().to(weight.dtype) for each in streams]
         raw = [F.linear(rows, weight, bias if each.bias else None) for rows, each in zip(rows_of, streams, strict=True)]
         evaluate = work.portion(part)
-        for rows in slices(part.start, part.stop, in_cache):
+        for rows in parted(part.start, part.stop, in_cache, work.bounds):
             within = slice(rows.start - part.start, rows.stop - part.start)
             leaves = [each[within].detach().requires_grad_(training) for each in raw]
             with torch.set_grad_enabled(training):
-                sums = evaluate([at_least_float32(matrix.after(each)) for each in leaves], rows, within)
+                logits = [at_least_float32(matrix.after(each)) for each in leaves]
+                if taken is not None:
+                    logits = [columns_of(each, taken) for each in logits]
+                sums = evaluate(logits, rows, within)
                 loss = factors @ sums
             values += sums.detach()
             if training:
@@ -119,11 +153,22 @@ def accumulate(
                 _add_product(by_weight, derivative.t(), rows_)
             if by_bias is not None and stream.own and stream.bias:
                 by_bias += derivative.sum(0, dtype=by_bias.dtype)
-    if work.columns is not None:
+    if weight is not head.weight and work.columns is not None:
         for total, some in ((gradients.weight, by_weight), (gradients.bias, by_bias)):
             if total is not None and some is not None:
                 total.index_add_(0, work.columns, some)
     return values
+
+
+def columns_of(
+    logits: Float[Tensor, "rows vocabulary"], columns: Int64[Tensor, " columns"]
+) -> Float[Tensor, "rows columns"]:
+    """Those of some tokens; differentiable."""
+    return logits.gather(1, columns.expand(len(logits), -1))  # whose derivative is quicker than that of `index_select`
+
+
+def _few(rows: int, columns: int, vocabulary: int) -> bool:
+    return rows * (vocabulary - columns) <= FEW_ROWS * columns
 
 
 def entropies(head: Head, rows: Float[Tensor, "rows features"]) -> Float[Tensor, " rows"]:

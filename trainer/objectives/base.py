@@ -20,7 +20,7 @@ from schemas.config import Mined, Name, Strict
 from schemas.training import DEFAULT_DATA, LayerPair, PairConfig
 from trainer.batches.batch import Batch
 from trainer.models.head import Head
-from trainer.models.row_losses import RowWork
+from trainer.models.row_losses import Rider, RowWork
 
 #: What a term may ask for of a teacher layer: signals of a cache; `position_states` are `states` at response positions.
 LayerNeed = Literal["relations", "units", "states", "position_states"]
@@ -303,6 +303,13 @@ class RowObjective(Objective):
     def work(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float) -> RowWork:
         """One loss, multiplied by `factor`. `states` as of `StateObjective.forward`, the last layer's among them."""
         raise NotImplementedError
+
+    def work_beside(
+        self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float
+    ) -> tuple[Rider | None, RowWork]:
+        """The same where logits at the batch's positions are computed for other terms: what of it can be had of those, if
+        anything, and the rest."""
+        return None, self.work(states, batch, factor)
 
 
 @dataclass(frozen=True)

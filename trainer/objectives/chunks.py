@@ -126,6 +126,7 @@ class ChunkDistances(ABC):
     scales: Float[Tensor, " chunks"] | None = None  # s; known once `prepared`
     slopes: Float[Tensor, " chunks"] = field(default_factory=lambda: torch.zeros(0))  # derivatives by s; then noted
     columns: None = None
+    bounds: None = None
 
     @staticmethod
     def of_student(

@@ -110,6 +110,7 @@ class Divergences:
     bias: bool = False  # whether they get its bias
     columns: Int64[Tensor, " columns"] | None = None  # of it; those of `head`, one by one
     factor: float = 1.0
+    bounds: None = None
 
     @property
     def factors(self) -> Sequence[float]:

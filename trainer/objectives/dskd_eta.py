@@ -68,6 +68,7 @@ class Agreement:
     rows: Float[Tensor, "rows hidden"]
     labels: Int64[Tensor, " rows"]
     columns: None = None
+    bounds: None = None
 
     @property
     def factors(self) -> Sequence[float]:

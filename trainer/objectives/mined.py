@@ -77,6 +77,7 @@ class MinedDivergences:
     #: of each of the student's tokens the column of the teacher's logits, or the one behind the last; once prepared
     source: Int64[Tensor, " vocabulary"] | None = None
     columns: None = None
+    bounds: None = None
 
     @property
     def factors(self) -> Sequence[float]:

@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import ClassVar, Final, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -47,6 +47,7 @@ from trainer.objectives.base import (
 )
 from trainer.objectives.cross_space import Divergences, SharedTokens, shared_ids
 from trainer.objectives.hidden import misalignment
+from trainer.objectives.span_positions import MOST_TOGETHER, AmongPositions, SpansOfPositions
 
 #: What the weights of a document's pairs of spans count as at least.
 PAIR_EPSILON: Final = 1e-5
@@ -133,12 +134,20 @@ class SpanTerm(Objective):
         """The number of documents that have spans."""
         return torch.tensor([int((_targets(batch).rows.diff() > 0).sum())], dtype=torch.float64)
 
-    def pooled(self, states: Mapping[int, Tensor], batch: Batch, layer: int) -> Float[Tensor, "spans hidden"]:
-        """C^S of a student layer."""
+    def pooled(
+        self, states: Mapping[int, Tensor], batch: Batch, layer: int, index: Int64[Tensor, " some"] | None = None
+    ) -> Float[Tensor, "some hidden"]:
+        """C^S of a student layer, of some spans; None: of all."""
         learnt, hidden = _targets(batch).student, states[layer]
-        tokens = learnt.tokens.to(hidden.device, non_blocking=True)
-        attention = batch.attention[layer][tokens] if self.config.weights == "attention" else None
-        return learnt.pool(hidden.index_select(0, tokens), learnt.weights(attention, hidden.device))
+        weights = learnt.weights(self._attention(batch, layer, hidden.device), hidden.device)
+        some = learnt if index is None else replace(learnt, spans=learnt.spans[index])
+        return some.pool(hidden.index_select(0, learnt.tokens.to(hidden.device, non_blocking=True)), weights)
+
+    def _attention(self, batch: Batch, layer: int, device: torch.device) -> Float[Tensor, " learnt_tokens"] | None:
+        """To each learnt token, where it weighs."""
+        if self.config.weights == "uniform":
+            return None
+        return batch.attention[layer][_targets(batch).student.tokens.to(device, non_blocking=True)]
 
 
 class SpanCosine(SpanTerm, StateObjective):
@@ -236,20 +245,47 @@ class SpanKl(SpanTerm, RowObjective):
                 f"`span_kl`: the two vocabularies have {count} in common, and so no distributions to compare; leave it out."
             )
         self._tokens = SharedTokens(ids)
+        self._capped = beginning.student_head.soft_cap is not None
 
     def work(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float) -> Divergences:
         """The divergence of every span."""
+        every = torch.arange(len(_targets(batch).student.spans))
+        return self._of_own_rows(every, states, batch, factor)
+
+    def work_beside(
+        self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float
+    ) -> tuple[SpansOfPositions, Divergences]:
+        """Of spans of the batch's positions by the logits there, which other terms have; of the others by their own."""
         (pair,) = self.layers
-        targets = _targets(batch)
-        spans = self.pooled(states, batch, pair.student)
-        weights = None
-        if self.config.reduce == "mean":
-            weights = spread(1 / targets.rows.diff().to(spans.device, spans.dtype), targets.rows)
+        learnt, device = _targets(batch).student, states[pair.student].device
+        here = AmongPositions.of(learnt, batch.rows, 1 if self._capped else MOST_TOGETHER)
+        weights = learnt.weights(self._attention(batch, pair.student, device), device)
+        shared = self._tokens.rows(self.matrices)
+        vectors, span_weights = self._compared(here.index, batch, device)
+        riding = SpansOfPositions(
+            spans=here.spans,
+            token_weights=here.at_positions(weights, len(batch.positions)),
+            head=shared.teacher,
+            vectors=vectors,
+            columns=shared.columns,
+            weights=span_weights,
+            temperature=self.config.temperature,
+            factor=factor,
+        )
+        return riding, self._of_own_rows(here.others, states, batch, factor)
+
+    def _of_own_rows(
+        self, index: Int64[Tensor, " some"], states: Mapping[int, Tensor], batch: Batch, factor: float
+    ) -> Divergences:
+        """The divergence of some spans."""
+        (pair,) = self.layers
+        rows = self.pooled(states, batch, pair.student, index)
+        vectors, weights = self._compared(index, batch, rows.device)
         shared = self._tokens.rows(self.matrices)
         return Divergences(
             shared.teacher,
-            targets.layers[pair.teacher].vectors,
-            spans,
+            vectors,
+            rows,
             weights,
             self.config.temperature,
             forward_kl,
@@ -258,6 +294,19 @@ class SpanKl(SpanTerm, RowObjective):
             columns=shared.columns,
             factor=factor,
         )
+
+    def _compared(
+        self, index: Int64[Tensor, " some"], batch: Batch, device: torch.device
+    ) -> tuple[Float[Tensor, "some teacher_hidden"], Float[Tensor, " some"] | None]:
+        """Of some spans C^T, and what each counts if not 1."""
+        (pair,) = self.layers
+        targets = _targets(batch)
+        index = index.to(device, non_blocking=True)
+        vectors = targets.layers[pair.teacher].vectors.index_select(0, index)
+        if self.config.reduce == "sum":
+            return vectors, None
+        counts = targets.rows.diff().to(device, at_least_float32(vectors).dtype)
+        return vectors, spread(1 / counts, targets.rows).index_select(0, index)
 
 
 def _targets(batch: Batch) -> SpanTargets:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from schemas.training import DEFAULT_DATA
 from trainer.batches.batch import Batch
 from trainer.models.head import Head
-from trainer.models.row_losses import RowWork
+from trainer.models.row_losses import Rider, RowWork
 from trainer.objectives.base import (
     Aside,
     Embed,
@@ -119,6 +119,16 @@ class Distiller(nn.Module):
                     value = aside.numerator * scales[name]
                     values[name] = value.detach()
                     shares.append(weights[name] * value)
+            riders: dict[str, Rider] = {}
+            others: list[RowWork] = []
+            for name, row_term in on_rows.items():
+                factor = weights[name] * scales[name]
+                if on_logits:
+                    rider, rest = row_term.work_beside(states, batch, factor)
+                    riders |= {} if rider is None else {name: rider}
+                else:
+                    rest = row_term.work(states, batch, factor)
+                others.append(rest)
             work = LogitWork.of(
                 batch,
                 states,
@@ -127,11 +137,11 @@ class Distiller(nn.Module):
                 self.teacher_head,
                 asides,
                 self.student.final_norm,
+                tuple(riders.values()),
             )
-            others = [term.work(states, batch, weights[name] * scales[name]) for name, term in on_rows.items()]
             share, sums = self.student.head(states[self.student.depth][batch.positions], work, others)
             shares.append(share)
-            for name, each in zip(scales, sums.unbind(), strict=True):
+            for name, each in zip((*on_logits, *riders, *on_rows), sums.unbind(), strict=True):
                 values[name] = values.get(name, 0) + each * scales[name]
         if self._several:
             shares += self._untouched(terms, states)

@@ -5,6 +5,7 @@ A loss is computed with its gradients in the forward pass, which the backward pa
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate as running_total
 from itertools import pairwise
 from typing import Any, Final
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from trainer.batches.batch import Batch
 from trainer.maths.ragged import at_least_float32
 from trainer.models.head import Head
-from trainer.models.row_losses import Evaluate, Gradients, RowWork, Stream, accumulate, exact
+from trainer.models.row_losses import Evaluate, Gradients, Rider, RowWork, Stream, accumulate, exact
 from trainer.objectives.base import Aside, LogitObjective, Logits
 
 #: In float16, factors of losses are scaled so that the largest is this, until the backward pass: derivatives of a loss by
@@ -48,6 +49,7 @@ class LogitWork:
     topk_logprobs: Float[Tensor, "positions k"] | None = None
     asides: Mapping[LogitObjective, Aside] = field(default_factory=dict)  # of objectives that have one
     hidden: Float[Tensor, "positions hidden"] | None = None  # the student's last states: given when the head is called
+    riders: Sequence[Rider] = ()  # losses of others on the logits that are here; they have the last of `factors`
     columns: None = None
 
     @classmethod
@@ -60,6 +62,7 @@ class LogitWork:
         teacher: Head | None,
         asides: Mapping[LogitObjective, Aside] | None = None,
         norm: Callable[[Tensor], Tensor] | None = None,
+        riders: Sequence[Rider] = (),
     ) -> "LogitWork":
         """For a batch at its `positions`, no more than the objectives need. `states`: by student layer, the last one's
         always among them; `norm`: the student's final one, where an objective asks for it."""
@@ -87,7 +90,7 @@ class LogitWork:
         topk = any(each.topk for each in needs)
         return cls(
             objectives=objectives,
-            factors=factors,
+            factors=(*factors, *(each.factor for each in riders)),
             targets=batch.targets,
             inner=at_positions(plain - {last}),
             last=last,
@@ -99,7 +102,15 @@ class LogitWork:
             topk_indices=batch.topk_indices if topk else None,
             topk_logprobs=batch.topk_logprobs if topk else None,
             asides=asides or {},
+            riders=riders,
         )
+
+    @cached_property
+    def bounds(self) -> list[int] | None:
+        """Those of all riders."""
+        if not self.riders:
+            return None
+        return sorted(set.intersection(*({*each.bounds} for each in self.riders)))
 
     @property
     def _projected(self) -> dict[LogitObjective, Float[Tensor, "positions hidden"]]:
@@ -128,6 +139,7 @@ class LogitWork:
     def portion(self, part: slice) -> Evaluate:
         """Each objective's `per_token`, added up."""
         final, inner, normed = _teachers(self, part)
+        along = [each.portion(part) for each in self.riders]
 
         def evaluate(student: Sequence[Tensor], rows: slice, within: slice) -> Tensor:
             streams = iter(student)
@@ -149,7 +161,8 @@ class LogitWork:
                     for term, aside in self.asides.items()
                 },
             )
-            return torch.stack([each.per_token(logits).sum() for each in self.objectives])
+            sums = [each.per_token(logits).sum() for each in self.objectives]
+            return torch.stack([*sums, *(loss(last, rows, within) for loss in along)])
 
         return evaluate
 
@@ -190,7 +203,7 @@ class OutputHead(nn.Linear):
 
         With `work`, `hidden` is [positions, hidden]; `others` bring their own rows. The loss is Σ_i factor_i · value_i, with
         gradients to all rows, weight and bias, as far as they require them; differentiable once. Values, one for each
-        objective of `work`, then those of `others`, are sums over rows, without gradient. Logits are computed in the
+        objective and rider of `work`, then those of `others`, are sums over rows, without gradient. Logits are computed in the
         weight's dtype, losses at least in float32, also under autocast. To be called as a module, since ZeRO-3 has its
         weight only then.
         """

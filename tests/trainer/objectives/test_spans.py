@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from schemas.errors import UsageError
@@ -14,6 +16,9 @@ from trainer.maths.spans import LearntSpans
 from trainer.models import head, row_losses
 from trainer.objectives import build
 from trainer.objectives.base import StateObjective
+from trainer.objectives.cross_entropy import CrossEntropy
+from trainer.objectives.span_positions import AmongPositions
+from trainer.student.output_head import LogitWork
 from two_tokenizers import DOCUMENTS, STUDENT, STUDENT_VOCABULARY, TEACHER, TEACHER_VOCABULARY, TwoTokenizers, after
 
 #: The student's id and the teacher's of tokens that both have.
@@ -224,6 +229,87 @@ def test_against_a_plain_loop(name, options, capped):
     rounding = 1e-6 if problem.uniform else 1e-9
     torch.testing.assert_close(loss, expected, rtol=rounding, atol=0)
     problem.assert_same_gradients(loss, expected, term, rtol=10 * rounding, atol=rounding * 1e-3)
+
+
+def beside(problem, *terms):
+    """`span_kl` with cross-entropy at the batch's positions: one pass through the student's output matrix."""
+    batch, states = problem.batch, problem.states
+    parts = [term.work_beside(states, batch, 0.5 + number) for number, term in enumerate(terms)]
+    ce = CrossEntropy(CrossEntropy.options(), problem.setting())
+    riders = [rider for rider, _ in parts]
+    work = LogitWork.of(batch, states, [ce], [0.25], None, riders=riders)
+    loss, values = problem.head(states[LAST][batch.positions], work, [rest for _, rest in parts])
+    assert len(values) == 1 + 2 * len(terms)
+    return loss, parts
+
+
+@pytest.mark.parametrize(("together", "in_cache"), [(1, 1), (4, 2), (100, 100)])
+@pytest.mark.parametrize("capped", [{}, CAPPED], ids=["plain", "capped"])
+@pytest.mark.parametrize("options", [{}, {"reduce": "mean", "temperature": 1.5}, {"weights": "uniform"}], ids=str)
+def test_beside_cross_entropy_spans_take_its_logits(monkeypatch, options, capped, together, in_cache):
+    """The same loss and gradients as a plain loop, however few logits are in memory at once."""
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", together * STUDENT_VOCABULARY)
+    monkeypatch.setattr(row_losses, "IN_CACHE", in_cache * STUDENT_VOCABULARY)
+    problem = Spanned(**capped)
+    problem.uniform = "weights" in options
+    problem.fill()
+    term = problem.term("span_kl", **options)
+    loss, ((rider, rest),) = beside(problem, term)
+    lengths = rider.spans.diff(dim=1)
+    assert (lengths.max() == 1) == bool(capped), "a mean of capped logits is not that of a mean"
+    assert len(rider.spans) > len(rest.rows) > 0
+    logits = after(problem.hidden @ problem.head.weight.t() + problem.head.bias, problem.head)[problem.batch.positions]
+    plain = 0.5 * float(term.denominators(problem.batch)) * PLAIN["span_kl"](problem, term)
+    expected = plain - 0.25 * logits.log_softmax(1).gather(1, problem.batch.targets[:, None]).sum()
+    rounding = 1e-6 if problem.uniform else 1e-9
+    torch.testing.assert_close(loss, expected, rtol=rounding, atol=0)
+    problem.assert_same_gradients(loss, expected, term, rtol=10 * rounding, atol=rounding * 1e-3)
+
+
+def test_two_such_terms_at_once(monkeypatch):
+    """And without gradients, as in validation; of a batch of nothing to compare nothing."""
+    monkeypatch.setattr(row_losses, "IN_CACHE", 3 * STUDENT_VOCABULARY)
+    problem = Spanned()
+    terms = [problem.term("span_kl"), problem.term("span_kl", temperature=1.0)]
+    loss, _ = beside(problem, *terms)
+    counted = float(terms[0].denominators(problem.batch))
+    alone = [0.5 * counted * problem.value(terms[0]), 1.5 * counted * problem.value(terms[1])]
+    ce = beside(problem)[0]
+    torch.testing.assert_close(loss, sum(alone) + ce, rtol=1e-12, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(beside(problem, *terms)[0], loss.detach(), rtol=1e-12, atol=0)
+    empty = Spanned((((2, 0), (1, 3)), ((1, 0), (1, 0))))
+    assert beside(empty, empty.term("span_kl"))[0].item() == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(1, 4), max_size=5)), max_size=4), st.integers(1, 4))
+def test_spans_that_are_positions(documents, most):
+    """Of documents with so many tokens before what is learnt, which is cut into spans of such lengths: against a plain loop."""
+    learnt, rows, spans = [], [0], []
+    for before, lengths in documents:
+        first = rows[-1] + before
+        for length in lengths:
+            spans.append([first, first + length])
+            first += length
+        learnt += range(rows[-1] + before, first)
+        rows.append(first)
+    mask = torch.zeros(rows[-1], dtype=torch.bool)
+    mask[learnt] = True
+    positions = [token - 1 for token in learnt if token not in rows[:-1]]
+    of_batch = torch.tensor(spans, dtype=torch.int64).reshape(-1, 2)
+    found = AmongPositions.of(LearntSpans.of(mask, torch.tensor(rows), of_batch), torch.tensor(rows), most)
+    expected = {
+        number: [positions.index(token) for token in range(*span)]
+        for number, span in enumerate(spans)
+        if span[1] - span[0] <= most and {*range(*span)} <= {*positions}
+    }
+    assert found.index.tolist() == list(expected)
+    assert sorted([*found.index.tolist(), *found.others.tolist()]) == list(range(len(spans)))
+    assert [list(range(*span)) for span in found.spans.tolist()] == list(expected.values())
+    weights = torch.rand(len(learnt))
+    at_positions = found.at_positions(weights, len(positions)).tolist()
+    for place, token in enumerate(positions):
+        assert at_positions[place] == (weights[learnt.index(token)].item() if token in learnt else 0)
 
 
 @pytest.mark.parametrize(
