@@ -68,7 +68,7 @@ def test_the_opening_makes_what_the_config_needs(path, command, deep_teacher, st
             arguments[0] = made.get(arguments[0], str(same))  # one made for another config, where none is parsed here
             arguments[arguments.index("--teacher") + 1] = str(deep_teacher)
             arguments[arguments.index("--out") + 1] = made[out] = str(tmp_path / out)
-            code, _, said = command(name, *arguments, "--limit", ROWS, "--quiet")
+            code, _, said = command(name, *arguments, "--limit", ROWS)
             assert code == 0, said
     config = TrainConfig.parse(TrainConfig.from_yaml(path), path.name)
     datasets = {

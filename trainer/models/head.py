@@ -84,7 +84,7 @@ def parted(first: int, end: int, size: int, bounds: Sequence[int] | None) -> Ite
         yield from slices(first, end, size)
         return
     while first < end:
-        stop = bounds[bisect_right(bounds, first + size) - 1]
+        stop = bounds[bisect_right(bounds, min(first + size, end)) - 1]
         if stop <= first:
             stop = bounds[bisect_right(bounds, first)]
         yield slice(first, stop)

@@ -243,7 +243,7 @@ def beside(problem, *terms):
     return loss, parts
 
 
-@pytest.mark.parametrize(("together", "in_cache"), [(1, 1), (4, 2), (100, 100)])
+@pytest.mark.parametrize(("together", "in_cache"), [(1, 1), (4, 2), (5, 3), (100, 100)])
 @pytest.mark.parametrize("capped", [{}, CAPPED], ids=["plain", "capped"])
 @pytest.mark.parametrize("options", [{}, {"reduce": "mean", "temperature": 1.5}, {"weights": "uniform"}], ids=str)
 def test_beside_cross_entropy_spans_take_its_logits(monkeypatch, options, capped, together, in_cache):
