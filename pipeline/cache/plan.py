@@ -107,8 +107,8 @@ class CachePlan:
             INDEX: measured.id_bytes + INDEX_ROW_BYTES * measured.counts.rows,
         }
         if "final" in config.signals:
-            # and the weight of a norm
-            found[HEAD] = (self.shape.vocabulary + 1) * self.shape.width(None) * self.shape.number_bytes
+            # the norm beside it is two of its rows at most
+            found[HEAD] = self.shape.vocabulary * self.shape.width(None) * self.shape.number_bytes
         if self.measured.token_ids is not None and not (self.shape.tied and "final" in config.signals):
             row_bytes = self.shape.embedding_width * self.shape.number_bytes
             found[EMBEDDINGS] = len(self.measured.token_ids) * (row_bytes + self.measured.token_ids.itemsize)
