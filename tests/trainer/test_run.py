@@ -65,7 +65,7 @@ SPACES = {
     "span_cos": {"layers": [{"student": 1, "teacher": 2}, {"student": 2, "teacher": 4}], "delta": True},
     "span_geometry": {"weight": 50},
     "span_kl": {"reduce": "mean"},
-    "dsa": {"weight": 0.5},
+    "dsa": {"weight": 0.1},
     "soft_dtw_whole": {"term": "soft_dtw", "weight": 0.1, "positions": "all", "on": ["hidden"]},
     "uld": {"alignment": "chunks", "k": 256},
     # not learnt from, so that its rounding moves nothing but itself
