@@ -136,12 +136,14 @@ def test_mouse_and_keyboard(sample_page):
     assert events == []
 
 
-def test_a_printed_page_has_everything_open(sample_page):
-    """What is closed on the screen is on paper; nothing is hidden by a part that would scroll."""
+def test_a_printed_page_is_light_open_and_whole(sample_page):
+    """What is closed on the screen is on paper; nothing is cut by what would scroll, and no column is of single letters."""
     page, _ = sample_page
     page.emulate_media(media="print", color_scheme="dark")
     page.set_viewport_size({"width": 700, "height": 900})  # of A4 between its margins
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    paper = page.evaluate("(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.body))")
+    assert paper == ["rgb(27, 31, 36)", "rgb(255, 255, 255)"]  # also of a page that is dark on the screen
     assert page.evaluate("[...document.querySelectorAll('details > .sentence')].every(part => part.checkVisibility())")
     assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    assert page.evaluate("Math.min(...[...document.querySelectorAll('td, th')].map(cell => cell.clientWidth))") > 40
     page.emulate_media(media="screen", color_scheme="light")
