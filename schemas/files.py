@@ -22,7 +22,11 @@ def written(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(path)
+        try:
+            partial.replace(path)
+        except FileExistsError:  # some network file systems refuse a rename over a file; it is absent for a moment then
+            path.unlink()
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     flush(path.parent)

@@ -28,6 +28,8 @@ from trainer.maths.loops import Loops
 
 #: Directions in memory at once.
 CELLS: Final = 2**24
+#: Cells of a document's whole table, at most: 65,536 tokens on both sides, a quarter of a minute.
+MOST_CELLS: Final = 2**32
 #: More than any sum of distances.
 _FAR: Final = 2**60
 _BOTH, _TEACHER, _STUDENT = 0, 1, 2

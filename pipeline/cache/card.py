@@ -16,6 +16,10 @@ def cache_card(manifest: CacheManifest) -> str:
         kept = f"""
 - **tokens** of which states, `final` and what is of the next token are kept: {manifest.counts["learnt"]}, those in the dataset's
   `teacher_responses` and the one before each"""
+    if config.window is not None and "relations" in config.signals:
+        kept += f"""
+- **pairs** of a document with over {2 * config.window} units of a layer: those of units less than {config.window} units apart
+  (`--set window=N` makes another, `--set window=null` has all)"""
     if manifest.tied_embeddings:
         kept += """
 - **embeddings**: the teacher's input embeddings are its output matrix"""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32
 
-from pipeline.align.edit_distance import EditAlignment
+from pipeline.align.edit_distance import MOST_CELLS, EditAlignment
 from pipeline.align.spans import Ragged, Texts, Tokens, audit
 from pipeline.dataset import columns as tables
 from pipeline.dataset.rows import skeleton, stored_rows
@@ -103,19 +104,26 @@ def notes_on(tokenizers: Mapping[Side, OffsetTokenizer]) -> tuple[str, ...]:
 
 
 def encode_sides(
-    tokenizers: Mapping[Side, OffsetTokenizer], rows: Sequence[Rendered]
+    tokenizers: Mapping[Side, OffsetTokenizer],
+    rows: Sequence[Rendered],
+    edits: EditAlignment | None = None,
+    stay: Mapping[Side, Sequence[Encoding]] | None = None,
 ) -> tuple[list[int], dict[Side, list[Encoding]], dict[int, Reason]]:
     """Tokens of the rows that every tokenizer can take: (those rows, their encodings a side, reasons of the others).
 
-    Of a row that several sides refuse the first side's reason is given.
+    `stay`: encodings of sides that are not encoded anew. Of a row that several sides refuse the first side's reason is given;
+    with `edits` those are left out as well whose tokens are too many for it.
     """
-    results = {side: tokenizer.encode(rows) for side, tokenizer in tokenizers.items()}
+    results: dict[Side, Sequence[Encoding | Reason]] = {side: own.encode(rows) for side, own in tokenizers.items()}
+    results |= stay or {}
     usable: list[int] = []
-    encodings: dict[Side, list[Encoding]] = {side: [] for side in tokenizers}
+    encodings: dict[Side, list[Encoding]] = {side: [] for side in results}
     dropped: dict[int, Reason] = {}
     for row in range(len(rows)):
         of_row = {side: result[row] for side, result in results.items()}
         reason = next((item for item in of_row.values() if isinstance(item, Reason)), None)
+        if reason is None and edits is not None:
+            reason = _too_long(of_row)
         if reason is not None:
             dropped[row] = reason
             continue
@@ -124,6 +132,15 @@ def encode_sides(
             assert isinstance(item, Encoding)
             encodings[side].append(item)
     return usable, encodings, dropped
+
+
+def _too_long(of_row: Mapping[Side, Encoding | Reason]) -> Reason | None:
+    """Why the tokens of a row cannot be aligned by edit distance, if they cannot: time is the product of their numbers."""
+    counts = [len(before_learnt(item.responses)) for item in of_row.values() if isinstance(item, Encoding)]
+    if math.prod(counts) <= MOST_CELLS:
+        return None
+    told = " and ".join(f"{count:,}" for count in counts)
+    return Reason("too many tokens to be aligned by edit distance", f"{told}; --max-length sets a limit")
 
 
 def stored_encodings(table: pa.Table, side: Side) -> list[Encoding]:

@@ -122,7 +122,7 @@ class PrepareStage:
     def _group(self, rows: Sequence[Record | Rejected]) -> shards.ShardOutput:
         rendered, rejected = self.render(rows)
         documents = [row for _, row in rendered]
-        usable, encodings, reasons = assemble.encode_sides(self.tokenizers, documents)
+        usable, encodings, reasons = assemble.encode_sides(self.tokenizers, documents, self.edits)
         documents = [documents[row] for row in usable]
         dropped = [rendered[row][0].left_out(reason, rendered[row][1].id) for row, reason in reasons.items()]
         segmented = self.segmenter.segment([row.text for row in documents], [row.borders for row in documents])

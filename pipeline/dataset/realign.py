@@ -63,11 +63,8 @@ class RealignStage:
         """A shard of the dataset in this folder, aligned anew. Raises `DamagedError` if it is not as it was written."""
         table = open_shard(*item, content=True)
         documents = assemble.DocumentColumns.from_table(table)
-        usable, encodings, reasons = assemble.encode_sides(self.tokenizers, documents.rows)
-        for side in SIDES:
-            if side not in encodings:
-                stored = assemble.stored_encodings(table, side)
-                encodings[side] = [stored[row] for row in usable]
+        stay = {side: assemble.stored_encodings(table, side) for side in SIDES if side not in self.tokenizers}
+        usable, encodings, reasons = assemble.encode_sides(self.tokenizers, documents.rows, self.edits, stay)
         tick(table.num_rows, 0)
         dropped = [
             Rejected(row, item[1].file, row + 1, reason, documents.rows[row].text[:RAW_LIMIT], documents.rows[row].id)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow.compute as pc
@@ -26,6 +27,8 @@ Spans = Int[np.ndarray, "_ 2"]
 LABEL_STYLES = {"NP": Style(color="green"), "VP": Style(color="yellow")}
 #: Neighbouring tokens and words alternate, so that borders show without marks inside the text.
 STRIPES = (Style(bgcolor="grey23"), Style(bgcolor="grey37"))
+#: Characters of a row that are printed: a terminal is to be looked at, and takes seconds for these.
+SHOWN: Final = 50_000
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,28 @@ class Row:
     index: int
     values: dict[str, Any]
 
+    @cached_property
+    def _spans(self) -> dict[str, Spans]:
+        return {}
+
+    @cached_property
+    def _orders(self) -> dict[str, Int[np.ndarray, " _"]]:
+        return {}
+
     def spans(self, column: str) -> Spans:
-        """A span column as an array."""
-        return np.array(self.values[column], dtype=np.int64).reshape(-1, 2)
+        """A span column as an array, made once."""
+        if column not in self._spans:
+            self._spans[column] = np.array(self.values[column], dtype=np.int64).reshape(-1, 2)
+        return self._spans[column]
+
+    def places(self, column: str, start: int, end: int) -> Int[np.ndarray, " places"]:
+        """Which of a column's spans begin in [start, end), rising; found in the logarithm of their number."""
+        starts = self.spans(column)[:, 0]
+        if column not in self._orders:
+            self._orders[column] = np.argsort(starts, kind="stable")
+        order = self._orders[column]
+        first, last = np.searchsorted(starts, (start, end), sorter=order)
+        return np.sort(order[first:last])
 
 
 def find_row(folder: Path, index: int, row_id: str | None) -> Row:
@@ -87,25 +109,26 @@ def show(row: Row, folder: Path) -> None:
     tokens = ", ".join(counted(len(values[side_column(side, "input_ids")]), f"{side} token") for side in SIDES)
     turns = counted(len(values["messages"]), "content") + ", " if values["messages"] else ""
     out.print(f"{counted(len(text), 'character')}, {turns}learnt {_ranges(row.spans('responses'))}; {sizes}; {tokens}")
-    marks = marks_of(row)
-    for number, (start, end) in enumerate(row.spans("sentences").tolist()):
+    marks = marks_of(row)[::-1]
+    sentences = [(start, min(end, SHOWN)) for start, end in row.spans("sentences").tolist() if start < SHOWN]
+    for number, (start, end) in enumerate(sentences):
         out.print()
-        while marks and marks[0][0] < end:
-            out.print(Text(marks.pop(0)[1], "bold magenta"))
+        while marks and marks[-1][0] < end:
+            out.print(Text(marks.pop()[1], "bold magenta"))
         out.print(Text.assemble((f"{number:>3} ", "dim"), visible(text[start:end])))
-        _line("words", _striped(text, _within(row.spans("words"), start, end)))
+        _line("words", _striped(text, _within(row, "words", start, end)))
         for name in LABELLED:
-            spans = row.spans(name)
-            chosen = np.flatnonzero((spans[:, 0] >= start) & (spans[:, 1] <= end))
-            _line(name, _labelled(row, name, chosen.tolist()))
+            _line(name, _labelled(row, name, _inside(row, name, start, end).tolist()))
         for side in SIDES:
-            offsets = row.spans(side_column(side, "offsets"))
-            _line(side, _striped(text, _within(offsets, start, end)))
+            _line(side, _striped(text, _within(row, side_column(side, "offsets"), start, end)))
             lost = _lost(row, side, start, end)
             if lost:
                 _line("", Text(f"no {side} span: {lost}", style="red"))
     if values["messages"]:
         show_sides(row, folder)
+    if len(text) > SHOWN:
+        out.print()
+        out.print(f"That were the first {SHOWN:,} characters: --json gives the whole row.")
 
 
 def _ranges(spans: Spans) -> str:
@@ -131,7 +154,7 @@ def show_sides(row: Row, folder: Path) -> None:
     for side in SIDES:
         console.stdout.print()
         console.stdout.print(Text(f"{side}, template {manifest.tokenizers[side]['template']['source']}", "bold"))
-        console.stdout.print(as_read(row, side, spelled_by(side, config)))
+        console.stdout.print(as_read(row, side, spelled_by(side, config))[:SHOWN])
 
 
 def spelled_by(side: Side, config: ParseConfig) -> Callable[[Sequence[int]], str]:
@@ -174,8 +197,18 @@ def _line(name: str, content: Text) -> None:
     console.stdout.print(line)
 
 
-def _within(spans: Spans, start: int, end: int) -> Spans:
-    return spans[(spans[:, 0] >= start) & (spans[:, 0] < end) & (spans[:, 1] > spans[:, 0])]
+def _within(row: Row, column: str, start: int, end: int) -> Spans:
+    """Spans of something that begin in [start, end)."""
+    spans = row.spans(column)[row.places(column, start, end)]
+    within: Spans = spans[spans[:, 1] > spans[:, 0]]
+    return within
+
+
+def _inside(row: Row, column: str, start: int, end: int) -> Int[np.ndarray, " places"]:
+    """Which spans lie in [start, end)."""
+    places = row.places(column, start, end)
+    inside: Int[np.ndarray, " places"] = places[row.spans(column)[places, 1] <= end]
+    return inside
 
 
 def _striped(text: str, spans: Spans) -> Text:
@@ -203,9 +236,9 @@ def _labelled(row: Row, name: Granularity, chosen: list[int]) -> Text:
 
 def _lost(row: Row, side: Side, start: int, end: int) -> str:
     """Units of this sentence without a token span on this side."""
-    text, found = row.values["text"], []
+    text, lost = row.values["text"], []
     for name in GRANULARITIES:
-        spans, tokens = row.spans(name), row.spans(side_column(side, name))
-        gone = (spans[:, 0] >= start) & (spans[:, 1] <= end) & (tokens[:, 0] < 0)
-        found += [f"{name[:-1]} {visible(text[a:b])!r}" for a, b in spans[gone].tolist()]
-    return ", ".join(found)
+        places = _inside(row, name, start, end)
+        gone = places[row.spans(side_column(side, name))[places, 0] < 0]
+        lost += [f"{name[:-1]} {visible(text[a:b])!r}" for a, b in row.spans(name)[gone].tolist()]
+    return ", ".join(lost)

@@ -149,7 +149,7 @@ class Workspace:
         return self._receipt_path(index).exists()
 
     def finished(self) -> set[int]:
-        """Shards that are done: each file is there, of its size, and is read through if it was touched after its receipt.
+        """Shards that are done: each file is there, of its size, and is read through if its time is not before its receipt's.
 
         Receipts that cannot be read, or of shards whose files are no longer as they were written, are thrown away.
         """
@@ -172,7 +172,7 @@ class Workspace:
         parts: list[tuple[ShardFile | OtherFile, Path]] = [(receipt.shard, folder)]
         parts += [(other, self.out) for other in receipt.others]
         return not any(
-            part.problem(place) or (_changed_after(place / part.file, written) and part.problem(place, content=True))
+            part.problem(place) or (_may_be_newer(place / part.file, written) and part.problem(place, content=True))
             for part, place in parts
         )
 
@@ -197,9 +197,12 @@ class Workspace:
         (self.work / RUN).unlink()
 
 
-def _changed_after(path: Path, moment: int) -> bool:
-    """Whether a file was written after a time in nanoseconds: a shard's is on the disk before its receipt is begun."""
-    return path.stat().st_mtime_ns > moment
+def _may_be_newer(path: Path, moment: int) -> bool:
+    """Whether a file may have been written after a time in nanoseconds: a shard's is on the disk before its receipt is begun.
+
+    The same time may be one: some file systems tell whole seconds.
+    """
+    return path.stat().st_mtime_ns >= moment
 
 
 def _told(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -42,7 +42,7 @@ POINTS = [
 ]
 SIGNALS = ["relations", "final", "sorted", "entropy", "argmax", "logprob", "embeddings"]
 #: Caches made, and times that each one's run is killed, at random moments of about as long as it takes.
-CACHES = 3
+CACHES = [3, pytest.param(17, marks=pytest.mark.slow)]
 KILLS = 3
 
 
@@ -79,14 +79,15 @@ def test_killed_at_a_named_point(killed_at, plan, plain, contents, tmp_path, nam
     assert left == contents(plain)
 
 
+@pytest.mark.parametrize("caches", CACHES)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_killed_at_random_times(plan, plain, contents, tmp_path):
+def test_killed_at_random_times(plan, plain, contents, tmp_path, caches):
     began = time.monotonic()
     planning.cache(plan, tmp_path / "timed", workers=1, quiet=True)
     took = time.monotonic() - began
     moments = random.Random(5)
     unfinished = 0
-    for out in (tmp_path / str(number) for number in range(CACHES)):
+    for out in (tmp_path / str(number) for number in range(caches)):
         for _ in range(KILLS):
             child = multiprocessing.get_context("fork").Process(
                 target=partial(planning.cache, plan, out, workers=1, quiet=True)
@@ -102,7 +103,7 @@ def test_killed_at_random_times(plan, plain, contents, tmp_path):
         planning.cache(plan, out, workers=1, quiet=True)
         left = {path: data for path, data in contents(out).items() if not path.startswith(workspace.WORK)}
         assert left == contents(plain)
-    assert unfinished >= CACHES, "hardly a run was killed before its end"
+    assert unfinished >= caches, "hardly a run was killed before its end"
 
 
 @pytest.mark.parametrize("file", ["head.safetensors", "embeddings.safetensors"])

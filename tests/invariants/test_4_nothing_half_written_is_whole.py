@@ -4,6 +4,7 @@ What is left is never taken for whole, and resuming gives the same bytes (invari
 `tests/faults/test_cache_faults.py`; of training runs: `tests/trainer/test_run.py`.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -37,8 +38,8 @@ POINTS = [
     )
     for when in ("before", "after")
 ]
-#: Runs that are killed one after the other in the same folder, at random moments of about as long as one takes.
-KILLS = 6
+#: Rounds of runs that are killed at random moments of about as long as one takes: in the same folder until it is finished.
+KILLS = [6, pytest.param(50, marks=pytest.mark.slow)]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -109,24 +110,33 @@ def in_a_group(work):
     work()
 
 
-def test_killed_at_random_times_with_two_workers(forked_workers, config, plain, contents, tmp_path):
+@pytest.mark.parametrize("kills", KILLS)
+def test_killed_at_random_times_with_two_workers(forked_workers, config, plain, contents, tmp_path, kills):
     began = time.monotonic()
     prepare(config, tmp_path / "timed", workers=2, quiet=True)
     took = time.monotonic() - began
-    out, moments, unfinished = tmp_path / "out", random.Random(7), 0
-    fork, work = multiprocessing.get_context("fork"), partial(prepare, config, out, workers=2, quiet=True)
-    for _ in range(KILLS):
-        run = fork.Process(target=in_a_group, args=(work,))
+    moments, folders, unfinished = random.Random(7), itertools.count(), 0
+    fork, out = multiprocessing.get_context("fork"), tmp_path / "first"
+    for _ in range(kills):
+        run = fork.Process(target=in_a_group, args=(partial(prepare, config, out, workers=2, quiet=True),))
         run.start()
         run.join(moments.uniform(0, took))
         if run.is_alive():
             os.killpg(run.pid, signal.SIGKILL)
         run.join()
-        unfinished += not (out / MANIFEST).exists()
+        if (out / MANIFEST).exists():
+            assert published(out, contents) == contents(plain)
+            out = tmp_path / str(next(folders))
+        else:
+            unfinished += 1
     assert unfinished, "no run was killed before its end"
     prepare(config, out, workers=2, quiet=True)
-    left = {path: data for path, data in contents(out).items() if not path.startswith(workspace.WORK)}
-    assert left == contents(plain)
+    assert published(out, contents) == contents(plain)
+
+
+def published(out, contents):
+    """What readers look at: a kill between the manifest and the clearing leaves the working folder."""
+    return {path: data for path, data in contents(out).items() if not path.startswith(workspace.WORK)}
 
 
 def typed(arguments, said):

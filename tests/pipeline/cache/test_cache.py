@@ -285,6 +285,7 @@ def test_long_documents_have_pairs_within_a_window_alone(command, cache_plan, pl
     """And nothing else differs; short ones have all of theirs, as without a window."""
     out = tmp_path / "out"
     manifest = written(cache_plan(window=8), out).manifest
+    assert "those of units less than 8 units apart" in (out / "README.md").read_text()
     whole, cut = TeacherCache(plain), TeacherCache(out)
     lengths = {layer: [len(whole.unit_index(row, layer)) for row in range(len(whole))] for layer in whole.layers}
     assert min(lengths[4]) <= 16 < max(lengths[4])
