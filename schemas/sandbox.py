@@ -4,6 +4,8 @@ Loops can be stopped from outside (`schemas.limits`); one operation of Python's 
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import jinja2
@@ -37,9 +39,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self, source: Any, name: Any = None, filename: Any = None, raw: Any = False, defer_init: Any = False
     ) -> Any:
         """As jinja2's. Raises `jinja2.TemplateSyntaxError` for a template that leaves something to chance as well."""
-        tree = self.parse(source, name, filename) if isinstance(source, str) else source
-        _refuse_chance(tree)
-        return super().compile(tree, name, filename, raw, defer_init)
+        with _syntax(name, filename):
+            tree = self.parse(source, name, filename) if isinstance(source, str) else source
+            _refuse_chance(tree)
+            return super().compile(tree, name, filename, raw, defer_init)
+
+    def parse(self, source: str, name: Any = None, filename: Any = None) -> nodes.Template:
+        """As jinja2's. Raises `jinja2.TemplateSyntaxError`."""
+        with _syntax(name, filename):
+            return super().parse(source, name, filename)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """The operator, where what it gives is of a size that a prompt may need. Raises OverflowError elsewhere."""
@@ -51,6 +59,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 if hasattr(value, "__len__") and isinstance(factor, int) and len(value) * factor > LARGEST:
                     raise OverflowError(f"a product of more than {LARGEST:,} items")
         return super().call_binop(context, operator, left, right)
+
+
+@contextmanager
+def _syntax(name: Any, filename: Any) -> Iterator[None]:
+    """What jinja2 lets through and Python then refuses of a template (a number of 5,000 digits, 21 loops in one another, an
+    argument given twice) is an error of syntax as well."""
+    try:
+        yield
+    except (ValueError, SyntaxError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error).partition(":")[0]
+        raise jinja2.TemplateSyntaxError(f"Python refuses what stands there: {reason}", 1, name, filename) from None
 
 
 def _bits(operator: str, left: int, right: int) -> int:
