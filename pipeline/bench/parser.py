@@ -64,7 +64,7 @@ class StockExample(BaseInputExample):  # type: ignore[misc]
 
 def stock_examples(sentences: Sequence[Words]) -> list[StockExample]:
     """Sentences for stock benepar, with the plain quotation marks its spaCy component would feed."""
-    return [StockExample([network.PLAIN_FORMS.get(w, w) for w in s.words], s.space_after) for s in sentences]
+    return [StockExample([network.plain_form(w) for w in s.words], s.space_after) for s in sentences]
 
 
 def stock_parses(parser: ChartParser, sentences: Sequence[Words]) -> list[Any]:

@@ -6,6 +6,7 @@ fenceposts, so it is applied once a fencepost (n times) and not once a span (n²
 (i < j <= n) are scored, without padding.
 """
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -34,6 +35,7 @@ PLAIN_FORMS = {
     "‹": "'",
     "›": "'",
     "—": "--",
+    "](": "(",  # of a link in Markdown: where it leads stands in brackets behind it
 }
 
 
@@ -72,6 +74,13 @@ class Reader:
     retokenizer: Any
 
 
+def plain_form(word: str) -> str:
+    """The form of a word that the models know; of a character reference (`&amp;`) the character."""
+    if word.startswith("&") and word.endswith(";"):
+        word = html.unescape(word)
+    return PLAIN_FORMS.get(word, word)
+
+
 def encode(parser: Network, sentences: Sequence[Words]) -> list[Encoded]:
     """Subwords of each sentence, and for each word the last subword that overlaps it (as benepar's Retokenizer).
 
@@ -82,7 +91,7 @@ def encode(parser: Network, sentences: Sequence[Words]) -> list[Encoded]:
     tokenizer = retokenizer.tokenizer
     texts, starts, ends = [], [], []
     for sentence in sentences:
-        words = [PLAIN_FORMS.get(word, word) for word in sentence.words]
+        words = [plain_form(word) for word in sentence.words]
         lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
         gaps = np.asarray(sentence.space_after, dtype=np.int64)
         end = np.cumsum(lengths + gaps) - gaps

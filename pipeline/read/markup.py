@@ -1,11 +1,12 @@
 """The lines of a text, freed of Markdown marks: what a sentence splitter and a parser should see, and what not.
 
-A text is cut into blocks at line breaks (as `str.splitlines` knows them), at its borders, and between the cells
-of a table row (pipes, or tabs inside a line). A block holds prose, or a line of fenced code. Which line breaks inside a
-paragraph are none for a sentence is for the config to say: `hard`, none of them; `soft`, all; `auto`, those that an
-editor seems to have made (`pipeline.read.wrapping`). A heading, and what has a mark of its own, begins a paragraph. List markers,
-checkboxes, heading and quote marks, pipes and fences stand outside its text but inside its span, so that the spans of
-all blocks together hold every non-space character of the text exactly once.
+A text is cut into blocks at line breaks (as `str.splitlines` knows them), at its borders, between the cells of a table
+row (pipes, or tabs inside a line), and at tags that part sentences (`pipeline.read.inline`). A block holds prose, or a
+line of fenced code. Which line breaks inside a paragraph are none for a sentence is for the config to say: `hard`, none
+of them; `soft`, all; `auto`, those that an editor seems to have made (`pipeline.read.wrapping`). A heading, and what has
+a mark of its own, begins a paragraph. List markers, checkboxes, heading and quote marks, pipes, fences and such tags
+stand outside its text but inside its span, so that the spans of all blocks together hold every non-space character of
+the text exactly once.
 """
 
 import itertools
@@ -13,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pipeline.read.inline import PARTING
 from pipeline.read.wrapping import Line, wrapped
 from schemas.config import LineBreaks
 
@@ -147,7 +149,16 @@ def _prose_parts(line: Line, in_table: bool, separates: bool) -> Iterator[Part]:
         yield from _cells(start, body, first, _CELL_GAP)
     else:
         heading = marker is not None and "#" in marker[0]
-        yield Plain(line, Block(start, start + first, end, end, code=False), begins=first > 0, ends=heading)
+        yield from _between_tags(line, first, heading)
+
+
+def _between_tags(line: Line, first: int, heading: bool) -> Iterator[Plain]:
+    """A line of prose, cut at tags that part sentences; a tag belongs to the text after it, the last to the text before."""
+    parts = list(_cells(line.start, line.body, first, PARTING))
+    for part, block in enumerate(parts):
+        begins = first > 0 or part > 0 or block.start > line.start
+        ends = heading or part < len(parts) - 1 or block.end < block.span_end or block.start == block.end
+        yield Plain(line, block, begins, ends)
 
 
 def _cells(offset: int, body: str, first: int, gap: re.Pattern[str]) -> Iterator[Block]:

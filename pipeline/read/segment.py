@@ -24,6 +24,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 
 from pipeline.read.characters import INVISIBLE, JOINING
+from pipeline.read.inline import URL, Kind, Mark, marks
 from pipeline.read.markup import Block, blocks
 from pipeline.read.sentence_rules import sentence_ends, unambiguous_ends
 from pipeline.read.spacy_models import HOW_TO_INSTALL, bounded_memory, load_pipeline, pipeline_identity
@@ -32,13 +33,7 @@ from schemas.config import SegmentConfig
 from schemas.errors import UsageError
 
 #: Enters the manifest; to be raised with every change of rules, marks or tokenization that can move a span.
-SEGMENTATION_VERSION = 2
-_URL = re.compile(
-    rf"""(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9+.-]{{1,20}}://|www\.)[^\s<>"`{{}}|\\^。！？、，」』）{INVISIBLE}]++
-      | (?<![\w.+-])[\w.+-]{{1,64}}+@[\w-]++(?:\.[\w-]++)++""",
-    re.VERBOSE,
-)
-_AFTER_URL = ".,;:!?'\"’”)]*_~"
+SEGMENTATION_VERSION = 3
 #: Stands between chunks in what the tokenizer is given. Not a line feed: that is one of spaCy's special cases, and
 #: after the first of those in a document spaCy caches nothing more.
 _BETWEEN = "\f"
@@ -56,16 +51,17 @@ class _Tokens(NamedTuple):
     ends: Int32[np.ndarray, " tokens"]
     punctuation: Bool[np.ndarray, " tokens"]  # or marks with nothing before them
     urls: Bool[np.ndarray, " tokens"]  # URLs and addresses, which no letter around them joins
+    hidden: Bool[np.ndarray, " tokens"]  # tags and the like inside a sentence, which no parser sees
 
 
 class _English(English):  # type: ignore[no-untyped-call]  # its metaclass hook
-    """`spacy.blank("en")`, whose tokenizer leaves URLs and addresses whole.
+    """`spacy.blank("en")`, whose tokenizer leaves whole what is one token (`pipeline.read.inline`).
 
     That would be made by way of a config, and its tokenizer's rules read again as the pattern is set: three times as slow.
     """
 
     class Defaults(EnglishDefaults):
-        token_match = _URL.fullmatch
+        token_match = URL.fullmatch
 
 
 class Segmenter:
@@ -107,11 +103,17 @@ class Segmenter:
 
         Texts must be free of unpaired surrogates (spaCy stores UTF-8).
         """
-        cut = [
-            [sentence for block in blocks(text, own, self._line_breaks) for sentence in self._sentences(text, block)]
-            for text, own in zip(texts, borders, strict=True)
-        ]
-        chunked = [_chunks(text, sentences) for text, sentences in zip(texts, cut, strict=True)]
+        cut: list[list[Block]] = []
+        chunked: list[_Chunks] = []
+        for text, own in zip(texts, borders, strict=True):
+            sentences: list[Block] = []
+            inside: list[Mark] = []
+            for block in blocks(text, own, self._line_breaks):
+                of_block = _marks(text, block)
+                sentences += self._sentences(text, block, of_block)
+                inside += of_block
+            cut.append(sentences)
+            chunked.append(_chunks(sentences, inside, text))
         seen = map(_as_spacy_sees, texts, borders)
         spaced = (_BETWEEN.join([text[a:b] for a, b in c.spans]) for text, c in zip(seen, chunked, strict=True))
         with bounded_memory(self._pipeline):
@@ -122,11 +124,11 @@ class Segmenter:
                 cut = self._cut_by_senter(texts, cut, tokens)
         return [_document(*parts) for parts in zip(texts, cut, tokens, strict=True)]
 
-    def _sentences(self, text: str, block: Block) -> list[Block]:
+    def _sentences(self, text: str, block: Block, inside: Sequence[Mark]) -> list[Block]:
         """Sentences of a block as far as text alone can tell them; a `senter` needs tokens and comes later."""
         if block.code:
             return [block]
-        body = text[block.start : block.end]
+        body = _masked(text, block, inside)
         ends = unambiguous_ends(body) if self._senter else sentence_ends(body)
         if not ends:
             return [block]
@@ -139,7 +141,11 @@ class Segmenter:
     ) -> list[list[Block]]:
         vocab = self._pipeline.vocab
         docs = (
-            Doc(vocab, [text[a:b] for a, b in zip(t.starts, t.ends, strict=True)], _space_after(text, t).tolist())
+            Doc(
+                vocab,
+                [text[a:b] for a, b in zip(t.starts, t.ends, strict=True)],
+                _space_after(text, np.stack([t.starts, t.ends], axis=1)).tolist(),
+            )
             for text, t in zip(texts, tokens, strict=True)
         )
         starts = (doc.to_array(["SENT_START"]).reshape(-1) == 1 for doc in self._pipeline.pipe(docs))
@@ -163,60 +169,64 @@ def _cut_block(block: Block, starts: list[int], ends: list[int]) -> list[Block]:
     ]
 
 
+def _marks(text: str, block: Block) -> list[Mark]:
+    """Marks inside a block, by characters of the text; in code, URLs alone are."""
+    return [
+        Mark(block.start + mark.start, block.start + mark.end, mark.kind)
+        for mark in marks(text[block.start : block.end])
+        if mark.kind is Kind.URL or not block.code
+    ]
+
+
+def _masked(text: str, block: Block, inside: Sequence[Mark]) -> str:
+    """A block's text with quotation marks for what is hidden, and letters for what is whole: no sentence ends inside."""
+    parts, at = [], block.start
+    for mark in inside:
+        if mark.kind is not Kind.URL:
+            parts += [text[at : mark.start], ('"' if mark.kind is Kind.HIDDEN else "x") * (mark.end - mark.start)]
+            at = mark.end
+    return "".join([*parts, text[at : block.end]])
+
+
 class _Chunks(NamedTuple):
-    """Stretches of a text that are tokenized apart, and which of them are URLs or addresses."""
+    """Stretches of a text that are tokenized apart, and what mark each is, if any."""
 
     spans: list[tuple[int, int]]
-    urls: list[bool]
+    kinds: list[Kind | None]
 
 
-def _chunks(text: str, sentences: Sequence[Block]) -> _Chunks:
-    """Markup and text of every sentence, the text cut around URLs and inside runs too long for spaCy's tokenizer."""
+def _chunks(sentences: Sequence[Block], inside: Sequence[Mark], text: str) -> _Chunks:
+    """Markup and text of every sentence, the text cut around its marks and inside runs too long for spaCy's tokenizer."""
     chunks = _Chunks([], [])
-    for sentence in sentences:
-        for span in _around_urls(text, sentence):
-            chunks.spans.append(span[:2])
-            chunks.urls.append(span[2])
+
+    def plain(start: int, end: int) -> None:
+        for span in _short_runs(text, start, end):
+            chunks.spans.append(span)
+            chunks.kinds.append(None)
+
+    marks_left = iter(inside)
+    mark = next(marks_left, None)
+    for span_start, start, end, span_end, _ in sentences:
+        plain(span_start, start)
+        at = start
+        while mark is not None and mark.end <= end:
+            plain(at, mark.start)
+            chunks.spans.append((mark.start, mark.end))
+            chunks.kinds.append(mark.kind)
+            at = mark.end
+            mark = next(marks_left, None)
+        plain(at, end)
+        plain(end, span_end)
     return chunks
 
 
-def _around_urls(text: str, sentence: Block) -> Iterator[tuple[int, int, bool]]:
-    span_start, start, end, span_end, _ = sentence
-    if start > span_start:
-        yield from _short_runs(text, span_start, start)
-    body = text[start:end]
-    if "://" in body or "www." in body or "@" in body:
-        for match in _URL.finditer(body):
-            url_end = match.start() + len(_without_closers(match[0]))
-            if start < sentence.start + match.start():
-                yield from _short_runs(text, start, sentence.start + match.start())
-            yield sentence.start + match.start(), sentence.start + url_end, True
-            start = sentence.start + url_end
-    if end > start:
-        yield from _short_runs(text, start, end)
-    if span_end > end:
-        yield from _short_runs(text, end, span_end)
-
-
-def _short_runs(text: str, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+def _short_runs(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     if end - start > _LONGEST_RUN:
         for match in _RUN.finditer(text, start, end):
-            yield start, match.end(), False
+            yield start, match.end()
             start = match.end()
-    yield start, end, False
-
-
-def _without_closers(url: str) -> str:
-    """Drops what ends the sentence or the bracket around a URL, not the brackets that are its own."""
-    end = len(url)
-    unopened = url.count(")") - url.count("(")
-    while url[end - 1] in _AFTER_URL:
-        if url[end - 1] == ")":
-            if unopened <= 0:
-                break
-            unopened -= 1
-        end -= 1
-    return url[:end]
+    if end > start:
+        yield start, end
 
 
 def _tokens(doc: Doc, text: str, chunks: _Chunks) -> _Tokens:
@@ -231,6 +241,7 @@ def _tokens(doc: Doc, text: str, chunks: _Chunks) -> _Tokens:
     ends = starts + table[:, 1]
     touches = np.zeros(len(table), dtype=bool)
     touches[1:] = (starts[1:] == ends[:-1]) & (chunk[1:] == chunk[:-1])
+    kinds = np.array([_CODES[kind] for kind in chunks.kinds], dtype=np.int64)[chunk]
     punctuation = table[:, 2] == 1
     owner = 0
     for i in np.flatnonzero(table[:, 4] == 0).tolist():
@@ -240,18 +251,39 @@ def _tokens(doc: Doc, text: str, chunks: _Chunks) -> _Tokens:
             starts[i] = ends[owner] = marks.end()
         elif marks:
             punctuation[i] = marks.end() == ends[i]
-    own = starts < ends
+    own = (starts < ends) & ~_joined(ends, punctuation, chunk, kinds == _CODES[Kind.WHOLE])
     return _Tokens(
         starts[own].astype(np.int32),
         ends[own].astype(np.int32),
         punctuation[own],
-        np.array(chunks.urls, dtype=bool)[chunk[own]],
+        kinds[own] == _CODES[Kind.URL],
+        kinds[own] == _CODES[Kind.HIDDEN],
     )
 
 
-def _space_after(text: str, tokens: _Tokens) -> Bool[np.ndarray, " tokens"]:
-    # Tokens hold all that is not white space or as good as that, so a gap, or more text, is.
-    return np.append(tokens.starts[1:], np.int32(len(text))) > tokens.ends
+#: Kinds of marks as numbers of an array.
+_CODES = {None: 0} | {kind: kind.value for kind in Kind}
+
+
+def _joined(
+    ends: Int64[np.ndarray, " tokens"],
+    punctuation: Bool[np.ndarray, " tokens"],
+    chunk: Int64[np.ndarray, " tokens"],
+    whole: Bool[np.ndarray, " tokens"],
+) -> Bool[np.ndarray, " tokens"]:
+    """Which tokens are part of the one before them, as both are of one whole mark; the first grows over the others."""
+    rest = np.zeros(len(chunk), dtype=bool)
+    rest[1:] = whole[1:] & (chunk[1:] == chunk[:-1])
+    first = np.flatnonzero(whole & ~rest)
+    if len(first):
+        ends[first] = np.maximum.reduceat(np.where(whole, ends, 0), first)
+        punctuation[first] = np.logical_and.reduceat(punctuation | ~whole, first)
+    return rest
+
+
+def _space_after(text: str, spans: Int32[np.ndarray, "tokens 2"]) -> Bool[np.ndarray, " tokens"]:
+    """Whether a token is followed by white space, by what is as good as that, or by what is hidden, before the next one."""
+    return np.append(spans[1:, 0], np.int32(len(text))) > spans[:, 1]
 
 
 def _cut_at(sentences: list[Block], tokens: _Tokens, begins: Bool[np.ndarray, " tokens"]) -> list[Block]:
@@ -276,12 +308,12 @@ def _cut_at(sentences: list[Block], tokens: _Tokens, begins: Bool[np.ndarray, " 
 def _document(text: str, sentences: Sequence[Block], tokens: _Tokens) -> Document:
     table = np.array([sentence[:4] for sentence in sentences], dtype=np.int32).reshape(-1, 4)
     owner = np.searchsorted(table[:, 0], tokens.starts, side="right") - 1
-    markup = (tokens.starts < table[owner, 1]) | (tokens.starts >= table[owner, 2])
+    markup = tokens.hidden | (tokens.starts < table[owner, 1]) | (tokens.starts >= table[owner, 2])
     spans = np.stack([tokens.starts, tokens.ends], axis=1)
     parsed = ~markup
     spans_parsed = spans[parsed]
     strings = [text[start:end] for start, end in spans_parsed.tolist()]
-    spaces = _space_after(text, tokens)[parsed].tolist()
+    spaces = _space_after(text, spans_parsed).tolist()
     bounds = np.searchsorted(owner[parsed], np.arange(len(sentences) + 1)).tolist()
     return Document(
         text=text,

@@ -217,7 +217,7 @@ def stock_trees(parser: ChartParser, given: list[Words]) -> list[tuple[list[tupl
     """Labelled spans and tags from benepar's own `parse`, spans without a label left out."""
     inputs = [
         benepar.InputSentence(
-            words=[network.PLAIN_FORMS.get(word, word) for word in sentence.words],
+            words=[network.plain_form(word) for word in sentence.words],
             space_after=list(sentence.space_after),
             escaped_words=list(sentence.words),
         )

@@ -104,7 +104,7 @@ def test_trees_equal_those_of_stock_benepar(embedded_parser, tmp_path_factory, s
     sentences = [words_of(text) for text in SENTENCES] + sample_sentences[:250]
     inputs = [
         benepar.InputSentence(
-            words=[network.PLAIN_FORMS.get(word, word) for word in sentence.words],
+            words=[network.plain_form(word) for word in sentence.words],
             space_after=list(sentence.space_after),
             escaped_words=list(sentence.words),
         )

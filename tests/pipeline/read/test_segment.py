@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import spacy
 
+from pipeline.read.inline import URL
 from pipeline.read.markup import blocks
-from pipeline.read.segment import _URL, Segmenter
+from pipeline.read.segment import Segmenter
 from pipeline.read.sentence_rules import sentence_ends
 from pipeline.text import Document
 from rows import borders
@@ -413,7 +414,7 @@ def test_unusable_methods_are_refused_with_a_remedy(method: str, message: str) -
 def test_words_are_those_of_spacys_blank_english(segmenter: Segmenter) -> None:
     """But for URLs, which its tokenizer is told of."""
     theirs = spacy.blank("en").tokenizer
-    theirs.token_match = _URL.fullmatch
+    theirs.token_match = URL.fullmatch
     mine = segmenter._tokenizer
     assert mine.to_bytes(exclude=["vocab"]) == theirs.to_bytes(exclude=["vocab"])
     text = "Don't e-mail o.k@example.org's U.S. (v1.2) of www.a.b/c?d=e, 3km or I'd've :-) gone!"

@@ -1,6 +1,7 @@
 """What holds for the segmentation of any text: spans tell the truth, nothing is lost, nothing is counted twice."""
 
 import itertools
+import re
 import textwrap
 import unicodedata
 
@@ -18,6 +19,8 @@ from schemas.config import SegmentConfig
 
 SEGMENTER = Segmenter(SegmentConfig())
 HARD, SOFT = (Segmenter(SegmentConfig(line_breaks=kind)) for kind in ("hard", "soft"))
+#: What no parser sees inside a sentence.
+HIDDEN = re.compile(r"(?:[*_~`]{1,3}|!?\[|</?[a-z]+[^<>]*>|<!--.*?-->|&(?:nbsp|#\d+);)*", re.IGNORECASE | re.DOTALL)
 #: Format characters that belong to the character before them: joiners and emoji tags.
 JOINERS = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
 
@@ -73,6 +76,20 @@ STRETCHES = st.sampled_from(
             "...",
             ".[3] ",
         ),
+        *(
+            "<b>",
+            "</b>",
+            "<br>",
+            '<p class="x y">',
+            "<|user|>",
+            "[INST] ",
+            "<!-- a. B -->",
+            "<name>",
+            "&amp;",
+            "&nbsp;",
+            "&#8203;",
+        ),
+        *("$x^2 - 1$", "$", "$5", "\\(", "\\) ", "**", "*", "***", "`", "`a b`", "~~", "_", "__init__", "[a b](c/d.e)"),
         *("https://x.org/a_(b)?c=d ", "(www.a.com).", "me@x.org", "http://", "@", "'", '"', ")", "]", "”", ". ", "."),
         *(
             "Привет. ",
@@ -150,18 +167,21 @@ def test_tokens_are_the_text_at_their_spans(case: tuple[str, int]) -> None:
         assert len(tokens.words) == len(tokens.space_after) == len(spans)
         assert tokens.words == tuple(text[a:b] for a, b in spans)
         assert all(word and not word.isspace() for word in tokens.words)
-        assert tokens.space_after == tuple(b < len(text) and blanks[b] for b in spans[:, 1].tolist())
         assert sentence.parse <= bool(tokens.words)
         if len(spans):
             assert start <= spans[0, 0]
             assert spans[-1, 1] <= end
-            # Between the first and the last token nothing visible is left out.
-            inner = cover(spans, len(text))[spans[0, 0] : spans[-1, 1]]
-            covered = blanks[spans[0, 0] : spans[-1, 1]]
-            assert all(count == 1 - empty for count, empty in zip(inner, covered, strict=True))
+            # Between the first and the last token nothing visible is left out but what is hidden.
+            assert all(cover(spans, len(text)) <= 1)
+            for (_, before), (after, _) in itertools.pairwise(spans.tolist()):
+                assert HIDDEN.fullmatch("".join(text[i] for i in range(before, after) if not blanks[i]))
             # And no character is parted from its marks.
             for b, after in itertools.pairwise(spans[:, 0].tolist()):
                 assert not (text[after - 1].isalnum() and unicodedata.combining(text[after])), (b, after)
+    seen = [span for sentence in found.sentences for span in sentence.spans.tolist()]
+    spaces = [space for sentence in found.sentences for space in sentence.words.space_after]
+    for space, (_, before), (after, _) in zip(spaces, seen, [*seen[1:], (len(text), 0)], strict=False):
+        assert space == (before < after)
 
 
 @given(texts_with_start())
