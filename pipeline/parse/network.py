@@ -7,6 +7,8 @@ fenceposts, so it is applied once a fencepost (n times) and not once a span (n²
 """
 
 import html
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -74,10 +76,17 @@ class Reader:
     retokenizer: Any
 
 
+#: Full-width forms and mathematical alphanumerics: letters in another dress.
+_STYLED = re.compile("[\uff01-\uff5e\U0001d400-\U0001d7ff]")
+
+
 def plain_form(word: str) -> str:
-    """The form of a word that the models know; of a character reference (`&amp;`) the character."""
+    """The form of a word that the models know; of a character reference (`&amp;`) the character, of wide and mathematical
+    letters (`Ｔｈｅ`, `𝐓𝐡𝐞`) the letters."""
     if word.startswith("&") and word.endswith(";"):
         word = html.unescape(word)
+    if _STYLED.search(word):
+        word = unicodedata.normalize("NFKC", word)
     return PLAIN_FORMS.get(word, word)
 
 

@@ -313,3 +313,20 @@ def test_the_longest_sentence_that_fits_is_parsed_and_a_longer_one_is_none(encod
     fits = [tree is not None for tree in engine.constituents(given)]
     assert min(subwords) < 512 < max(subwords)
     assert fits == [kind == "t5" or count <= 512 for count in subwords]
+
+
+@pytest.mark.parametrize(
+    ("word", "plain"),
+    [
+        ("cat", "cat"),
+        ("“", '"'),
+        ("&amp;", "&"),
+        ("&#x2014;", "--"),
+        ("&none;", "&none;"),
+        ("](", "("),
+        ("Ｔｈｅ", "The"),
+        ("𝐓𝐡𝐞", "The"),
+    ],
+)
+def test_the_form_that_the_models_know(word: str, plain: str) -> None:
+    assert network.plain_form(word) == plain
