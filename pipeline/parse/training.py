@@ -28,7 +28,7 @@ from pipeline.parse.gold import GoldSentence, read_sentences, read_text
 from pipeline.parse.loss import loss_of
 from pipeline.parse.recipe import VOCABULARY, Recipe, opened, vocabularies
 from pipeline.parse.treebank import GoldTree, gold_trees, words_of
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 from schemas.files import write_text, written
 from trainer.models.pickles import read_pickle
 
@@ -144,10 +144,25 @@ class Run:
         return min(1.0, (time.monotonic() - self.began) / (60 * self.recipe.minutes))
 
     def go(self) -> None:
-        """To the end, or to where patience ends."""
+        """To the end, or to where patience ends; what was learnt is scored on dev at least once.
+
+        Raises `UsageError` where the time was over before the first step.
+        """
+        if self.fraction < 1.0:
+            self._learn()
+        if not self.done:
+            seconds = time.monotonic() - self.began
+            raise UsageError(
+                f"The time of --minutes {self.recipe.minutes:g} was over before the first step, for all that comes before it "
+                f"(trees, teachers' scores) took {seconds:.1f} s: give more --minutes."
+            )
+        if self.best_f1 < 0:  # interrupted before an evaluation was due, and now the time is over
+            self.keep_if_best(self.steps.epoch_of(self.done - 1))
+            self.save()
+
+    def _learn(self) -> None:
+        """Steps up to the last one, or to where patience ends."""
         recipe = self.recipe
-        if self.fraction >= 1.0:
-            return
         loader = DataLoader(
             self.steps,
             sampler=range(self.done, self.total if self.total is not None else sys.maxsize),

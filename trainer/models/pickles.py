@@ -10,10 +10,14 @@ from schemas.errors import UserError
 
 
 def read_pickle(path: Path) -> Any:
-    """What is in it, on the CPU, mapped where the file can be. Raises `UserError` for a file that is damaged or holds
-    anything else."""
+    """What is in it, on the CPU, mapped where the file can be. Raises `UserError` for a file that is missing, damaged, or
+    holds anything else, and `PermissionError`."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {path}.") from error
+    except PermissionError:  # nothing is known of what is in it
+        raise
     except Exception as error:  # damaged pickles make the library raise anything from KeyError to RuntimeError
         raise UserError(
             f"{path} is damaged, or holds more than tensors and plain values. It is a pickle, which can run code, so it is not "

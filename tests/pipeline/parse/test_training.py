@@ -21,7 +21,7 @@ from pipeline.parse.loss import loss_of
 from pipeline.parse.recipe import Recipe, build_parser
 from pipeline.parse.treebank import read_trees, words_of
 from pipeline.parse.vocabulary import prune_wordpiece
-from schemas.errors import UserError
+from schemas.errors import UsageError, UserError
 
 NOUNS = ["dog", "cat", "farmer", "child", "bird", "teacher", "river", "house"]
 VERBS = ["sees", "finds", "likes", "follows"]
@@ -137,6 +137,40 @@ def test_a_loss_that_is_no_number_ends_the_run(recipe, tmp_path, monkeypatch):
         training.train(replace(recipe, out=tmp_path))
     assert len(steps) == 3
     assert not (tmp_path / training.BEST).exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_run_whose_time_is_over_before_an_evaluation_is_scored_at_its_end(recipe, tmp_path, monkeypatch, capsys):
+    """Stopped in its first epoch, then given less time than it took: what it learnt is scored, once, and stored."""
+    plain, steps = training.loss_of, []
+
+    def loss_of(*given):
+        steps.append(given)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return plain(*given)
+
+    monkeypatch.setattr(training, "loss_of", loss_of)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(replace(recipe, minutes=60.0, save_every_s=0.0))
+    assert not (recipe.out / training.BEST).exists()
+    over = replace(recipe, minutes=1e-6)
+    for _ in range(2):
+        training.train(over)
+    assert capsys.readouterr().out.count('"f1"') == 1
+    assert len(steps) == 4
+    state, best = (torch.load(recipe.out / name, weights_only=True) for name in (training.STATE, training.BEST))
+    assert state["done"] == 3
+    assert all(torch.equal(best[name], values) for name, values in state["averaged"].items())
+    training.export(over, tmp_path / "model")
+
+
+def test_a_run_whose_time_is_over_before_its_first_step_is_refused(recipe):
+    over = replace(recipe, minutes=1e-6)
+    with pytest.raises(UsageError, match=r"^The time of --minutes 1e-06 was over before the first step.* give more"):
+        training.train(over)
+    with pytest.raises(UserError, match=r"^There is no file .*best\.pt\.$"):
+        training.export(over, recipe.out / "model")
 
 
 def test_the_loss_is_benepars_own(recipe, treebank):

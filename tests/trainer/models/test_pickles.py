@@ -1,5 +1,7 @@
 """Pickled weights: tensors are read, anything else and what is damaged is refused with the file's name, and nothing is run."""
 
+import errno
+import re
 import shutil
 from pathlib import Path
 
@@ -69,6 +71,19 @@ def test_what_is_no_tensor_or_damaged_is_refused(saved, damage):
     path, _ = saved
     damage(path)
     refusal(lambda: read_pickle(path), path)
+
+
+def test_a_file_that_is_missing_or_not_ours_is_not_told_as_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "best.pt"
+    with pytest.raises(UserError, match=f"^There is no file {re.escape(str(path))}\\.$"):
+        read_pickle(path)
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(torch, "load", refused)
+    with pytest.raises(PermissionError):
+        read_pickle(path)
 
 
 def test_a_model_whose_weights_are_such_a_file(tiny_teacher, tmp_path, damage):
