@@ -73,7 +73,7 @@ def is_evaluation(path: Path) -> bool:
     return isinstance(values, dict) and values.get("format") == FORMAT
 
 
-def runs_section(folders: Sequence[Path], evaluations: Sequence[Path], anchor: str) -> RunsSection:
+def runs_section(folders: Sequence[Path], evaluations: Sequence[Path] = (), anchor: str = "runs") -> RunsSection:
     """Read runs, in this order, and evaluations: those given, and those that lie in the runs' folders.
 
     Raises `UsageError` for more runs than there are looks, `UserError` for an evaluation that cannot be read.

@@ -176,7 +176,7 @@ def test_notebooks_show_the_same(prepared, make_cache, runs):
     shown = row._repr_html_()
     assert row.id in shown
     assert shown.count('class="side"') == 2 * len(row.sentences)
-    assert "mta&lt;b&gt;" in runs_section(runs, [], "part-1")._repr_html_()
+    assert "mta&lt;b&gt;" in runs_section(runs)._repr_html_()
     cache = TeacherCache(make_cache())
     assert "2: words, 4: chunks" in cache._repr_html_()
     for html in (shown, cache._repr_html_()):
