@@ -28,8 +28,9 @@ from pipeline.parse.gold import GoldSentence, read_sentences, read_text
 from pipeline.parse.loss import loss_of
 from pipeline.parse.recipe import VOCABULARY, Recipe, opened, vocabularies
 from pipeline.parse.treebank import GoldTree, gold_trees, words_of
-from schemas.errors import UsageError, UserError
+from schemas.errors import ResourceError, UsageError, UserError
 from schemas.files import write_text, written
+from trainer.models.memory import out_of_memory
 from trainer.models.pickles import read_pickle
 
 #: Averaged weights of the best evaluation.
@@ -278,8 +279,19 @@ class Run:
 
 
 def train(recipe: Recipe) -> Path:
-    """Run the recipe to its end, from its saved state if there is one; returns the folder with the best weights."""
-    Run(recipe).go()
+    """Run the recipe to its end, from its saved state if there is one; returns the folder with the best weights.
+
+    Raises `ResourceError` where memory runs out.
+    """
+    try:
+        Run(recipe).go()
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"Out of memory on {recipe.device} with --batch {recipe.batch_sentences}. Free some and run the same command again, "
+            f"which goes on from what is saved in {recipe.out}; or begin anew with a smaller --batch and another --state."
+        ) from error
     return recipe.out
 
 

@@ -21,7 +21,7 @@ from pipeline.parse.loss import loss_of
 from pipeline.parse.recipe import Recipe, build_parser
 from pipeline.parse.treebank import read_trees, words_of
 from pipeline.parse.vocabulary import prune_wordpiece
-from schemas.errors import UsageError, UserError
+from schemas.errors import ResourceError, UsageError, UserError
 
 NOUNS = ["dog", "cat", "farmer", "child", "bird", "teacher", "river", "house"]
 VERBS = ["sees", "finds", "likes", "follows"]
@@ -171,6 +171,15 @@ def test_a_run_whose_time_is_over_before_its_first_step_is_refused(recipe):
         training.train(over)
     with pytest.raises(UserError, match=r"^There is no file .*best\.pt\.$"):
         training.export(over, recipe.out / "model")
+
+
+def test_memory_that_runs_out_is_told_as_that(recipe, monkeypatch):
+    def full(run):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(training.Run, "go", full)
+    with pytest.raises(ResourceError, match=r"^Out of memory on cpu with --batch \d+\. .* goes on .* smaller --batch"):
+        training.train(recipe)
 
 
 def test_the_loss_is_benepars_own(recipe, treebank):
