@@ -6,18 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from launching import launch
 from schemas.errors import StateError, UsageError
 from schemas.training import TrainConfig
-from study import jobs, page
+from study import jobs, page, run
 from study.arms import ARMS, grid
 from study.compare import difference
 from study.profiles import PROFILES
-from study.run import opened
+from study.run import at_once, opened
 from study.stages import Study
+from trainer.step import Stepper
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "study"
@@ -85,6 +87,18 @@ def test_seeds_are_drawn_as_blocks():
     assert found.error == pytest.approx(np.std([1, 2, 3]) / np.sqrt(3), rel=0.05)
 
 
+def out_of_memory_in(patch: pytest.MonkeyPatch, name: str) -> None:
+    """The run's second step finds no memory."""
+    step = Stepper.step
+
+    def fails(stepper, number, *rest):
+        if number == 1 and Path(stepper._config.out).name == name:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return step(stepper, number, *rest)
+
+    patch.setattr(Stepper, "step", fails)
+
+
 def some_arms(folder: Path) -> None:
     """The study's own loop over four of its runs, twice: the second time nothing is left to do."""
     from trainer.train import start_ranks
@@ -93,6 +107,12 @@ def some_arms(folder: Path) -> None:
     study = opened(PROFILES["tiny"], folder, "cpu")
     study.take_rows(None)
     only = frozenset({"teacher", "srkl", "srkl-mta", "cross-ce"})
+    with pytest.MonkeyPatch.context() as patch:
+        out_of_memory_in(patch, "srkl-mta-1")
+        jobs.work(study, only)
+    assert jobs.record(study)["srkl-mta-1"] == jobs.OUT_OF_MEMORY
+    assert jobs.record(study)["srkl-1"] == "ended"
+    assert jobs.forget_out_of_memory(study) == 1
     jobs.work(study, only)
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.suffix in (".json", ".safetensors")}
     jobs.work(study, only)
@@ -114,6 +134,60 @@ def test_the_command_trains_measures_and_tells(tmp_path):
     told = (folder / "study.md").read_text(encoding="utf-8")
     assert "| `srkl-mta` | `srkl` | KL(teacher ‖ student) |" in told
     assert (folder / "results" / page.PLOT).is_file()
+
+
+@pytest.mark.parametrize(("free", "processes"), [(None, 10), (85e9, 6), (50e9, 3), (14e9, 1), (3e9, 1), (500e9, 10)])
+def test_there_are_as_many_processes_as_a_card_has_room_for(free, processes):
+    assert at_once(PROFILES["card"], free) == processes
+
+
+@pytest.mark.parametrize(("fits", "counts"), [(6, [6]), (2, [6, 3, 1]), (3, [6, 3]), (0, [6, 3, 1])])
+def test_what_ran_out_of_memory_is_tried_again_by_fewer(tmp_path, monkeypatch, fits, counts):
+    """`fits`: of how many processes at once the memory is enough."""
+    study = Study(PROFILES["card"], tmp_path, "cuda")
+    failures = tmp_path / "failures"
+    failures.mkdir()
+    (failures / "live-1.txt").write_text("UserError: not of memory\n…\n", encoding="utf-8")
+    began = []
+
+    def members(_study, count, _until):
+        began.append(count)
+        if count > fits:
+            (failures / "srkl-1.txt").write_text(f"{jobs.OUT_OF_MEMORY}\n…\n", encoding="utf-8")
+
+    monkeypatch.setattr(run, "_members", members)
+    monkeypatch.setattr(run, "_free_memory", lambda _device: 85e9)
+    run._rounds(study, float("inf"))
+    assert began == counts
+    states = jobs.record(study)
+    assert states["live-1"] == "UserError: not of memory"  # is not tried again
+    assert states["srkl-1"] == (jobs.OUT_OF_MEMORY if fits == 0 else "not begun, or interrupted")
+    assert states["rouge-srkl-1"] == "its run has not ended"
+
+
+def test_responses_wait_for_their_student(tmp_path):
+    study = Study(PROFILES["card"], tmp_path, "cpu")
+    jobs.work(study, frozenset({"rouge-srkl"}))
+    assert not [*tmp_path.rglob("*.txt")]
+
+
+def test_the_page_tells_what_ended_and_why_the_rest_did_not():
+    record = {
+        "teacher": "ended",
+        "srkl-1": "ended",
+        "srkl-2": "out of memory",
+        "srkl-3": "out of memory",
+        "ce-1": "ended",
+    }
+    told = page.ended(record)
+    assert told[0] == "2 of 4 runs (an arm with a seed) ended, and 1 of 1 of what else is measured."
+    assert "| ended | 2 | `srkl` 1, `ce` 1 | 1 | `teacher` |" in told
+    assert "| out of memory | 2 | `srkl` 2 3 | 0 |  |" in told
+
+
+def test_the_page_in_the_repository_is_what_its_results_make():
+    told = page.text(DOCS / "results")
+    assert f"{page.BEGIN}\n\n{told}\n\n{page.END}" in (DOCS.parent / "study.md").read_text(encoding="utf-8")
 
 
 def test_a_folder_is_of_one_study(tmp_path):

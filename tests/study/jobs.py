@@ -19,10 +19,13 @@ from study.arms import PRIMARY, Arm, grid
 from study.measure import losses, rouge
 from study.stages import Study
 from trainer.engine.monitor import METRICS, read_metrics
+from trainer.models.memory import out_of_memory
 from trainer.run import Interrupted, train
 
 #: Arms whose responses are scored.
 SCORED: Final = (*PRIMARY, "ce")
+#: How a failure begins that may not be one where fewer processes share the memory.
+OUT_OF_MEMORY: Final = "out of memory"
 
 
 class Job(NamedTuple):
@@ -30,6 +33,7 @@ class Job(NamedTuple):
 
     name: str
     do: Callable[[], dict[str, Any]]
+    needs: str | None = None  # another one, that must have ended
 
 
 def jobs(study: Study) -> Iterator[Job]:
@@ -45,8 +49,9 @@ def jobs(study: Study) -> Iterator[Job]:
         yield Job("rouge-teacher", lambda: _rouge(study, study.teacher))
     for arm, seed in first:
         if arm.name in SCORED and seed <= study.profile.rouge_seeds:
-            folder = study.work / "runs" / f"{arm.name}-{seed}" / "student"
-            yield Job(f"rouge-{arm.name}-{seed}", lambda folder=folder: _rouge(study, folder))
+            run = f"{arm.name}-{seed}"
+            folder = study.work / "runs" / run / "student"
+            yield Job(f"rouge-{run}", lambda folder=folder: _rouge(study, folder), needs=run)
     yield Job("cross-untrained", lambda: _untrained(study, cross=True))
     for arm, seed in cells[before:]:
         yield Job(f"{arm.name}-{seed}", lambda arm=arm, seed=seed: _trained(study, arm, seed))
@@ -66,6 +71,7 @@ def work(study: Study, only: frozenset[str] | None = None, until: float = float(
     """Do what nobody else does or has done, until nothing is left or `until` (of `time.time`) has come.
 
     What fails is told in `failures/`, and the others go on; but a GPU that has failed once is of no use to its process.
+    What ran out of memory is told there too, until `forget_out_of_memory`.
     """
     left = True
     while left:
@@ -77,10 +83,54 @@ def work(study: Study, only: frozenset[str] | None = None, until: float = float(
                 left = _do(study, job) or left
 
 
+def forget_out_of_memory(study: Study) -> int:
+    """Let what ran out of memory be tried again, from its last checkpoint; returns how many those are."""
+    failures = [file for file in (study.work / "failures").glob("*.txt") if _told(file) == OUT_OF_MEMORY]
+    for failure in failures:
+        failure.unlink()
+    return len(failures)
+
+
+def record(study: Study) -> dict[str, str]:
+    """By name of everything there is to do: `ended`, or why it has not."""
+    return {job.name: _state(study, job) for job in jobs(study)}
+
+
+def _state(study: Study, job: Job) -> str:
+    failure = _failure_of(study, job.name)
+    if _result_of(study, job.name).is_file():
+        return "ended"
+    if job.needs is not None and not _result_of(study, job.needs).is_file():
+        return "its run has not ended"
+    return _told(failure) if failure.is_file() else "not begun, or interrupted"
+
+
+def _told(failure: Path) -> str:
+    """What a failure's file begins with."""
+    return failure.read_text(encoding="utf-8").partition("\n")[0]
+
+
+def _result_of(study: Study, name: str) -> Path:
+    return study.work / "results" / f"{name}.json"
+
+
+def _failure_of(study: Study, name: str) -> Path:
+    return study.work / "failures" / f"{name}.txt"
+
+
+def _cause(error: Exception) -> str:
+    """Why something failed, in a line."""
+    text = str(error)
+    if out_of_memory(error) or text.startswith("Out of memory"):
+        return OUT_OF_MEMORY
+    return f"{type(error).__name__}: {text}".partition("\n")[0]
+
+
 def _do(study: Study, job: Job) -> bool:
     """Whether it was this process that did it."""
-    result = study.work / "results" / f"{job.name}.json"
-    failure = study.work / "failures" / f"{job.name}.txt"
+    result, failure = _result_of(study, job.name), _failure_of(study, job.name)
+    if job.needs is not None and not _result_of(study, job.needs).is_file():
+        return False  # who ends that one comes by here again
     lock = FileLock(study.work / "locks" / f"{job.name}.lock")
     for file in (result, failure, Path(lock.lock_file)):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,9 +147,9 @@ def _do(study: Study, job: Job) -> bool:
             except Interrupted:
                 raise
             except Exception as error:
-                write_text(failure, traceback.format_exc())
+                write_text(failure, f"{_cause(error)}\n{traceback.format_exc()}")
                 console.stderr.print(f"{job.name} failed: {error}")
-                if "CUDA error" in str(error):
+                if "CUDA error" in str(error) or "NCCL error" in str(error):
                     raise
                 return True
             values = {"name": job.name, "seconds": round(time.monotonic() - began, 2)} | values
@@ -111,6 +161,7 @@ def _do(study: Study, job: Job) -> bool:
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()  # a result tells its own run's memory
     return True
 
 

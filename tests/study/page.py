@@ -24,13 +24,24 @@ from study.compare import Difference, difference
 BEGIN: Final = "<!-- written by tests/study/page.py -->"
 END: Final = "<!-- end -->"
 PLOT: Final = "differences.png"
+#: Beside the results: what was made once, and what has ended.
+COSTS: Final = "costs"
+RECORD: Final = "record"
 _MEASURES: Final[Mapping[str, str]] = {"kl": "KL(teacher ‖ student)", "ce": "cross-entropy"}
 Results = dict[str, dict[str, Any]]  # by name of the run
 
 
 def read(folder: Path) -> Results:
     """Every result in a folder."""
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    files = [file for file in sorted(folder.glob("*.json")) if file.stem not in (COSTS, RECORD)]
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def read_beside(folder: Path, name: str) -> dict[str, Any]:
+    """What is told of all of them together; empty where it is not."""
+    file = folder / f"{name}.json"
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return values
 
 
 def seeds_of(results: Results, arm: str) -> list[int]:
@@ -66,6 +77,36 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (headings, ["---"] * len(headings), *rows)] + [""]
 
 
+def _names(names: Sequence[str]) -> str:
+    """Arms with their seeds, in short."""
+    seeds: dict[str, list[str]] = {}
+    for name in names:
+        arm, _, seed = name.rpartition("-")
+        if seed.isdigit():
+            seeds.setdefault(arm, []).append(seed)
+        else:
+            seeds[name] = []
+    return ", ".join(" ".join([f"`{name}`", *mine]) for name, mine in seeds.items())
+
+
+def ended(record: Mapping[str, str]) -> list[str]:
+    """Which runs ended, and why the others did not."""
+    if not record:
+        return []
+    runs = {name: state for name, state in record.items() if name.rpartition("-")[0] in ARMS}
+    others = {name: state for name, state in record.items() if name not in runs}
+    counts = [f"{list(some.values()).count('ended')} of {len(some)}" for some in (runs, others)]
+    rows = []
+    for state in sorted(set(record.values()), key=lambda state: (state != "ended", state)):
+        names = [[name for name in some if some[name] == state] for some in (runs, others)]
+        rows.append([state, *[cell for some in names for cell in (str(len(some)), _names(some))]])
+    return [
+        f"{counts[0]} runs (an arm with a seed) ended, and {counts[1]} of what else is measured.",
+        "",
+        *table(["", "runs", "", "others", ""], rows),
+    ]
+
+
 def scores(results: Results, cross: bool) -> list[str]:
     """What every arm came to: means over seeds, and how far seeds lie apart."""
     tests = tests_of(results)
@@ -81,7 +122,8 @@ def scores(results: Results, cross: bool) -> list[str]:
                 values = [value for run in runs if (value := mean(results, run, test, measure)) is not None]
                 spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
                 cells.append(f"{np.mean(values):.4f}{spread}" if values else "")
-        rows.append([f"`{name}`" if name in arms else name, str(len(runs)) if name in arms else "", *cells])
+        seeds = " ".join(map(str, seeds_of(results, name))) if name in arms else ""
+        rows.append([f"`{name}`" if name in arms else name, seeds, *cells])
     headings = [f"{_MEASURES[measure]}, {test.removeprefix('test-')}" for measure in measures for test in tests]
     return table(["arm", "seeds", *headings], rows)
 
@@ -96,7 +138,9 @@ def differences(results: Results, cross: bool) -> list[str]:
             if gap is not None:
                 by_seed = " ".join(f"{value:+.4f}" for value in gap.by_seed)
                 interval = f"{gap.low:+.4f} to {gap.high:+.4f}"
-                verdict = ("better" if gap.mean < 0 else "worse") if gap.shown and len(gap.by_seed) > 1 else "not shown"
+                verdict = ("better" if gap.mean < 0 else "worse") if gap.shown else "not shown"
+                if len(gap.by_seed) == 1:
+                    verdict = "one seed: over rows only, undecided"
                 cells = [f"{gap.mean:+.4f}", f"{gap.error:.4f}", interval, by_seed, verdict]
                 rows.append([f"`{name}`", f"`{arm.base}`", _MEASURES[measure], *cells])
     return table(
@@ -120,26 +164,31 @@ def responses(results: Results) -> list[str]:
     if not scored:
         return []
     test = next(iter(next(iter(scored.values()))["tests"]))
-    by_arm: dict[str, list[dict[str, Any]]] = {}
+    by_arm: dict[str, dict[str, dict[str, Any]]] = {}
     for name, result in scored.items():
-        by_arm.setdefault(name if name == "teacher" else name.rpartition("-")[0], []).append(result["tests"][test])
+        arm, _, seed = ("teacher", "", "") if name == "teacher" else name.rpartition("-")
+        by_arm.setdefault(arm, {})[seed] = result["tests"][test]
     rows = []
-    for name, runs in by_arm.items():
+    for name, by_seed in by_arm.items():
+        runs = list(by_seed.values())
         means = [float(np.mean(run["rouge_l"])) for run in runs]
         cells = [f"{np.mean([run[key] for run in runs]):.2f}" for key in ("tokens", "stopped")]
         rows.append(
-            [name, str(len(runs)), f"{np.mean(means):.2f}", " ".join(f"{value:.2f}" for value in means), *cells]
+            [name, " ".join(by_seed), f"{np.mean(means):.2f}", " ".join(f"{value:.2f}" for value in means), *cells]
         )
-    return table(["", "students", f"ROUGE-L, {test.removeprefix('test-')}", "by seed", "tokens", "ended"], rows)
+    return table(["", "seeds", f"ROUGE-L, {test.removeprefix('test-')}", "by seed", "tokens", "ended"], rows)
 
 
 def costs(results: Results, folder: Path) -> list[str]:
     """What was made once, and what training took with and without it."""
-    file = folder / "costs.json"
+    made = read_beside(folder, COSTS)
     lines = []
-    if file.is_file():
-        made = json.loads(file.read_text(encoding="utf-8"))
-        rows = [[name, f"{cost['seconds']:,.1f}", f"{cost['bytes'] / 1e6:,.1f}"] for name, cost in sorted(made.items())]
+    if made:
+        together = {key: sum(cost[key] for cost in made.values()) for key in ("seconds", "bytes")}
+        rows = [
+            [name, f"{cost['seconds']:,.1f}", f"{cost['bytes'] / 1e6:,.1f}"]
+            for name, cost in [*sorted(made.items()), ("together", together)]
+        ]
         lines += table(["made once", "seconds", "MB"], rows)
     rows = []
     for name in ARMS:
@@ -181,10 +230,10 @@ def plot(results: Results, path: Path) -> None:
 def text(folder: Path) -> str:
     """All tables of the results in a folder."""
     results = read(folder)
-    results.pop("costs", None)
     if not any("arm" in result for result in results.values()):
         return "No run has ended yet."
     lines = [
+        *ended(read_beside(folder, RECORD)),
         "### First pair",
         "",
         *scores(results, cross=False),
@@ -204,7 +253,6 @@ def write(folder: Path, page: Path) -> None:
     _, _, after = rest.partition(END)
     write_text(page, f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
     results = read(folder)
-    results.pop("costs", None)
     if any("arm" in result for result in results.values()):
         plot(results, folder / PLOT)
 

@@ -35,7 +35,10 @@ class Profile:
     seeds_of_primary: int = 5
     rouge_seeds: int = 3  # of how many students of an arm responses are scored; 0: none
     rouge_batch: int = 16
-    workers: int = 1
+    workers: int = 1  # processes, at most
+    gpu_gb: float = (
+        14.0  # of a GPU's memory for each process: its largest run, what torch keeps at hand, and CUDA's own
+    )
     threads: int = 2  # of each
     tf32: bool = False  # whether a GPU may shorten the factors of products in training; nothing is measured with it
 
@@ -68,20 +71,20 @@ PROFILES: Final[Mapping[str, Profile]] = {
     # what the tests run
     "tiny": Profile(
         **_EMBEDDED, rows=24, test_rows=6, lengths=(64, 32), test_lengths=(64, 32), epochs=1, batch_size=8,
-        teacher_epochs=1, teacher_held_out=4, seeds=1, seeds_of_primary=1, rouge_seeds=0, threads=1,
+        teacher_epochs=1, teacher_held_out=4, seeds=1, seeds_of_primary=1, rouge_seeds=0, threads=1, gpu_gb=2.0,
     ),
     # minutes on two cores, on what is embedded
     "quick": Profile(
         **_EMBEDDED, rows=160, test_rows=40, lengths=(128, 64), test_lengths=(128, 64), epochs=2, batch_size=8,
         optim={"lr": 1e-3, "projector_lr": 1e-3, "warmup": 0.1}, teacher_lr=1e-4, teacher_held_out=16, seeds=3,
-        seeds_of_primary=5, rouge_seeds=1, workers=2, threads=1,
+        seeds_of_primary=5, rouge_seeds=1, workers=2, threads=1, gpu_gb=2.0,
     ),
     # eight hours on two cores
     "full": Profile(
         **_SMOLLM2, rows=480, test_rows=100, lengths=(160, 80), test_lengths=(256, 128), epochs=1, batch_size=8,
         teacher_epochs=1, rouge_seeds=0, workers=1, threads=2,
     ),
-    # minutes on one large GPU
+    # minutes on one large GPU; the 14 GB of a process are measured: 13.0 allocated at the most, and CUDA's own
     "card": Profile(**_SMOLLM2, rouge_batch=256, workers=10, threads=1, tf32=True),
     # the published recipe, for whoever has the models and the time
     "gpu": Profile(

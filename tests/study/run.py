@@ -39,7 +39,7 @@ def opened(profile: Profile, work: Path, device: str) -> Study:
     """The study in a folder. Raises `StateError` for one that was begun otherwise."""
     record = work / "study.json"
     told = json.loads(json.dumps(asdict(profile) | {"device": device}))
-    speed = ("workers", "threads", "device", "rouge_batch")
+    speed = ("workers", "gpu_gb", "threads", "device", "rouge_batch")
     if record.is_file():
         before = json.loads(record.read_text(encoding="utf-8"))
         differing = [key for key in told if key not in speed and told[key] != before.get(key)]
@@ -91,11 +91,13 @@ def study(
         return
     for failure in (folder / "failures").glob("*.txt"):
         failure.unlink()  # they may not fail again
-    _members(ready, until)
-    from study.page import write
+    _rounds(ready, until)
+    from study.jobs import record
+    from study.page import COSTS, RECORD, write
 
     (folder / "results").mkdir(exist_ok=True)
-    write_text(folder / "results" / "costs.json", json.dumps(ready.costs(), indent=1) + "\n")
+    for name, values in ((COSTS, ready.costs()), (RECORD, record(ready))):
+        write_text(folder / "results" / f"{name}.json", json.dumps(values, indent=1) + "\n")
     write(folder / "results", folder / "study.md")
     console.stderr.print(f"Written to {folder / 'study.md'}.")
 
@@ -110,11 +112,30 @@ def _changed(profile: Profile, given: Mapping[str, str | None], assignments: Seq
     return replace(profile, **values)
 
 
-def _members(ready: Study, until: float) -> None:
+def at_once(profile: Profile, free: float | None) -> int:
+    """How many processes there is room for: the profile's, on a GPU as many as `free` bytes are enough for; at least one."""
+    if free is None:
+        return profile.workers
+    return max(1, min(profile.workers, int(free / (profile.gpu_gb * 1e9))))
+
+
+def _rounds(ready: Study, until: float) -> None:
+    """Work through the grid; what ran out of memory is tried again by half as many processes, in the end by one alone."""
+    from study.jobs import forget_out_of_memory
+
+    count = at_once(ready.profile, _free_memory(ready.device))
+    _members(ready, count, until)
+    while count > 1 and time.time() < until and (failures := forget_out_of_memory(ready)):
+        count //= 2
+        console.stderr.print(f"{failures} ran out of memory; tried again with {count} at once.")
+        _members(ready, count, until)
+
+
+def _members(ready: Study, count: int, until: float) -> None:
     """Processes that work through the grid, each at what no other is at; all ended at `until`, and when this one is."""
     processes = []
-    for number in range(ready.profile.workers):
-        command = [sys.executable, __file__, *sys.argv[1:], "--member", str(number)]
+    for number in range(count):
+        command = [sys.executable, __file__, *sys.argv[1:], "--set", f"workers={count}", "--member", str(number)]
         with (ready.work / f"member-{number}.log").open("a") as log:
             processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
     try:
@@ -148,6 +169,13 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _free_memory(device: str) -> float | None:
+    """Bytes of the GPU that nobody has, or None on the CPU."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else None
 
 
 if __name__ == "__main__":

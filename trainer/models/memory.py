@@ -1,7 +1,7 @@
 """What to do when memory runs out: tell it from any other failure, and go on in smaller parts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 
@@ -11,9 +11,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+#: Of plain RuntimeErrors for want of memory: torch's on the CPU, the CUDA runtime's, cuBLAS's, NCCL's.
+_TOLD: Final = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Failed to CUDA calloc",
+)
+
+
 def out_of_memory(error: Exception) -> bool:
-    """Whether `error` says that an allocation failed; torch raises a plain RuntimeError for the CPU's."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether `error` says that an allocation failed; not all that allocates raises an error of a kind of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in _TOLD)
 
 
 def in_halves(

@@ -119,6 +119,18 @@ def failing(engine, monkeypatch, largest, error):
 NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried …")
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "NCCL error in: NCCLUtils.cpp:93, unhandled cuda error\nLast error:\nFailed to CUDA calloc async 4 bytes",
+    ],
+)
+def test_what_libraries_say_when_memory_is_gone_is_known(told):
+    assert out_of_memory(RuntimeError(told))
+
+
 @pytest.mark.parametrize("error", [NO_MEMORY, MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
 def test_out_of_memory_halves_the_batch_and_loses_nothing(embedded_parser, monkeypatch, error):
     engine = Engine(embedded_parser.network, token_budget=100_000)
@@ -139,6 +151,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(embedded_parser, monkeypa
     engine = Engine(embedded_parser.network)
     failing(engine, monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not out_of_memory(ValueError("memory"))
+    assert not out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     with pytest.raises(RuntimeError, match="shapes"):
         engine.constituents(SENTENCES)
 
