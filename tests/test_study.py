@@ -99,6 +99,12 @@ def out_of_memory_in(patch: pytest.MonkeyPatch, name: str) -> None:
     patch.setattr(Stepper, "step", fails)
 
 
+def test_one_seed_shows_nothing():
+    gaps = np.ones((1, 20))
+    assert not difference(gaps, 0 * gaps, np.ones(20), draws=50).shown
+    assert difference(np.repeat(gaps, 2, axis=0), np.zeros((2, 20)), np.ones(20), draws=50).shown
+
+
 def some_arms(folder: Path) -> None:
     """The study's own loop over four of its runs, twice: the second time nothing is left to do."""
     from trainer.train import start_ranks

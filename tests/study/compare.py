@@ -20,8 +20,8 @@ class Difference(NamedTuple):
 
     @property
     def shown(self) -> bool:
-        """Whether it is larger than two standard errors."""
-        return abs(self.mean) > 2 * self.error
+        """Whether it is larger than two standard errors; of one seed, they say nothing of other seeds."""
+        return len(self.by_seed) > 1 and abs(self.mean) > 2 * self.error
 
 
 def difference(

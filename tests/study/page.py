@@ -221,6 +221,7 @@ def plot(results: Results, path: Path) -> None:
             axis.plot([gap.low, gap.high], [place, place], color=color)
             axis.plot(gap.mean, place, "o", color=color)
             axis.plot(gap.by_seed, [place] * len(gap.by_seed), "|", color="0.3")
+        axis.locator_params(axis="x", nbins=6)
         axis.axvline(0, color="0.3", linewidth=0.8)
         axis.set_yticks(range(len(gaps)), [f"{name} − {ARMS[name].base}" for name in reversed(gaps)])
         axis.set_xlabel(f"{_MEASURES[measure]}, nats a token, {test.removeprefix('test-')}")
