@@ -85,7 +85,7 @@ def make(folder: Path, rows: int, shard_rows: int, shard_tokens: int, model: Pat
     training = {
         "student": {"model": str(model)},
         "data": {"dataset": str(folder / "dataset"), "caches": [str(folder / "cache")], "batch_size": 8, "workers": 0},
-        "objectives": {"ce": {}, "dsa": {"layers": [{"student": 1, "teacher": 1}]}},
+        "objectives": {"ce": {}, "dsa": {"layers": [{"student": 1, "teacher": 1, "granularity": "words"}]}},
         "steps": 2,
         "log": {"every": 1, "tensorboard": False},
         "out": str(folder / "run"),
