@@ -151,13 +151,13 @@ class Engine:
         roots: Int64[Tensor, " sentences"],
     ) -> tuple[Float[Tensor, " spans"], Int64[Tensor, " spans"]]:
         """Score and index of each span's best label; a whole sentence must have one if the model was trained so."""
-        projected = network.first_layer(self.parser, posts)
+        projected = self.packed.first_layer(posts)
         left, right = left.to(projected.device), right.to(projected.device)
         best = torch.empty(len(left), device=projected.device)
         label = torch.empty(len(left), dtype=torch.int64, device=projected.device)
         for first in range(0, len(left), self.spans_at_once):
             part = slice(first, first + self.spans_at_once)
-            scores = network.label_scores(self.parser, projected, left[part], right[part]).float()
+            scores = self.packed.label_scores(projected, left[part], right[part]).float()
             top = scores.max(1)
             # the empty label 0 scores 0, and wins a tie as the first
             best[part] = top.values.clamp(min=0)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Int64, UInt8
 from torch import Tensor
 
 from pipeline.parse.threads import torch_threads
@@ -74,32 +74,91 @@ class Int8Linear:
         values, scales = rounded(weight)
         lines = -self.outputs % tiles.PANEL
         values = np.pad(values, ((0, lines), (0, -values.shape[1] % tiles.DEPTH)))
-        self._scales = np.pad(scales, (0, lines))
+        self.scales = np.pad(scales, (0, lines))
         own = np.zeros(self.outputs, np.float32) if bias is None else bias.float().numpy()
-        self._bias = np.pad(own, (0, lines))
-        self._corrections = tiles.SHIFT * values.sum(1, dtype=np.int32)
-        self._weights: Any = tiles.packed(values) if self.kernel == "avx2" else torch.from_numpy(values.T.copy())
+        self.bias = np.pad(own, (0, lines))
+        self.corrections = tiles.SHIFT * values.sum(1, dtype=np.int32)
+        self.weights: Any = tiles.packed(values) if self.kernel == "avx2" else torch.from_numpy(values.T.copy())
 
     def __call__(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         """One product; float32 in and out."""
         rows = x.contiguous().numpy()
-        out = np.empty((len(rows), len(self._bias)), np.float32)
+        out = np.empty((len(rows), len(self.bias)), np.float32)
         (self._by_tiles if self.kernel == "avx2" else self._by_torch)(rows, out)
         return torch.from_numpy(out)[:, : self.outputs].contiguous()
 
     def _by_tiles(self, x: Float[np.ndarray, "rows in"], out: Float[np.ndarray, "rows padded"]) -> None:
         from pipeline.parse import tiles
 
-        tiles.product(x, self._before, self._weights, self._scales, self._corrections, self._bias, out)
+        tiles.product(x, self._before, self.weights, self.scales, self.corrections, self.bias, out)
 
     def _by_torch(self, x: Float[np.ndarray, "rows in"], out: Float[np.ndarray, "rows padded"]) -> None:
         from pipeline.parse import tiles
 
-        values = np.full((len(x), len(self._weights)), tiles.SHIFT, np.uint8)
+        values = np.full((len(x), len(self.weights)), tiles.SHIFT, np.uint8)
         row_scales = np.empty(len(x), np.float32)
         tiles.round_rows(x, self._before, values, row_scales)
-        sums = torch._int_mm(torch.from_numpy(values.view(np.int8) - np.int8(tiles.SHIFT)), self._weights)
-        tiles.scale_sums(sums.numpy(), row_scales, self._scales, self._bias, out)
+        self.of_rounded(values, row_scales, out)
+
+    def of_rounded(
+        self,
+        values: UInt8[np.ndarray, "rows in"],
+        row_scales: Float[np.ndarray, " rows"],
+        out: Float[np.ndarray, "rows padded"],
+    ) -> None:
+        """The product of what is rounded already, by torch."""
+        from pipeline.parse import tiles
+
+        sums = torch._int_mm(torch.from_numpy(values.view(np.int8) - np.int8(tiles.SHIFT)), self.weights)
+        tiles.scale_sums(sums.numpy(), row_scales, self.scales, self.bias, out)
+
+
+class Int8Head:
+    """benepar's label head, `last(relu(norm(first(right) - first(left) + shift)))`, both layers in 8-bit integers."""
+
+    def __init__(self, head: Any, kernel: str | None = None) -> None:
+        first, norm, _, last = head
+        self.first_layer = Int8Linear(first.weight.detach(), None, kernel=kernel)
+        self._last = Int8Linear(last.weight.detach(), last.bias.detach(), kernel=kernel)
+        self._norm = np.stack([part.detach().numpy() for part in (first.bias, norm.weight, norm.bias)])
+        self._smallest = np.float32(norm.eps)
+
+    def label_scores(
+        self, projected: Float[Tensor, "posts d_label"], left: Int64[Tensor, " spans"], right: Int64[Tensor, " spans"]
+    ) -> Float[Tensor, "spans labels_but_empty"]:
+        """See `network.label_scores`; `projected` is what `first_layer` gives."""
+        out = np.empty((len(left), len(self._last.bias)), np.float32)
+        (self._by_tiles if self._last.kernel == "avx2" else self._by_torch)(
+            projected.numpy(), left.numpy(), right.numpy(), out
+        )
+        return torch.from_numpy(out)[:, : self._last.outputs]
+
+    def _by_tiles(
+        self,
+        projected: Float[np.ndarray, "posts d_label"],
+        left: Int64[np.ndarray, " spans"],
+        right: Int64[np.ndarray, " spans"],
+        out: Float[np.ndarray, "spans padded"],
+    ) -> None:
+        from pipeline.parse import tiles
+
+        last = self._last
+        weights = last.weights, last.scales, last.corrections, last.bias
+        tiles.span_scores(projected, left, right, self._norm, self._smallest, *weights, out)
+
+    def _by_torch(
+        self,
+        projected: Float[np.ndarray, "posts d_label"],
+        left: Int64[np.ndarray, " spans"],
+        right: Int64[np.ndarray, " spans"],
+        out: Float[np.ndarray, "spans padded"],
+    ) -> None:
+        from pipeline.parse import tiles
+
+        values = np.full((len(left), len(self._last.weights)), tiles.SHIFT, np.uint8)
+        row_scales = np.empty(len(left), np.float32)
+        tiles.norm_rows(projected, left, right, *self._norm, self._smallest, values, row_scales)
+        self._last.of_rounded(values, row_scales, out)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.parse import network
 from pipeline.parse.int8 import INSIDE as INSIDE_INT8
-from pipeline.parse.int8 import Int8Linear
+from pipeline.parse.int8 import Int8Head, Int8Linear
 from pipeline.parse.network import Network
 from pipeline.parse.stored import StoredBert
 from schemas.errors import UsageError
@@ -193,6 +193,19 @@ class PackedParser:
         self.bert = PackedBert(bert, linear) if packable(bert) else None
         self.project = linear(parser.project_pretrained.weight, None)
         self.charts = PackedCharts(parser, linear) if parser.encoder is not None else None
+        self.head = Int8Head(parser.f_label) if precision == "int8" else None
+
+    def first_layer(self, posts: Float[Tensor, "posts d_model"]) -> Float[Tensor, "posts d_label"]:
+        """`network.first_layer`."""
+        return network.first_layer(self.parser, posts) if self.head is None else self.head.first_layer(posts)
+
+    def label_scores(
+        self, projected: Float[Tensor, "posts d_label"], left: Int64[Tensor, " spans"], right: Int64[Tensor, " spans"]
+    ) -> Float[Tensor, "spans labels_but_empty"]:
+        """`network.label_scores`."""
+        if self.head is not None:
+            return self.head.label_scores(projected, left, right)
+        return network.label_scores(self.parser, projected, left, right)
 
     def hidden_states(self, batch: Sequence[network.Encoded]) -> Float[Tensor, "subwords d"]:
         """The encoder's last hidden states; start and end tokens included."""

@@ -157,31 +157,69 @@ def _round_rows(x, before, values, scales):  # type: ignore[no-untyped-def]
             values[row, column] = np.uint8(np.int32(inner[column] * inverse + np.float32(SHIFT + 0.5)))
 
 
-def _product(x, before, weights, scales, corrections, bias, out):  # type: ignore[no-untyped-def]
+def _norm_rows(projected, left, right, shift, gain, offset, smallest, values, scales):  # type: ignore[no-untyped-def]
+    inputs = projected.shape[1]
+    inner = np.empty(inputs, np.float32)
+    for row in range(len(left)):
+        total = np.float32(0.0)
+        for column in range(inputs):
+            inner[column] = projected[right[row], column] - projected[left[row], column] + shift[column]
+            total += inner[column]
+        mean = total / np.float32(inputs)
+        total = np.float32(0.0)
+        for column in range(inputs):
+            inner[column] -= mean
+            total += inner[column] * inner[column]
+        factor = np.float32(1.0) / np.sqrt(total / np.float32(inputs) + smallest)
+        largest = np.float32(1e-12)
+        for column in range(inputs):
+            inner[column] = max(inner[column] * factor * gain[column] + offset[column], np.float32(0.0))
+            largest = max(largest, inner[column])
+        scales[row] = largest / np.float32(STEPS)
+        inverse = np.float32(STEPS) / largest
+        for column in range(inputs):
+            values[row, column] = np.uint8(np.int32(inner[column] * inverse + np.float32(SHIFT + 0.5)))
+
+
+def _tiles_of(values, row_scales, rows, weights, scales, corrections, bias, out):  # type: ignore[no-untyped-def]
     inputs, outputs = weights.shape[1] * DEPTH, out.shape[1]
-    values = np.full((BLOCK, inputs), SHIFT, np.uint8)
-    row_scales = np.empty(BLOCK, np.float32)
     own, own_scales = np.uint64(values.ctypes.data), np.uint64(row_scales.ctypes.data)
     first_out, stride, out_stride = np.uint64(out.ctypes.data), np.uint64(inputs), np.uint64(4 * outputs)
     steps = np.uint64(weights.shape[1])
+    for panel in range(outputs // PANEL):
+        part = np.uint64(weights.ctypes.data) + np.uint64(panel * PANEL) * stride
+        columns = np.uint64(4 * PANEL * panel)
+        own_columns = np.uint64(scales.ctypes.data) + columns
+        correction, shift = np.uint64(corrections.ctypes.data) + columns, np.uint64(bias.ctypes.data) + columns
+        row = 0
+        while row < rows:
+            a, place = own + np.uint64(row) * stride, first_out + np.uint64(row) * out_stride + columns
+            scale = own_scales + np.uint64(4 * row)
+            if row + ROWS <= rows:
+                _whole_tile(a, stride, part, steps, place, out_stride, scale, own_columns, correction, shift)
+                row += ROWS
+            else:
+                _single_row(a, stride, part, steps, place, out_stride, scale, own_columns, correction, shift)
+                row += 1
+
+
+def _product(x, before, weights, scales, corrections, bias, out):  # type: ignore[no-untyped-def]
+    values = np.full((BLOCK, weights.shape[1] * DEPTH), SHIFT, np.uint8)
+    row_scales = np.empty(BLOCK, np.float32)
     for first in range(0, x.shape[0], BLOCK):
-        rows = min(BLOCK, x.shape[0] - first)
-        round_rows(x[first : first + rows], before, values, row_scales)
-        for panel in range(outputs // PANEL):
-            part = np.uint64(weights.ctypes.data) + np.uint64(panel * PANEL) * stride
-            columns = np.uint64(4 * PANEL * panel)
-            own_columns = np.uint64(scales.ctypes.data) + columns
-            correction, shift = np.uint64(corrections.ctypes.data) + columns, np.uint64(bias.ctypes.data) + columns
-            row = 0
-            while row < rows:
-                a, place = own + np.uint64(row) * stride, first_out + np.uint64(first + row) * out_stride + columns
-                scale = own_scales + np.uint64(4 * row)
-                if row + ROWS <= rows:
-                    _whole_tile(a, stride, part, steps, place, out_stride, scale, own_columns, correction, shift)
-                    row += ROWS
-                else:
-                    _single_row(a, stride, part, steps, place, out_stride, scale, own_columns, correction, shift)
-                    row += 1
+        last = min(first + BLOCK, x.shape[0])
+        round_rows(x[first:last], before, values, row_scales)
+        tiles_of(values, row_scales, last - first, weights, scales, corrections, bias, out[first:last])
+
+
+def _span_scores(projected, left, right, norm, smallest, weights, scales, corrections, bias, out):  # type: ignore[no-untyped-def]
+    values = np.full((BLOCK, weights.shape[1] * DEPTH), SHIFT, np.uint8)
+    row_scales = np.empty(BLOCK, np.float32)
+    for first in range(0, len(left), BLOCK):
+        last = min(first + BLOCK, len(left))
+        own = left[first:last], right[first:last]
+        norm_rows(projected, own[0], own[1], norm[0], norm[1], norm[2], smallest, values, row_scales)
+        tiles_of(values, row_scales, last - first, weights, scales, corrections, bias, out[first:last])
 
 
 def _scale_sums(sums, row_scales, scales, bias, out):  # type: ignore[no-untyped-def]
@@ -202,8 +240,14 @@ _VECTORS: Final = {"nnan", "nsz"}
 gelu = _compiled(_gelu, fastmath=_VECTORS)
 #: (x [rows, inputs], one of `PLAIN`, `RELU`, `GELU`, values, scales): bytes `a + SHIFT` with `x ≈ a · scale` of each row.
 round_rows = _compiled(_round_rows, fastmath=_VECTORS)
+#: (projected [posts, inputs], left, right, shift, gain, offset, smallest, values, scales): the same of
+#: `relu(norm(projected[right] - projected[left] + shift))`, sums in any order.
+norm_rows = _compiled(_norm_rows, fastmath=True)
+tiles_of = _compiled(_tiles_of)
 #: (x, before, packed weights, their scales, corrections, bias, out): all of it, for processors with AVX2.
 product = _compiled(_product)
+#: (projected, left, right, [shift, gain, offset], smallest, packed weights, …, out): that of `norm_rows`, and `product`.
+span_scores = _compiled(_span_scores)
 #: (sums, row scales, scales, bias, out): the last step alone, for sums that were computed elsewhere.
 scale_sums = _compiled(_scale_sums)
 

@@ -1,5 +1,7 @@
 """8-bit layers: exact sums whatever computes them, no token felt by another, refused where they would be slow."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from pipeline.parse import int8, network, tiles
 from pipeline.parse.benepar import BeneparParser
 from pipeline.parse.component import ConstituencyComponent
 from pipeline.parse.engine import Engine
-from pipeline.parse.int8 import LARGEST, Int8Linear, rounded
+from pipeline.parse.int8 import LARGEST, Int8Head, Int8Linear, rounded
 from pipeline.text import Words
 from schemas.config import ParserConfig
 from schemas.errors import Exit, UsageError
@@ -121,6 +123,31 @@ def test_a_sentence_has_the_same_vectors_in_any_company(engine, order, count):
         together = packed.fenceposts(network.encode(parser, sentences))[0]
         alone = [packed.fenceposts(network.encode(parser, [sentence]))[0] for sentence in sentences]
     assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@given(st.integers(0, 2**31), st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=120))
+def test_the_label_head_is_benepars_to_a_step_and_no_span_feels_another(engine, kernel, seed, spans):
+    torch.manual_seed(seed)
+    posts = 3 * torch.randn(10, engine.parser.f_label[0].in_features)
+    head = heads(engine.parser, kernel)
+    left, right = torch.tensor(spans).T.contiguous()
+    with torch.inference_mode():
+        projected = head.first_layer(posts)
+        exact = network.label_scores(engine.parser, network.first_layer(engine.parser, posts), left, right)
+        got = head.label_scores(projected, left, right)
+        alone = [head.label_scores(projected, left[[row]], right[[row]]) for row in range(min(3, len(left)))]
+        others = heads(engine.parser, "onednn").label_scores(projected, left, right)
+    assert got.shape == exact.shape
+    # 256 inputs, each off by half of a 63rd of the largest at most, and so the differences before the norm
+    assert ((got - exact).norm(dim=1) <= 0.05 * exact.norm(dim=1) + 0.05).all()
+    assert torch.equal(got[: len(alone)], torch.cat(alone))
+    assert torch.equal(got, others)
+
+
+@cache
+def heads(parser, kernel):
+    return Int8Head(parser.f_label, kernel)
 
 
 @pytest.mark.parametrize("budget", [64, 100])
