@@ -192,8 +192,7 @@ def test_a_step_with_every_term(source, student, name):
     batch = source.fetch(np.argsort(source.documents.lengths("student"))[:3].tolist())  # angles are cubic
 
     def work(device):
-        head = source.head
-        there = Head(head.weight.to(device), head.bias, head.soft_cap, head.scale)
+        there = source.head.to(torch.device(device))
         distiller = Distiller(copy.deepcopy(student), copy.deepcopy(terms), there).to(device)
         denominators = distiller.denominators(batch)  # of values that are still on the CPU
         return distiller(batch.to(device), denominators, dict.fromkeys(terms, 1.0))

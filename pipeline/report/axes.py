@@ -13,6 +13,6 @@ def ticks(low: float, high: float, most: int, whole: bool = False) -> list[float
     """
     if high - low <= _CLOSE * max(abs(low), abs(high)):
         return [low]
-    values = MaxNLocator(nbins=most, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     margin = _CLOSE * (high - low)
+    values = MaxNLocator(nbins=most, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(low - margin, high + margin)
     return [float(value) for value in values if low - margin <= value <= high + margin]

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.report.axes import ticks
@@ -103,6 +103,7 @@ def test_every_value_is_in_the_bar_that_says_so(one, other):
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.integers(2, 12))
+@example(1.181160529e-06, 1500.0, 2)  # as good as 0
 def test_ticks_are_few_and_on_the_axis(low, reach, most):
     high = low + reach
     marks = ticks(low, high, most)
