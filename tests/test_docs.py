@@ -83,6 +83,8 @@ def run_words(words: list[str], command) -> str:
             subprocess.run(
                 ["make", "--dry-run", "--silent", target, *variables], cwd=ROOT, check=True, capture_output=True
             )
+        case ["python", *files]:
+            assert all((ROOT / file).exists() for file in files), files
         case [".venv/bin/pre-commit", "install"]:
             pass
         case ["pytest", folder]:
