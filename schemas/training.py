@@ -1,14 +1,14 @@
 """What a training config may say: student, data, terms of the loss, optimisation, checkpoints, logging."""
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from schemas.columns import Granularity
 from schemas.config import ModelConfig, Name, Strict
+from schemas.plain import Plain
 from schemas.signals import Weights
 
 #: The config beside an exported student, by which its folder is one.
@@ -53,7 +53,7 @@ class StudentConfig(Strict):
     #: its weights, fresh ones of its config, or some of its layers
     init: Literal["pretrained", "config"] | CutConfig = "pretrained"
     #: keys of the model's config to override; without `model`: `model_type` and the rest
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, Plain] = Field(default_factory=dict)
     trust_remote_code: bool = False
     lora: LoraConfig | None = None  # None: full fine-tuning
     gradient_checkpointing: bool = False
@@ -71,14 +71,6 @@ class StudentConfig(Strict):
             trust_remote_code=self.trust_remote_code,
         )
 
-    @field_validator("config")
-    @classmethod
-    def _finite(cls, values: dict[str, Any]) -> dict[str, Any]:
-        for key, value in _numbers(values):
-            if not math.isfinite(value):
-                raise ValueError(f"`{key}` is {value}, no finite number")
-        return values
-
     @model_validator(mode="after")
     def _described(self) -> "StudentConfig":
         if self.model is None and (self.init != "config" or "model_type" not in self.config):
@@ -90,15 +82,6 @@ def datasets_of(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the datasets that a term looks at, by its options; what is none is left out."""
     data = options.get("data", DEFAULT_DATA)
     return tuple(name for name in (data if isinstance(data, list | tuple) else [data]) if isinstance(name, str))
-
-
-def _numbers(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers with a point in nested mappings and lists, with their keys."""
-    if isinstance(values, float):
-        yield key, values
-    elif isinstance(values, Mapping | list):
-        for name, value in values.items() if isinstance(values, Mapping) else enumerate(values):
-            yield from _numbers(value, f"{key}.{name}" if key else str(name))
 
 
 class LayerPair(Strict):
@@ -203,7 +186,7 @@ class TrainConfig(Strict):
     #: None: the cache's layers, each with the student layer that it is the partner of
     layers: tuple[PairConfig, ...] | None = None
     #: terms by name, each with its own options (`trainer.objectives`)
-    objectives: dict[str, dict[str, Any]] = Field(min_length=1)
+    objectives: dict[str, dict[str, Plain]] = Field(min_length=1)
     optim: OptimConfig = OptimConfig()
     epochs: float = Field(default=1, gt=0, le=1e6)
     steps: int | None = Field(default=None, ge=1)  # instead of epochs

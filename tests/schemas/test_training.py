@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
 
 from schemas.config import CacheConfig, CsvConfig, GenerateConfig, ParseConfig, Strict
 from schemas.errors import UsageError
+from schemas.plain import Plain
 from schemas.problems import worded
 from schemas.training import OptimConfig, StudentConfig, TrainConfig
 from trainer.objectives import REGISTRY
@@ -79,6 +80,37 @@ def problems_of(model, name, value):
     return [worded(problem) for problem in caught.value.errors() if problem["loc"][0] == name]
 
 
+def takes_anything(annotation):
+    """Also what no YAML gives back."""
+    return annotation is Any or (annotation != Plain and any(map(takes_anything, get_args(annotation))))
+
+
+def test_what_may_be_anything_is_what_yaml_gives_back():
+    assert takes_anything(dict[str, Any])
+    assert not takes_anything(dict[str, dict[str, Plain]])
+    assert not [
+        (model, name) for model in CONFIGS for name, of in model.model_fields.items() if takes_anything(of.annotation)
+    ]
+
+
+def endless():
+    values = []
+    values.append(values)
+    return values
+
+
+def doubled(times):
+    values = [0, 1]
+    for _ in range(times):
+        values = [values, values]
+    return values
+
+
+def ce(options):
+    """A training config with a term of such options."""
+    return {"student": {"model": "m"}, "data": {"dataset": "d"}, "objectives": {"ce": options}}
+
+
 LISTS = [
     (model, name)
     for model in CONFIGS
@@ -145,7 +177,27 @@ def test_no_name_is_empty(model):
         (Options, {"weight": {"start": 1, "ned": 2, "end": 1}}, r"unknown key `weight\.ned`; did you mean `end`"),
         (OptimConfig, {"lr": math.inf}, r"`lr`: input should be a finite number, got inf"),
         (OptimConfig, {"betas": [0.9, 1.0]}, r"`betas\.1`: input should be less than 1"),
-        (StudentConfig, {"model": "m", "config": {"rope": {"theta": [1.0, math.nan]}}}, r"`rope\.theta\.1` is nan"),
+        (
+            StudentConfig,
+            {"model": "m", "config": {"rope": {"theta": [1.0, math.nan]}}},
+            r"`config\.rope`: `theta\.1` is nan",
+        ),
+        (
+            StudentConfig,
+            {"model": "m", "config": {"std": -math.inf}},
+            r"`config\.std`: input should be a finite number",
+        ),
+        (TrainConfig, ce({"weight": math.inf}), r"`objectives\.ce\.weight`: input should be a finite"),
+        (TrainConfig, ce({"weight": {"end": math.nan}}), r"`objectives\.ce\.weight`: `end` is nan, no"),
+        (TrainConfig, ce({"data": {"default"}}), r"`objectives\.ce\.data`: neither text nor a number"),
+        (TrainConfig, ce({"data": [b"\xff"]}), r"`objectives\.ce\.data`: `0` is neither text nor"),
+        (TrainConfig, ce({"data": {math.inf: 1}}), r"`objectives\.ce\.data`: a key is inf, no text"),
+        (
+            TrainConfig,
+            ce({"data": endless()}),
+            r"`objectives\.ce\.data`: it is nested deeper than 64 levels, or holds itself",
+        ),
+        (TrainConfig, ce({"data": doubled(50)}), r"`objectives\.ce\.data`: more than 100,000 values stand in it"),
         (OptimConfig, {"betas": [0.9] * 3}, r"`betas`: at most 2 values should stand here, got \[0"),
         (
             CacheConfig,

@@ -1,0 +1,47 @@
+"""Where a config takes anything: values that JSON gives back, with numbers that are finite.
+
+YAML knows more: infinity, sets, bytes, keys that are no text, and lists that hold themselves.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator
+
+from schemas.errors import quoted
+
+#: What stands for itself in JSON.
+_SCALARS: Final = (str, int, float, type(None))
+#: Levels and values of what may be anything. With aliases, a few lines of YAML make it endless.
+_DEPTH: Final = 64
+_MOST: Final = 100_000
+
+
+def _plain(value: Any) -> Any:
+    for count, (key, leaf) in enumerate(_leaves(value)):
+        where = f"`{key}` is " if key else ""
+        if count == _MOST:
+            raise ValueError(f"more than {_MOST:,} values stand in it")
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            raise ValueError(f"{where}{leaf}, no finite number" if key else "input should be a finite number")
+        if not isinstance(leaf, _SCALARS):
+            raise ValueError(f"{where}neither text nor a number, and no list or mapping of such")
+    return value
+
+
+#: Any such value. Others are refused with their key.
+Plain = Annotated[Any, BeforeValidator(_plain)]
+
+
+def _leaves(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """What nested mappings and lists hold, with its dotted key. Raises `ValueError` for keys that no JSON has."""
+    if not isinstance(value, Mapping | list | tuple):
+        yield key, value
+        return
+    if depth == _DEPTH:
+        raise ValueError(f"it is nested deeper than {_DEPTH} levels, or holds itself")
+    for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+        if not isinstance(name, str | int):
+            raise ValueError(f"a key is {quoted(name)}, no text")
+        yield from _leaves(inner, f"{key}.{name}" if key else str(name), depth + 1)
