@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from schemas.errors import one_line
+
 #: How the form with a footer begins; the other one is a stream.
 _WITH_FOOTER: Final = b"ARROW1"
 
@@ -21,7 +23,7 @@ def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
     Raises `pa.ArrowInvalid` where the file is not whole, OSError if it cannot be opened.
     """
-    with pa.memory_map(str(path)) as source, _told_alike():
+    with pa.memory_map(str(path)) as source, told_alike():
         reader = _reader(source)
         _ = reader.schema.names  # bytes until they are asked for
         for batch in _batches(reader):
@@ -35,7 +37,7 @@ def table(path: Path, columns: Sequence[str] | None = None, strings: bool = True
     `strings`: these too, as UTF-8, which reads them all. Raises `pa.ArrowInvalid` where the file is not whole or lacks a
     column, OSError if it cannot be opened.
     """
-    with pa.memory_map(str(path)) as source, _told_alike():
+    with pa.memory_map(str(path)) as source, told_alike():
         whole: pa.Table = _reader(source).read_all()
         names = whole.schema.names
         if unclear := [name for name in columns or () if names.count(name) != 1]:
@@ -92,11 +94,11 @@ def _inner(field: pa.Field) -> pa.Field:
 
 
 @contextmanager
-def _told_alike() -> Iterator[None]:
-    """Whatever pyarrow raises for bytes that are no Arrow becomes an `ArrowInvalid` of one line."""
+def told_alike() -> Iterator[None]:
+    """Whatever pyarrow raises for bytes that are no Arrow or Parquet becomes an `ArrowInvalid` of one line."""
     try:
         yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise pa.ArrowInvalid(" ".join(str(error).split()).rstrip(".")) from None
+        raise pa.ArrowInvalid(one_line(error)) from None

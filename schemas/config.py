@@ -20,7 +20,7 @@ from pydantic import (
 
 from schemas import keys
 from schemas.columns import Granularity
-from schemas.errors import UsageError
+from schemas.errors import UsageError, one_line
 from schemas.numbers import numbers_alone
 from schemas.problems import first_problem
 from schemas.signals import Signal, StateTokens, Storage, Weights
@@ -59,7 +59,7 @@ class Strict(BaseModel):
         except FileNotFoundError:
             raise UsageError(f"No config file at {path}.") from None
         except (OSError, ValueError) as error:
-            raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
+            raise UsageError(f"{path}: cannot be read as YAML ({one_line(error)}).") from None
         if values is None:
             return {}
         if not isinstance(values, dict):

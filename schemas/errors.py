@@ -10,6 +10,8 @@ from typing import Any, Final
 
 #: Most characters of a wrong value that a message repeats.
 QUOTED_LIMIT: Final = 200
+#: And of what a library says.
+_REPEATED_LIMIT: Final = 500
 _SHORT: Final = reprlib.Repr()
 _SHORT.maxlevel = 3
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = QUOTED_LIMIT
@@ -70,6 +72,21 @@ class ResourceError(UserError):
 def sentence(text: str) -> str:
     """With a full stop at its end, of which messages of others have one already."""
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def one_line(error: BaseException) -> str:
+    """What a library says of what went wrong, on one line, without a full stop, and no more of it than a person reads."""
+    return _repeated(str(error), error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of it alone, where others follow that tell a person less."""
+    return _repeated(next(iter(str(error).strip().splitlines()), ""), error)
+
+
+def _repeated(text: str, error: BaseException) -> str:
+    text = " ".join(text.split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= _REPEATED_LIMIT else f"{text[:_REPEATED_LIMIT]}…"
 
 
 def quoted(value: Any) -> str:

@@ -3,6 +3,7 @@
 Loops can be stopped from outside (`schemas.limits`); one operation of Python's own cannot, so its operands are bounded here.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 import jinja2
 from jinja2 import filters, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -26,9 +28,28 @@ _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+>$")
 _CHANCE: Final = "`{}` gives another text at every run, and so would the dataset be another; leave it out."
 
 
+class _Code(CodeGenerator):
+    """jinja2's, which writes a constant as Python shows it: of infinity that is a name that nobody has."""
+
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802
+        if not all(map(math.isfinite, _floats(node.value))):
+            self.fail("a number is not finite", node.lineno)
+        super().visit_Const(node, frame)
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """Numbers with a point in a constant, which may be a tuple, a list or a mapping of others."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for inner in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _floats(inner)
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """In which operators cannot be asked for more than a machine has: each would go on for hours within itself."""
 
+    code_generator_class = _Code
     intercepted_binops = frozenset({"**", "*", "//", "%"})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -15,7 +15,7 @@ from pipeline.hub.card import Licences, pushed_card
 from pipeline.hub.contents import Contents
 from schemas import console
 from schemas.dataset import open_shard
-from schemas.errors import UsageError
+from schemas.errors import UsageError, one_line
 from schemas.hub import CALLED, CARD, LISTING, HubName, Listing, PushedFile
 from trainer.hub.client import own_progress, told
 from trainer.hub.pulling import Snapshot
@@ -64,8 +64,9 @@ def _require_card(card: str, name: HubName, contents: Contents) -> None:
         with told(str(name), write=True):
             huggingface_hub.RepoCard(card).validate(repo_type=name.type)
     except ValueError as error:
-        what = " ".join(str(error).split())
-        raise UsageError(f"The Hub refuses the card of {contents.folder} ({what}). Mend its {CARD}.") from None
+        raise UsageError(
+            f"The Hub refuses the card of {contents.folder} ({one_line(error)}). Mend its {CARD}."
+        ) from None
 
 
 @dataclass(frozen=True)

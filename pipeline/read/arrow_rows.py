@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.read.records import NOT_UTF8
-from schemas.arrow import record_batches
+from schemas.arrow import record_batches, told_alike
 from schemas.rows import Unusable
 
 #: Rows turned into Python objects at a time.
@@ -19,13 +19,13 @@ _READ_AHEAD: Final = 1 << 20
 
 def parquet_rows(path: Path) -> int:
     """Rows of a Parquet file, from its footer."""
-    with pq.ParquetFile(path) as file:
+    with told_alike(), pq.ParquetFile(path) as file:
         return int(file.metadata.num_rows)
 
 
 def parquet_tables(path: Path, start: int) -> Iterator[pa.Table]:
     """All rows from `start` on; row groups before it are not read."""
-    with pq.ParquetFile(path, buffer_size=_READ_AHEAD) as file:
+    with told_alike(), pq.ParquetFile(path, buffer_size=_READ_AHEAD) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         first = 0
         while first < len(sizes) and start >= sizes[first]:

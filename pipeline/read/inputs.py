@@ -20,7 +20,7 @@ from schemas.columns import SIDES, side_column
 from schemas.commands import parse_again
 from schemas.config import CsvConfig
 from schemas.console import counted
-from schemas.errors import ResourceError, UsageError, UserError, nearest
+from schemas.errors import ResourceError, UsageError, UserError, nearest, one_line
 from schemas.files import written
 from schemas.manifest import DATASET_FORMAT, MADE_BY, format_of, is_finished
 from schemas.responses import manifest_of
@@ -231,7 +231,7 @@ def _saved_dataset(folder: Path) -> Source:
     try:
         return LoadedDataset(folder.as_posix(), datasets.load_from_disk(str(folder)))
     except Exception as error:  # damaged files make the library raise anything from KeyError to AttributeError
-        raise UserError(f"{folder.as_posix()}: the dataset cannot be opened ({_one_line(error)}).") from None
+        raise UserError(f"{folder.as_posix()}: the dataset cannot be opened ({one_line(error)}).") from None
 
 
 def _load(given: str, name: str, path: str | None, split: str | None, revision: str | None) -> Any:
@@ -251,12 +251,12 @@ def _load(given: str, name: str, path: str | None, split: str | None, revision: 
     except (OSError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         the = "The" if given.startswith(HUB) else f"There is no file or folder {given} here, and the"
         raise ResourceError(
-            f"{the} dataset {name!r} cannot be fetched from the hub ({_one_line(error)}). Check the name and the "
+            f"{the} dataset {name!r} cannot be fetched from the hub ({one_line(error)}). Check the name and the "
             f"network, log in with `hf auth login` if it is private or gated, or download it and give its path."
         ) from None
     except (ValueError, RuntimeError) as error:  # an unknown split or revision, several configurations, a script
         raise UsageError(
-            f"{given}: {_one_line(error)}. Name its files directly if need be: {HUB}{name}/PATH.parquet"
+            f"{given}: {one_line(error)}. Name its files directly if need be: {HUB}{name}/PATH.parquet"
         ) from None
 
 
@@ -286,7 +286,3 @@ def _missing(path: Path) -> UserError:
     near = nearest(name, [entry.name for entry in folder.iterdir()])
     hint = f" Did you mean {(folder / near).as_posix()}?" if near else ""
     return UserError(f"{path.as_posix()} does not exist.{hint}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

@@ -24,7 +24,7 @@ from pipeline.read.records import Problem, Record, Rejected
 from pipeline.read.streams import COMPRESSIONS, HashedFile, text_stream
 from schemas.arrow import require_structure
 from schemas.config import CsvConfig
-from schemas.errors import UserError
+from schemas.errors import UserError, one_line
 from schemas.manifest import InputFile
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class TextFile:
         except OSError as error:
             what = f"the {codec} data is damaged or cut short" if codec else "it cannot be read further"
             where = f"after the row on line {line}" if line else "before any row was read"
-            raise UserError(f"{self.name}: {what} {where} ({error}). Fetch or write the file anew.") from None
+            raise UserError(f"{self.name}: {what} {where} ({one_line(error)}). Fetch or write the file anew.") from None
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,9 @@ class ColumnFile:
             raise self._damaged(error) from None
 
     def _damaged(self, error: Exception) -> UserError:
-        what = " ".join(str(error).split())
-        return UserError(f"{self.name}: not a whole {self.kind[1:]} file ({what}). Fetch or write the file anew.")
+        return UserError(
+            f"{self.name}: not a whole {self.kind[1:]} file ({one_line(error)}). Fetch or write the file anew."
+        )
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,9 @@ class LoadedDataset:
                 for batch in table.to_batches():
                     require_structure(batch)
             except (pa.ArrowException, TypeError) as error:  # the latter where its columns are not of their types
-                what = " ".join(str(error).split())
-                raise UserError(f"{self.name}: its Arrow files are damaged ({what}). Save or fetch it anew.") from None
+                raise UserError(
+                    f"{self.name}: its Arrow files are damaged ({one_line(error)}). Save or fetch it anew."
+                ) from None
             yield table
 
 

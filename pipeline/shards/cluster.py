@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.shards.workspace import Workspace
-from schemas import embedded, files
+from schemas import embedded, errors, files
 from schemas.errors import ResourceError, UsageError, UserError, quoted
 
 #: Seconds that a node may take to answer: its first process starts, and imports.
@@ -250,9 +250,7 @@ def require_shared(cluster: Cluster, needed: Shared) -> None:
 
 def first_line(error: BaseException) -> str:
     """Of what Ray says, the part that tells."""
-    cause = getattr(error, "cause", None)
-    lines = str(cause or error).strip().splitlines()
-    return lines[0] if lines else type(cause or error).__name__
+    return errors.first_line(getattr(error, "cause", None) or error)
 
 
 def name_of(node: Mapping[str, Any]) -> str:

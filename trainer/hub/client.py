@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from schemas.errors import ResourceError, StateError, UserError
+from schemas.errors import ResourceError, StateError, UserError, first_line
 from schemas.hub import HubName
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -44,7 +44,7 @@ def _sentence(error: BaseException, subject: str, write: bool) -> Exception:
                 f"{subject}: HF_HUB_OFFLINE is set, so the Hub is not asked. Unset it, or name a folder on this machine."
             )
         if isinstance(cause, errors.HFValidationError):
-            return UserError(f"{subject} is no valid name on the Hub ({_first_line(cause)}).")
+            return UserError(f"{subject} is no valid name on the Hub ({first_line(cause)}).")
         if isinstance(cause, errors.RevisionNotFoundError):
             return UserError(f"{subject}: the Hub has no such revision.")
         if isinstance(cause, errors.GatedRepoError):
@@ -60,12 +60,12 @@ def _sentence(error: BaseException, subject: str, write: bool) -> Exception:
     for cause in _causes(error):
         if isinstance(cause, errors.HTTPError):  # type: ignore[attr-defined]
             return UnreachableError(
-                f"{subject}: the Hub cannot be reached, or the connection broke ({_first_line(cause)}). {_AGAIN}"
+                f"{subject}: the Hub cannot be reached, or the connection broke ({first_line(cause)}). {_AGAIN}"
             )
     if isinstance(error, OSError) and error.errno is not None:
         return error  # of this machine's disk
     deepest = [*_causes(error)][-1]
-    return ResourceError(f"{subject}: the transfer failed ({_first_line(deepest)}). {_AGAIN}")
+    return ResourceError(f"{subject}: the transfer failed ({first_line(deepest)}). {_AGAIN}")
 
 
 def _refused(error: Exception, subject: str, write: bool) -> UserError:
@@ -83,7 +83,7 @@ def _refused(error: Exception, subject: str, write: bool) -> UserError:
         return StateError(
             f"{subject} was changed by somebody else meanwhile. Look at it, and run the same command again."
         )
-    return ResourceError(f"{subject}: the Hub answers {status or 'with an error'} ({_first_line(error)}). {_AGAIN}")
+    return ResourceError(f"{subject}: the Hub answers {status or 'with an error'} ({first_line(error)}). {_AGAIN}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -92,11 +92,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def commit_of(name: HubName) -> str:

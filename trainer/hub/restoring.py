@@ -12,6 +12,7 @@ from typing import Final
 import pyarrow as pa
 
 from schemas import files
+from schemas.arrow import told_alike
 from schemas.columns import arrow_schema
 from schemas.config import ParseConfig
 from schemas.errors import StateError
@@ -58,8 +59,9 @@ def read_parquet(path: Path, source: ParquetFile) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, memory_map=True, partitioning=None)
-        table.validate(full=True)
+        with told_alike():
+            table = pq.read_table(path, memory_map=True, partitioning=None)
+            table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise StateError(f"{source.name} is no whole Parquet file ({error}).") from None
     if table.schema.names != source.schema.names or [*table.schema.types] != [*source.schema.types]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import huggingface_hub  # by its parts' whole names: it loads each when it is named, which takes a quarter of a second
 
-from schemas import embedded
+from schemas import embedded, errors
 from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UserError, sentence
 from schemas.files import sha256_of, write_text
@@ -225,5 +225,4 @@ def untrusted(subject: str) -> UserError:
 
 def first_line(error: Exception) -> str:
     """An exception's first line as a sentence."""
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return sentence(line)
+    return sentence(errors.first_line(error))

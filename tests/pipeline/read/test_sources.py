@@ -444,6 +444,14 @@ def test_a_zstd_window_beyond_the_bound_is_told() -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
+def test_a_name_of_a_column_that_is_no_text_is_told(name: str) -> None:
+    path = Path(write(name, [{"a column": 1}]))
+    path.write_bytes(path.read_bytes().replace(b"a column", b"a c\xf4lumn"))
+    with pytest.raises(UserError, match=f"{name}: not a whole .* file \\('utf-8' codec"):
+        list(only(name).read())
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
 @pytest.mark.parametrize("cut", [3, 40, -20])
 def test_damaged_columns_are_told(name: str, cut: int) -> None:
     path = Path(write(name, ROWS))
