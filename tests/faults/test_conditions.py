@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from functools import partial
@@ -211,25 +210,6 @@ def test_a_cache_that_goes_while_it_is_read(many_shards, tmp_path):
     assert "\n" not in str(told.value)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of its own: a folder, and what gives it another size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no file system can be mounted here")
-
-    def sized(size):
-        subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
-
-    yield folder, sized
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid(), reason="mounting a disk takes root on Linux")
 def test_a_disk_that_is_full_at_any_moment_of_parse(small_disk, config, plain, contents, command, tmp_path):
     """It grows by a few pages whenever it is full; every command but the last ends in the same sentence."""
     (folder, sized), file = small_disk, tmp_path / "config.yaml"
@@ -247,7 +227,6 @@ def test_a_disk_that_is_full_at_any_moment_of_parse(small_disk, config, plain, c
     assert contents(folder / "out") == contents(plain)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid(), reason="mounting a disk takes root on Linux")
 def test_a_disk_that_is_full_at_any_moment_of_cache_teacher_and_report(
     small_disk, cache_plan, prepared, contents, command, tmp_path
 ):

@@ -1,6 +1,7 @@
 """The Hub's client: which commit a revision is, and what goes wrong in a sentence."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -125,13 +126,15 @@ def existing(name: HubName) -> HubName:
 
 @contextmanager
 def own_progress() -> Iterator[None]:
-    """Without the client's own bars: one of ours stands there."""
+    """Without the client's own bars, of which one of ours stands there, and its warning of a full disk: the error says that."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     disabled = are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Not enough free disk space", UserWarning)
+            yield
     finally:
         if not disabled:
             enable_progress_bars()
