@@ -42,7 +42,7 @@ EVERYWHERE = {"--debug"}
 OUTERMOST = {"--version"}
 #: Commands that make, judge and measure parsers: only files of these names may speak of flags that only they have.
 WORKSHOP = {"train-parser", "eval-parser", "export-parser", "bench"}
-WORKSHOP_FILES = {"cli.py", "commands.py", "training.py", "teachers.py", "parser.py", "bench.py", "flags.py"}
+WORKSHOP_FILES = {"cli.py", "commands.py", "training.py", "teachers.py", "cut.py", "parser.py", "bench.py", "flags.py"}
 
 
 def flags_of(app: typer.Typer) -> dict[str, set[str]]:

@@ -1,9 +1,10 @@
 """Commands about parser models: training one from a treebank, scoring one, exporting one for stock benepar."""
 
 import shutil
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,8 +13,13 @@ from schemas import console
 from schemas.console import counted
 from schemas.errors import UsageError, UserError
 
+if TYPE_CHECKING:
+    from pipeline.parse.cut import Size
+
 #: Training files of more trees than this are rotated through: every epoch takes the next part.
 WHOLE_UP_TO = 8_000
+#: Sizes of a new parser: word pieces beside those that its trees use, layers above the encoder, the label head's hidden units.
+FREQUENT_PIECES, LAYERS, LABEL_HIDDEN = 16_000, 2, 256
 #: Processes that prepare batches for a GPU, which would wait for one.
 GPU_WORKERS = 8
 
@@ -48,12 +54,32 @@ def _encoder(folder: Path | None) -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _begin(start: str, target: Path) -> Path | None:
-    """Copy the encoder of the run, or the stored parser, at `start` to `target`; the run's weights, if it is a run."""
+def _goals(text: str | None) -> tuple[float, float, float] | None:
+    """The three F1s of --goals."""
+    if text is None:
+        return None
+    try:
+        f1, np_f1, vp_f1 = map(float, text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--goals {text!r}: three F1s are needed, of all labels, NP and VP: --goals 88.5,91.5,88.5."
+        ) from None
+    return f1, np_f1, vp_f1
+
+
+def _begin(start: str, target: Path, size: "Size", texts: Iterable[str]) -> Path | None:
+    """Copy the encoder of the run at `start` to `target`, or the stored parser in this size; the run's weights, if it is
+    a run."""
     from pipeline.parse import training
+    from pipeline.parse.cut import Size, cut
 
     folder = locate(start)
     if (folder / training.BEST).is_file():
+        if size.encoder_layers is not None or size.frequent is not None:
+            raise UsageError(
+                f"--encoder-layers and --vocabulary are for the beginning of a run, or for a stored parser: --start "
+                f"{folder / training.STORED}."
+            )
         shutil.copytree(folder / "encoder", target, dirs_exist_ok=True)
         return folder / training.BEST
     if not (folder / WEIGHTS).is_file():
@@ -61,7 +87,11 @@ def _begin(start: str, target: Path) -> Path | None:
             f"{start} is neither the state of a training run nor a stored parser: there is no {training.BEST} and no "
             f"{WEIGHTS} in it."
         )
-    shutil.copytree(folder, target, dirs_exist_ok=True)
+    if size == Size():
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+    elif not (target / WEIGHTS).exists():
+        kept = cut(folder, target, size, texts)
+        console.stderr.print(f"Kept of {start}: " + ", ".join(f"{count} {what}" for what, count in kept.items()) + ".")
     return None
 
 
@@ -73,9 +103,18 @@ def train_parser(
         Path | None, typer.Option(help="Pretrained encoder (BERT style). Default: the installed MiniLM-L6.")
     ] = None,
     vocabulary: Annotated[
-        int, typer.Option(help="Keep the encoder's first N word pieces, and all that the trees use.")
-    ] = 16_000,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of benepar's own above the encoder.")] = 2,
+        int | None,
+        typer.Option(min=0, help="Keep the encoder's first N word pieces (default 16000), and all that the trees use."),
+    ] = None,
+    encoder_layers: Annotated[
+        int | None, typer.Option(min=1, help="Keep the encoder's first layers alone, so many. Default: all.")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of benepar's own above the encoder (default 2).")
+    ] = None,
+    label_hidden: Annotated[
+        int | None, typer.Option(min=1, help="Hidden units of the label head (default 256).")
+    ] = None,
     d_model: Annotated[int, typer.Option(min=16, help="Width of those layers, a multiple of 16.")] = 512,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
     minutes: Annotated[
@@ -92,7 +131,7 @@ def train_parser(
         str | None,
         typer.Option(
             help="What this run begins with: the state of an earlier run (its best weights and vocabulary), `embedded`, or "
-            "the folder of a stored parser."
+            "the folder of a stored parser. Of a stored parser the sizes above keep a part."
         ),
     ] = None,
     labels: Annotated[
@@ -128,8 +167,15 @@ def train_parser(
     averaging: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Decay of the moving average of the weights, per update.")
     ] = 0.998,
+    goals: Annotated[
+        str | None,
+        typer.Option(
+            help="F1s of all labels, NP and VP, such as 88.5,91.5,88.5: kept are the weights whose smallest margin over "
+            "them is the largest on dev, in place of those with the best F1."
+        ),
+    ] = None,
     patience: Annotated[
-        int, typer.Option(min=1, help="End after this many evaluations without a better F1 on dev.")
+        int, typer.Option(min=1, help="End after this many evaluations on dev without a better one.")
     ] = 3,
     evaluate_every: Annotated[
         float, typer.Option(min=0.0, help="Seconds between evaluations on dev. Default: one after every epoch.")
@@ -152,6 +198,7 @@ def train_parser(
     where it stopped. Function tags, traces and foreign labels are dealt with.
     """
     train, dev = _treebank(treebank)
+    margins = _goals(goals)
     for name in (start, labels):
         if name is not None:
             locate(name)
@@ -166,6 +213,7 @@ def train_parser(
     from transformers import logging
 
     from pipeline.parse import training
+    from pipeline.parse.cut import Size
     from pipeline.parse.recipe import Recipe
     from pipeline.parse.treebank import bracketings, read_trees, words_of
     from pipeline.parse.vocabulary import prune_wordpiece
@@ -173,12 +221,14 @@ def train_parser(
     logging.set_verbosity_error()  # it would report the pooler, which no parser has
     sizes = {path: sum(1 for _ in bracketings(path)) for path in train}
     pruned = state / "encoder"
-    weights = _begin(start, pruned) if start is not None else None
+    texts = (
+        " ".join(words_of(tree).words) for path in train if sizes[path] <= WHOLE_UP_TO for tree in read_trees(path)
+    )
+    size = Size(encoder_layers, layers, label_hidden, vocabulary)
+    weights = _begin(start, pruned, size, texts) if start is not None else None
     if start is None and not (pruned / "tokenizer.json").exists():
-        texts = (
-            " ".join(words_of(tree).words) for path in train if sizes[path] <= WHOLE_UP_TO for tree in read_trees(path)
-        )
-        before, after = prune_wordpiece(_encoder(encoder), pruned, texts, vocabulary)
+        frequent = FREQUENT_PIECES if vocabulary is None else vocabulary
+        before, after = prune_wordpiece(_encoder(encoder), pruned, texts, frequent, encoder_layers)
         console.stderr.print(f"Vocabulary: {after} of {before} word pieces kept.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     recipe = Recipe(
@@ -195,11 +245,13 @@ def train_parser(
         temperature=temperature,
         epochs=epochs,
         minutes=minutes,
+        goals=margins,
         patience=patience,
         evaluate_every_s=evaluate_every,
         save_every_s=save_every,
         rotating_trees=rotating_trees,
-        layers=layers,
+        layers=layers if layers is not None else LAYERS,
+        label_hidden=label_hidden if label_hidden is not None else LABEL_HIDDEN,
         d_model=d_model,
         d_ff=2 * d_model,
         max_words=max_words,

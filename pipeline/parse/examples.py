@@ -106,7 +106,7 @@ class Plan:
     """What an epoch is made of, and how it falls into batches."""
 
     fixed: int  # the first so many examples are in every epoch
-    rotating: int  # of the others an epoch has the next so many
+    rotating: int  # of the others, in an order of chance, an epoch has the next so many
     long_words: int  # examples in every epoch that are longer than this come twice
     batch_sentences: int
     batch_words: int
@@ -134,6 +134,8 @@ class Steps(Dataset[Batch]):
         self.plan = plan
         self.lengths = [item.encoded.words for item in examples]
         self.starts = chart_starts(examples)
+        self.rotation = list(range(plan.fixed, len(examples)))
+        random.Random(plan.seed).shuffle(self.rotation)  # so that every epoch has some of each of the sources
         self._ends: list[int] = []  # of the epochs so far, in steps
         self._latest: tuple[int, list[list[int]]] = (-1, [])
 
@@ -145,12 +147,12 @@ class Steps(Dataset[Batch]):
         return self._latest[1]
 
     def _rows(self, epoch: int) -> list[int]:
-        plan, rotating = self.plan, len(self.examples) - self.plan.fixed
+        plan, rotating = self.plan, len(self.rotation)
         rows = list(range(plan.fixed))
         rows += [row for row in rows if self.lengths[row] > plan.long_words]
         if rotating:
             first = epoch * plan.rotating
-            rows += [plan.fixed + at % rotating for at in range(first, first + plan.rotating)]
+            rows += [self.rotation[at % rotating] for at in range(first, first + plan.rotating)]
         return rows
 
     def end(self, epoch: int) -> int:

@@ -12,6 +12,7 @@ from benepar.parse_chart import ChartParser
 from pipeline.parse import model, network
 from pipeline.parse.gold import GoldSentence
 from pipeline.parse.places import WEIGHTS
+from pipeline.parse.scoring import Scores
 from schemas.errors import UserError
 
 network.supply_what_transformers_dropped()
@@ -39,12 +40,14 @@ class Recipe:
     temperature: float = 0.2  # the hinge's margins are of about 1, so scores are this sharp
     epochs: int = 10
     minutes: float | None = None  # time for the whole run in place of a number of epochs
-    patience: int = 3  # evaluations without a better F1 on dev after which the run ends
+    goals: tuple[float, float, float] | None = None  # F1 of all labels, NP and VP; see `quality`
+    patience: int = 3  # evaluations on dev without a better one after which the run ends
     evaluate_every_s: float = 0.0  # seconds between evaluations on dev; 0: one at the end of every epoch
     rotating_trees: int = 4000
     layers: int = 2
     d_model: int = 512
     d_ff: int = 1024
+    label_hidden: int = 256  # hidden units of the label head
     max_words: int = 100
     long_words: int = 100  # trees of every epoch that are longer come twice in it
     noise: float = 0.0  # share of words altered in every second sentence
@@ -62,6 +65,12 @@ class Recipe:
     workers: int = 0  # processes that prepare batches, and read trees
 
 
+def quality(scores: Scores, goals: tuple[float, float, float] | None) -> float:
+    """What the best weights of a run are chosen by: F1 over all labels or, with goals, the smallest margin over one."""
+    reached = (scores.f1(), scores.f1("NP"), scores.f1("VP"))
+    return reached[0] if goals is None else min(score - goal for score, goal in zip(reached, goals, strict=True))
+
+
 def build_parser(recipe: Recipe, label_vocab: dict[str, int], tag_vocab: dict[str, int]) -> ChartParser:
     """An untrained chart part over the pretrained encoder."""
     hparams = HParams(
@@ -75,7 +84,7 @@ def build_parser(recipe: Recipe, label_vocab: dict[str, int], tag_vocab: dict[st
         num_heads=8,
         d_kv=recipe.d_model // 8,
         d_ff=recipe.d_ff,
-        d_label_hidden=256,
+        d_label_hidden=recipe.label_hidden,
         d_tag_hidden=256,
         tag_loss_scale=5.0,
         encoder_max_len=512,

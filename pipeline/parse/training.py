@@ -26,7 +26,7 @@ from pipeline.parse.engine import Engine
 from pipeline.parse.examples import Batch, Plan, Steps, examples_of
 from pipeline.parse.gold import GoldSentence, read_sentences, read_text
 from pipeline.parse.loss import loss_of
-from pipeline.parse.recipe import VOCABULARY, Recipe, opened, vocabularies
+from pipeline.parse.recipe import VOCABULARY, Recipe, opened, quality, vocabularies
 from pipeline.parse.treebank import GoldTree, gold_trees, words_of
 from schemas.errors import ResourceError, UsageError, UserError
 from schemas.files import write_text, written
@@ -81,7 +81,6 @@ class Run:
         torch.manual_seed(recipe.seed)
         fixed, rotating = self._read(recipe.train), self._read(recipe.rotating)
         text = [item for path in recipe.text for item in read_text(path, recipe.max_words)]
-        random.Random(recipe.seed).shuffle(rotating)
         self.dev = gold_trees(recipe.dev)
         labels, tags = vocabularies(recipe, fixed + rotating)
         self.parser = opened(recipe, labels, tags)
@@ -101,7 +100,7 @@ class Run:
             fused=True,
         )
         self.total = None if recipe.minutes is not None else self.steps.end(recipe.epochs - 1)
-        self.done, self.best_f1, self.evaluations_since = 0, -1.0, 0
+        self.done, self.best, self.evaluations_since = 0, -math.inf, 0
         self.saved = self.evaluated = time.monotonic()
         write_text(recipe.out / VOCABULARY, json.dumps({"labels": labels, "tags": tags}))
         self._restore()
@@ -157,7 +156,7 @@ class Run:
                 f"The time of --minutes {self.recipe.minutes:g} was over before the first step, for all that comes before it "
                 f"(trees, teachers' scores) took {seconds:.1f} s: give more --minutes."
             )
-        if self.best_f1 < 0:  # interrupted before an evaluation was due, and now the time is over
+        if self.best == -math.inf:  # interrupted before an evaluation was due, and now the time is over
             self.keep_if_best(self.steps.epoch_of(self.done - 1))
             self.save()
 
@@ -193,7 +192,7 @@ class Run:
                 if last:
                     break
                 if self.evaluations_since >= recipe.patience:
-                    print(f"no better F1 in {recipe.patience} evaluations, stopped", flush=True)
+                    print(f"nothing better in {recipe.patience} evaluations, stopped", flush=True)
                     break
 
     def _is_evaluated(self, epoch: int) -> bool:
@@ -238,8 +237,8 @@ class Run:
         self.evaluations_since += 1
         self.evaluated = time.monotonic()
         print(f"epoch {epoch + 1}: {json.dumps(result.as_dict())}", flush=True)
-        if result.f1() > self.best_f1:
-            self.best_f1, self.evaluations_since = result.f1(), 0
+        if (reached := quality(result, recipe.goals)) > self.best:
+            self.best, self.evaluations_since = reached, 0
             with written(recipe.out / BEST) as stream:
                 torch.save(self.average.state_dict(), stream)
             model.save(self.average, recipe.encoder, recipe.out / STORED)
@@ -253,7 +252,7 @@ class Run:
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "done": self.done,
-            "best_f1": self.best_f1,
+            "best": self.best,
             "evaluations_since": self.evaluations_since,
             "seconds": time.monotonic() - self.began,
         }
@@ -272,7 +271,7 @@ class Run:
         torch.set_rng_state(state["rng"])
         if state["device_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"], self.device)
-        self.done, self.best_f1 = state["done"], state["best_f1"]
+        self.done, self.best = state["done"], state["best"]
         self.evaluations_since = state["evaluations_since"]
         self.began -= state["seconds"]
         print(f"going on from step {self.done}", flush=True)

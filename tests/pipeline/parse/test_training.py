@@ -173,6 +173,40 @@ def test_a_run_whose_time_is_over_before_its_first_step_is_refused(recipe):
         training.export(over, recipe.out / "model")
 
 
+@pytest.mark.parametrize(("goals", "best"), [(None, 1), ((80.0, 80.0, 80.0), 2), ((80.0, 80.0, 90.0), 0)])
+def test_the_best_weights_are_those_nearest_to_all_goals(recipe, monkeypatch, goals, best):
+    """Without goals the best F1; with some the evaluation whose worst margin is the best, NP and VP among them."""
+    reached = [(82.0, 81.0, 89.0), (90.0, 79.0, 80.5), (81.5, 83.0, 81.5), (81.0, 80.9, 88.0)]
+    looks = iter(reached)
+
+    class Look:
+        def __init__(self, scores):
+            self.scores = dict(zip((None, "NP", "VP"), scores, strict=True))
+
+        def f1(self, label=None):
+            return self.scores[label]
+
+        def as_dict(self):
+            return {}
+
+    chosen = []
+    monkeypatch.setattr(training, "evaluate", lambda *_: Look(next(looks)))
+    monkeypatch.setattr(training.model, "save", lambda *_: chosen.append(run.evaluations))
+    run = training.Run(replace(recipe, goals=goals))
+    for look in range(len(reached)):
+        run.evaluations = look
+        run.keep_if_best(0)
+    assert chosen[-1] == best
+
+
+def test_an_encoder_is_cut_to_its_first_layers(encoder, tmp_path):
+    prune_wordpiece(encoder, tmp_path, [], frequent=40, layers=1)
+    whole, part = (BertModel.from_pretrained(folder, add_pooling_layer=False) for folder in (encoder, tmp_path))
+    assert part.config.num_hidden_layers == len(part.encoder.layer) == 1
+    ids = torch.tensor([[2, 6, 7, 3]])
+    assert torch.equal(part(ids).last_hidden_state, whole(ids, output_hidden_states=True).hidden_states[1])
+
+
 def test_memory_that_runs_out_is_told_as_that(recipe, monkeypatch):
     def full(run):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -301,5 +335,8 @@ def test_other_processes_read_and_prepare_the_same(recipe, treebank):
         rows = Counter(row for batch in order.epoch(epoch) for row in batch)
         assert sum(rows.values()) == 20 + longer + 7
         assert all(rows[row] == 1 + (order.lengths[row] > 7) for row in range(20))
-    assert any(20 <= row < 27 for batch in order.epoch(0) for row in batch)
-    assert not any(20 <= row < 27 for batch in order.epoch(1) for row in batch)
+    # those beyond the fixed ones take turns, from all over their files
+    rotated = [{row for batch in order.epoch(epoch) for row in batch if row >= 20} for epoch in range(4)]
+    assert [len(rows) for rows in rotated] == [7] * 4
+    assert len(set().union(*rotated)) == 28
+    assert max(rotated[0]) - min(rotated[0]) > 7
