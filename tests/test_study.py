@@ -142,12 +142,14 @@ def test_the_command_trains_measures_and_tells(tmp_path):
     assert (folder / "results" / page.PLOT).is_file()
 
 
-@pytest.mark.parametrize(("free", "processes"), [(None, 10), (85e9, 6), (50e9, 3), (14e9, 1), (3e9, 1), (500e9, 10)])
+@pytest.mark.parametrize(
+    ("free", "processes"), [(None, 10), (85e9, 10), (73e9, 9), (50e9, 6), (14e9, 1), (3e9, 1), (500e9, 10)]
+)
 def test_there_are_as_many_processes_as_a_card_has_room_for(free, processes):
     assert at_once(PROFILES["card"], free) == processes
 
 
-@pytest.mark.parametrize(("fits", "counts"), [(6, [6]), (2, [6, 3, 1]), (3, [6, 3]), (0, [6, 3, 1])])
+@pytest.mark.parametrize(("fits", "counts"), [(10, [10]), (2, [10, 5, 2]), (5, [10, 5]), (0, [10, 5, 2, 1])])
 def test_what_ran_out_of_memory_is_tried_again_by_fewer(tmp_path, monkeypatch, fits, counts):
     """`fits`: of how many processes at once the memory is enough."""
     study = Study(PROFILES["card"], tmp_path, "cuda")

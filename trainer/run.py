@@ -328,7 +328,11 @@ class Run:
             engine_config["checkpoint"] = {"load_universal": True}
         self.distiller = Distiller(student, self.terms, None)
         parameters, roles = optimizer(
-            student, nn.ModuleDict(self.terms).parameters(), config.optim, offloads(engine_config)
+            student,
+            nn.ModuleDict(self.terms).parameters(),
+            config.optim,
+            offloads(engine_config),
+            fused=self.zero_stage == 0 and torch.cuda.is_available(),
         )
         self.engine = start(self.distiller, parameters, engine_config)
         self.stepper = Stepper(self.engine, roles, config, self.steps)

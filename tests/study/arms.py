@@ -41,6 +41,9 @@ class Arm:
     descent: bool = False  # layers paired by where they come from
     cross: bool = False  # the second pair
     live: bool = False  # the teacher in the loop
+    exact: bool = (
+        False  # never in TF32: in it the live teacher gives other states in a batch than alone, and is refused
+    )
     longer: float = 1  # epochs, as a multiple of the profile's
     optim: Mapping[str, float] = field(default_factory=dict)  # keys of `optim` that differ
 
@@ -64,7 +67,7 @@ class Arm:
 
     def seeds(self, profile: Profile) -> int:
         """How many."""
-        if self.live:
+        if self.exact:
             return 1
         return profile.seeds_of_primary if self.name in PRIMARY else profile.seeds
 
@@ -88,7 +91,8 @@ def _arms() -> Iterator[Arm]:
     yield Arm("mta-descent", _MTA, base="srkl-mta", descent=True)
     yield Arm("fdd", _SRKL | _FDD, base="srkl")
     yield Arm("fdd-mta", _SRKL | _FDD | _DSA | _HIDDEN, base="fdd")
-    yield Arm("live", _MTA, base="srkl-mta", live=True)
+    yield Arm("live", _MTA, base="cached", live=True, exact=True)
+    yield Arm("cached", _MTA, exact=True)  # what `live` is compared with
     sra = _published("sra")
     yield Arm("cross-ce", {"ce": {"weight": 1.0}}, cross=True)
     yield Arm("cross-dsa", _published("mta-dsa-cross-tokenizer"), base="cross-ce", cross=True)
@@ -108,11 +112,12 @@ def _arms() -> Iterator[Arm]:
 
 ARMS: Final[Mapping[str, Arm]] = {arm.name: arm for arm in _arms()}
 _WHY: Final = ("mta-light", "mta-heavy", "mta-projectors", "srkl-long", "mta-long")
+FIRST: Final = ("srkl", "srkl-mta", "ce", "srkl-dsa", "srkl-hidden")
 #: Arms that are run seed by seed before those behind them.
 _GROUPS: Final = (
-    ("srkl", "srkl-mta", "ce", "srkl-dsa", "srkl-hidden"),
+    FIRST,
     tuple(name for name in ARMS if name.startswith(("mta-", "fdd")) and name not in _WHY),
-    ("live",),
+    ("live", "cached"),
     tuple(name for name, arm in ARMS.items() if arm.cross),
     _WHY,
 )

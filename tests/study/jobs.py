@@ -2,10 +2,10 @@
 
 import gc
 import json
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,12 +15,13 @@ from filelock import FileLock, Timeout
 from schemas import console
 from schemas.files import write_text
 from schemas.training import TrainConfig
-from study.arms import PRIMARY, Arm, grid
+from study.arms import FIRST, PRIMARY, Arm, grid
 from study.measure import losses, rouge
 from study.stages import Study
+from study.training import trained
 from trainer.engine.monitor import METRICS, read_metrics
 from trainer.models.memory import out_of_memory
-from trainer.run import Interrupted, train
+from trainer.run import Interrupted
 
 #: Arms whose responses are scored.
 SCORED: Final = (*PRIMARY, "ce")
@@ -42,29 +43,32 @@ def jobs(study: Study) -> Iterator[Job]:
     yield Job("untrained", lambda: _untrained(study, cross=False))
     cells = grid(study.profile)
     before = next(place for place, (arm, _) in enumerate(cells) if arm.cross)
-    first = cells[:before]
-    for arm, seed in first:
+    for arm, seed in cells[:before]:
         yield Job(f"{arm.name}-{seed}", lambda arm=arm, seed=seed: _trained(study, arm, seed))
-    if study.profile.rouge_seeds:
-        yield Job("rouge-teacher", lambda: _rouge(study, study.teacher))
-    for arm, seed in first:
-        if arm.name in SCORED and seed <= study.profile.rouge_seeds:
-            run = f"{arm.name}-{seed}"
-            folder = study.work / "runs" / run / "student"
-            yield Job(f"rouge-{run}", lambda folder=folder: _rouge(study, folder), needs=run)
     yield Job("cross-untrained", lambda: _untrained(study, cross=True))
     for arm, seed in cells[before:]:
         yield Job(f"{arm.name}-{seed}", lambda arm=arm, seed=seed: _trained(study, arm, seed))
+    if study.profile.rouge_seeds:
+        yield Job("rouge-teacher", lambda: _rouge(study, study.teacher))
+    for seed in range(1, study.profile.rouge_seeds + 1):
+        for name in SCORED:
+            run = f"{name}-{seed}"
+            folder = study.work / "runs" / run / "student"
+            yield Job(f"rouge-{run}", lambda folder=folder: _rouge(study, folder), needs=run)
 
 
 def share_caches(study: Study, member: int, members: int) -> None:
-    """Make caches that others are not at, so that no member waits for one after the other."""
-    arms = [arm for arm, seed in grid(study.profile) if seed == 1]
-    for arm in arms[member::members]:
+    """Make caches that the first jobs need and others are not at, so that no member waits for one after the other.
+
+    What later ones need is made by the first of them.
+    """
+    arms = [arm for arm, seed in grid(study.profile) if seed == 1][: len(FIRST)]
+    caches = [partial(study.test_cache, test) for test in study.tests] + [partial(study.caches, arm) for arm in arms]
+    for make in caches[member::members]:
         try:
-            study.caches(arm)
-        except Exception as error:  # told by every arm that needs it
-            console.stderr.print(f"{arm.name}: no cache: {error}")
+            make()
+        except Exception as error:  # told by everything that needs it
+            console.stderr.print(f"No cache: {error}")
 
 
 def work(study: Study, only: frozenset[str] | None = None, until: float = float("inf")) -> None:
@@ -126,6 +130,25 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {text}".partition("\n")[0]
 
 
+def _done(job: Job) -> dict[str, Any]:
+    """What it gives; where memory ran out, tried once more, since the largest steps of other processes pass."""
+    try:
+        return job.do()
+    except Exception as error:
+        if _cause(error) != OUT_OF_MEMORY:
+            raise
+    _tidy()
+    return job.do()
+
+
+def _tidy() -> None:
+    """Give back the memory that a job had; the next one's result tells of its own."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def _do(study: Study, job: Job) -> bool:
     """Whether it was this process that did it."""
     result, failure = _result_of(study, job.name), _failure_of(study, job.name)
@@ -143,7 +166,7 @@ def _do(study: Study, job: Job) -> bool:
             console.stderr.print(f"{job.name} …")
             began = time.monotonic()
             try:
-                values = job.do()
+                values = _done(job)
             except Interrupted:
                 raise
             except Exception as error:
@@ -158,10 +181,7 @@ def _do(study: Study, job: Job) -> bool:
     except Timeout:
         return False
     finally:
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()  # a result tells its own run's memory
+        _tidy()
     return True
 
 
@@ -178,15 +198,7 @@ def _teacher(study: Study) -> dict[str, Any]:
 
 def _untrained(study: Study, cross: bool) -> dict[str, Any]:
     """The student before its first step."""
-    from schemas.training import StudentConfig
-    from trainer.models.tokenizer import load_tokenizer
-    from trainer.student.initialization import initial_model
-
-    config = study.student(cross)
-    folder = study.work / "students" / ("cross-untrained" if cross else "untrained")
-    initial_model(StudentConfig.model_validate(config), seed=0).save_pretrained(folder)
-    load_tokenizer(config["model"], None, "The student's tokenizer").save_pretrained(folder)
-    return _measured(study, folder, cross)
+    return _measured(study, study.student(cross)["model"], cross)
 
 
 def _rouge(study: Study, model: Path) -> dict[str, Any]:
@@ -233,15 +245,14 @@ def config_of(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
 def _trained(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
     config = TrainConfig.parse(config_of(study, arm, seed), "study")
     began = time.monotonic()
-    torch.backends.cuda.matmul.allow_tf32 = study.profile.tf32
-    try:
-        folder = train(config, overwrite=False)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
+    folder = trained(config, study.profile.tf32 and not arm.exact)
     seconds = time.monotonic() - began
     records = [record for record in read_metrics(folder.parent / METRICS) if "tokens_per_second" in record]
+    peak = max(record["memory_gb"] for record in records)
     measured = _measured(study, folder, arm.cross)
-    shutil.rmtree(folder.parent / "checkpoints", ignore_errors=True)
+    console.stderr.print(
+        f"{config.out}: trained in {seconds:.1f} s, measured in {time.monotonic() - began - seconds:.1f} s; {peak:.2f} GB"
+    )
     if not (arm.name in SCORED and seed <= study.profile.rouge_seeds):
         (folder / "model.safetensors").unlink()  # numbers are kept, dozens of models are not
     return {
@@ -250,7 +261,7 @@ def _trained(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
         "steps": records[-1]["step"],
         "training_seconds": round(seconds, 2),
         "tokens_per_second": [round(record["tokens_per_second"]) for record in records[1:]],
-        "memory_gb": max(record["memory_gb"] for record in records),
+        "memory_gb": peak,
         "first": _terms(records[0], arm),
         "last": _terms(records[-1], arm),
         **measured,

@@ -9,6 +9,7 @@ the embedded sample is split. What is asked, and how it is answered: `docs/study
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from study.profiles import PROFILES, Profile
 from study.stages import Study
 
 #: Seconds that a run may take to its next step's end, when it is told to stop.
-PATIENCE: Final = {"cuda": 5.0, "cpu": 60.0}
+PATIENCE: Final = {"cuda": 10.0, "cpu": 60.0}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -134,10 +135,12 @@ def _rounds(ready: Study, until: float) -> None:
 def _members(ready: Study, count: int, until: float) -> None:
     """Processes that work through the grid, each at what no other is at; all ended at `until`, and when this one is."""
     processes = []
+    # of a GPU that several share, none should keep what it cannot use
+    environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} | os.environ
     for number in range(count):
         command = [sys.executable, __file__, *sys.argv[1:], "--set", f"workers={count}", "--member", str(number)]
         with (ready.work / f"member-{number}.log").open("a") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+            processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
     try:
         while any(process.poll() is None for process in processes) and time.time() < until:
             time.sleep(1)

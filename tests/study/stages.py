@@ -1,13 +1,12 @@
-"""What the study makes once, whatever runs it: rows, datasets, the tuned teacher, its caches, the second pair's first student.
+"""What the study makes once, whatever runs it: rows, datasets, the tuned teacher, its caches, the students before training.
 
-    WORK/  rows/  data/  teacher/  students/cross/  caches/  runs/  results/  costs/  failures/
+    WORK/  rows/  data/  teacher/  students/  caches/  runs/  results/  costs/  failures/
 
 Each is made under a lock and has a receipt in `costs/` when it is whole, so any number of processes may ask for it, and
 an interrupted study goes on.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,15 +98,14 @@ class Study:
         folder = self.work / "data" / label
         if cross:
             before = self.dataset(name, extractor)
-            return self.once(f"data-{label}", folder, lambda: self._realign(before, folder))
+            return self.once(f"data-{label}", folder, lambda: self._realign(name, before, folder))
         return self.once(f"data-{label}", folder, lambda: self._prepare(name, extractor, folder))
 
     def _prepare(self, name: str, extractor: str, folder: Path) -> None:
         from pipeline.dataset.prepare import prepare
         from schemas.config import ParseConfig
 
-        length, prompt = self.profile.lengths if name == "train" else self.profile.test_lengths
-        side = {"tokenizer": self.profile.teacher, "max_length": length, "max_prompt_length": prompt}
+        side = {"tokenizer": self.profile.teacher, **self._limits(name)}
         # nothing is asked of the units of test rows
         parser = {"kind": extractor if name == "train" else "spacy"}
         values = {
@@ -118,10 +116,15 @@ class Study:
         }
         prepare(ParseConfig.parse(values, "study"), folder, workers=self.profile.workers, quiet=True)
 
-    def _realign(self, dataset: Path, folder: Path) -> None:
+    def _limits(self, name: str) -> dict[str, int]:
+        length, prompt = self.profile.lengths if name == "train" else self.profile.test_lengths
+        return {"max_length": length, "max_prompt_length": prompt}
+
+    def _realign(self, name: str, dataset: Path, folder: Path) -> None:
         from pipeline.dataset.realign import realign
 
-        side: dict[str, Any] = {"tokenizer": self.profile.cross_tokenizer}
+        # with another tokenizer nothing else of a side stays as it was
+        side: dict[str, Any] = {"tokenizer": self.profile.cross_tokenizer, **self._limits(name)}
         realign(dataset, folder, {"student": side}, None, workers=1, overwrite=False, quiet=True)
 
     @property
@@ -132,7 +135,7 @@ class Study:
 
     def _tune(self) -> None:
         from schemas.training import TrainConfig
-        from trainer.run import train
+        from study.training import trained
 
         profile = self.profile
         held_out = profile.teacher_held_out
@@ -153,8 +156,7 @@ class Study:
             "log": {"tensorboard": False},
             "out": str(self.work / "teacher"),
         }
-        train(TrainConfig.parse(values, "study"), overwrite=False)
-        shutil.rmtree(self.work / "teacher" / "checkpoints", ignore_errors=True)
+        trained(TrainConfig.parse(values, "study"), profile.tf32)
 
     def student(self, cross: bool) -> dict[str, Any]:
         """`student` of a training config."""
@@ -164,10 +166,19 @@ class Study:
             return {"model": named}
         assert profile.kept is not None
         cut = {"model": str(self.teacher), "init": {"layers": list(profile.kept)}}
-        if not cross:
-            return cut
-        folder = self.work / "students" / "cross"
-        return {"model": str(self.once("cross-student", folder, lambda: self._transplant(cut, folder)))}
+        folder = self.work / "students" / ("cross" if cross else "first")
+        if cross:
+            return {"model": str(self.once("cross-student", folder, lambda: self._transplant(cut, folder)))}
+        return {"model": str(self.once("student", folder, lambda: self._cut(cut, folder)))}
+
+    def _cut(self, cut: Mapping[str, Any], folder: Path) -> None:
+        """Cutting is tried on the way, which takes as long as some steps do."""
+        from schemas.training import StudentConfig
+        from trainer.models.tokenizer import load_tokenizer
+        from trainer.student.initialization import initial_model
+
+        initial_model(StudentConfig.model_validate(cut), seed=0).save_pretrained(folder)
+        load_tokenizer(str(self.teacher), None, "The student's tokenizer").save_pretrained(folder)
 
     def _transplant(self, cut: Mapping[str, Any], folder: Path) -> None:
         """The cut student with the embeddings that another tokenizer's tokens have in it, by their bytes; others are the mean."""

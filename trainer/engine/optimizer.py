@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ class Role:
 
 
 def optimizer(
-    student: nn.Module, projectors: Iterable[nn.Parameter], config: OptimConfig, offloaded: bool
+    student: nn.Module, projectors: Iterable[nn.Parameter], config: OptimConfig, offloaded: bool, fused: bool = False
 ) -> tuple[torch.optim.Optimizer, list[Role]]:
     """AdamW, without weight decay for biases and norms; and the role of each of its groups.
 
-    `offloaded`: its states live on the CPU beside a GPU, where DeepSpeed's own is faster.
+    `offloaded`: its states live on the CPU beside a GPU, where DeepSpeed's own is faster. `fused`: a GPU has weights and
+    states whole, and one kernel reads and writes them once.
     """
     projector_decay = config.weight_decay if config.projector_weight_decay is None else config.projector_weight_decay
     learning = [each for each in student.parameters() if each.requires_grad]
@@ -35,7 +37,7 @@ def optimizer(
     ]
     present = [(parameters, role) for parameters, role in groups if parameters]
     values = [{"params": parameters, "lr": role.lr, "weight_decay": role.weight_decay} for parameters, role in present]
-    kind: Any = torch.optim.AdamW
+    kind: Any = partial(torch.optim.AdamW, fused=True) if fused else torch.optim.AdamW
     if offloaded and torch.cuda.is_available():
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiled when it is made
 

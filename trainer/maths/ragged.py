@@ -129,15 +129,18 @@ def groups(
     features: int,
     budget: int = BUDGET,
     chosen: Bool[Tensor, " row_count"] | None = None,
+    free_padding: int | None = None,
 ) -> list[Group]:
     """Rows sorted into groups for work that is quadratic in a row's length; empty rows are left out.
 
     `chosen`: of each row, whether it is wanted; None: all are.
 
     Neither [group, width, features] nor [group, width, width] holds more than `budget` elements, save where one row
-    alone does. A group also ends where padding would cost too much (`FREE_PADDING`). A function of lengths, features
-    and budget only, so the same batch is always computed in the same way.
+    alone does. A group also ends where padding would cost too much: more than a third of the real work, and than
+    `free_padding` multiplications (None: `FREE_PADDING`). A function of its arguments only, so the same batch is always
+    computed in the same way.
     """
+    free = FREE_PADDING if free_padding is None else free_padding
     every = rows.diff() if chosen is None else rows.diff() * chosen
     lengths, order = every.sort(descending=True, stable=True)
     present = int(every.count_nonzero())
@@ -150,7 +153,7 @@ def groups(
         real = candidates.square().cumsum(0) * features
         padding = torch.arange(1, len(candidates) + 1) * width**2 * features - real
         # padding grows faster than real work as rows get shorter, so this is true up to some row and false after it
-        count = int((padding <= (real // 3).clamp_min(FREE_PADDING)).sum())
+        count = int((padding <= (real // 3).clamp_min(free)).sum())
         members = order[first : first + count]
         found.append(Group(members, rows[members], every[members], width))
         first += count

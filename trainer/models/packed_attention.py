@@ -25,6 +25,8 @@ NAME: Final = "mta_packed"
 PACK: Final = "mta_pack"
 #: Queries at once where scores have to be masked or capped.
 QUERIES_AT_ONCE: Final = 256
+#: Multiplications that padding may cost on a GPU, where one more block is some twenty kernels more in a step, of 5 µs each.
+FREE_PADDING_ON_GPU: Final = 2**28
 #: What models tell an attention function that is either nothing to it here or known otherwise.
 _HARMLESS: Final = frozenset(
     {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "is_causal", "cache_position"}
@@ -85,10 +87,10 @@ class Block:
         return torch.arange(self.start, self.start + self.documents * self.width, device=self.lengths.device)
 
 
-def blocks(rows: Int64[Tensor, " pointers"], features: int) -> list[Block]:
-    """How documents are attended to: those of like length together. A function of its arguments only."""
+def blocks(rows: Int64[Tensor, " pointers"], features: int, free_padding: int | None = None) -> list[Block]:
+    """How documents are attended to: those of like length together (`groups`). A function of its arguments only."""
     found = []
-    for group in groups(rows, features):
+    for group in groups(rows, features, free_padding=free_padding):
         documents, width = len(group.members), group.width
         together = bool((group.lengths == width).all()) and bool((group.starts.diff() == width).all())
         if together:
@@ -117,7 +119,8 @@ class Pack:
     def blocks(self, device: torch.device) -> list[Block]:
         """Its blocks, on a device."""
         if device not in self._blocks:
-            self._blocks[device] = [block.to(device) for block in blocks(self.rows, self.features)]
+            free = FREE_PADDING_ON_GPU if device.type == "cuda" else None
+            self._blocks[device] = [block.to(device) for block in blocks(self.rows, self.features, free)]
         return self._blocks[device]
 
     def join(self, parts: Sequence[Float[Tensor, "_ heads features"]]) -> Float[Tensor, "tokens heads features"]:
@@ -197,6 +200,9 @@ def attend(
             block.scatter(last_query(q, k, block.lengths, scale, sliding_window, softcap), kept)
         if softcap is None and (sliding_window is None or block.width <= sliding_window):
             grouped = k.shape[1] != q.shape[1]
+            if grouped and q.device.type == "cuda" and q.dtype == torch.float32:
+                # no fused kernel of CUDA's takes both float32 and heads that share keys: all scores would be written out
+                k, v, grouped = repeated(k, q.shape[1]), repeated(v, q.shape[1]), False
             mixed = F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=grouped
             )
@@ -211,6 +217,13 @@ def attend(
 AttentionInterface.register(NAME, attend)  # without a mask function of that name, models build no mask for it
 
 
+def repeated(
+    keys: Float[Tensor, "documents key_heads width features"], heads: int
+) -> Float[Tensor, "documents heads width features"]:
+    """Keys, or values, of every head, where some share them: each as often as it is needed, one after the other."""
+    return keys.repeat_interleave(heads // keys.shape[1], 1)
+
+
 def _scores(
     q: Float[Tensor, "documents heads queries features"],
     k: Float[Tensor, "documents key_heads keys features"],
@@ -219,7 +232,7 @@ def _scores(
     seen: Bool[Tensor, "#documents #heads queries keys"],
 ) -> Float32[Tensor, "documents heads queries keys"]:
     """Softmax over the keys that are seen, as the models' own eager attention computes it."""
-    keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    keys = repeated(k, q.shape[1])
     scores = q @ keys.transpose(2, 3) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -253,7 +266,7 @@ def _in_parts(
                 )
             )
         else:
-            values = part[2].repeat_interleave(q.shape[1] // k.shape[1], 1)
+            values = repeated(part[2], q.shape[1])
             scores = _scores(part[0], part[1], scale, softcap, seen[None, None]).to(q.dtype)
             parts.append(F.dropout(scores, dropout) @ values)
     return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
