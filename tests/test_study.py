@@ -143,7 +143,7 @@ def test_the_command_trains_measures_and_tells(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("free", "processes"), [(None, 10), (85e9, 10), (73e9, 9), (50e9, 6), (14e9, 1), (3e9, 1), (500e9, 10)]
+    ("free", "processes"), [(None, 10), (85e9, 10), (60e9, 8), (50e9, 7), (7e9, 1), (3e9, 1), (500e9, 10)]
 )
 def test_there_are_as_many_processes_as_a_card_has_room_for(free, processes):
     assert at_once(PROFILES["card"], free) == processes

@@ -72,6 +72,21 @@ def test_groups_and_their_rates():
     ]
 
 
+def test_fused_updates_are_the_same():
+    def updated(fused):
+        torch.manual_seed(0)
+        student, projectors = nn.Linear(40, 30), [nn.Parameter(torch.randn(8, 8))]
+        adam, _ = optimizer(student, projectors, OptimConfig(lr=1e-2), offloaded=False, fused=fused)
+        for _ in range(3):
+            loss = student(torch.randn(5, 40)).square().sum() + projectors[0].pow(3).sum()
+            loss.backward()
+            adam.step()
+            adam.zero_grad()
+        return torch.cat([each.detach().flatten() for each in (*student.parameters(), *projectors)])
+
+    torch.testing.assert_close(updated(True), updated(False))
+
+
 def test_there_are_no_empty_groups():
     _, roles = optimizer(nn.Linear(3, 2, bias=False), [], OptimConfig(lr=1e-3), offloaded=False)
     assert len(roles) == 1

@@ -395,10 +395,15 @@ def test_pairs_stand_row_by_row_and_a_selection_keeps_their_order(masks):
     assert [(int(kept[i]), int(kept[j])) for i, j in zip(*unit_pairs(later_units(kept_rows)), strict=True)] == some
 
 
-@given(st.lists(st.integers(0, 3000), max_size=60), st.integers(1, 5000), st.sampled_from([1, 2**16, BUDGET, 2**40]))
-def test_groups_hold_every_row_once_within_the_budget(lengths, features, budget):
+@given(
+    st.lists(st.integers(0, 3000), max_size=60),
+    st.integers(1, 5000),
+    st.sampled_from([1, 2**16, BUDGET, 2**40]),
+    st.sampled_from([None, 0, 2**28]),
+)
+def test_groups_hold_every_row_once_within_the_budget(lengths, features, budget, free):
     rows = pointers(lengths)
-    found = groups(rows, features, budget)
+    found = groups(rows, features, budget, free_padding=free)
     members = [row for group in found for row in group.members.tolist()]
     assert sorted(members) == [row for row, length in enumerate(lengths) if length]
     for group in found:
@@ -408,7 +413,7 @@ def test_groups_hold_every_row_once_within_the_budget(lengths, features, budget)
         assert group.width == max(own)
         assert len(own) == 1 or len(own) * group.width * max(group.width, features) <= budget
         real = features * sum(length**2 for length in own)
-        assert len(own) * group.width**2 * features - real <= max(real // 3, FREE_PADDING)
+        assert len(own) * group.width**2 * features - real <= max(real // 3, FREE_PADDING if free is None else free)
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.booleans())
