@@ -1,10 +1,13 @@
 """A run of the study: trained as any other, but nobody goes on from its end, so there is no checkpoint of that."""
 
 import shutil
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
+from schemas import console
 from schemas.training import TrainConfig
 from trainer.engine.checkpoint import FOLDER
 from trainer.folder import claim, held, require_ours
@@ -26,11 +29,17 @@ def trained(config: TrainConfig, tf32: bool) -> Path:
     try:
         with held(out):
             require_ours(out, config, overwrite=False)
+            times = [time.monotonic()]
             run = StudyRun(config, fresh=False)
             claim(out, config, overwrite=False)
+            times.append(time.monotonic())
             run.train()
+            times.append(time.monotonic())
             folder = run.finish()
+            times.append(time.monotonic())
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
     shutil.rmtree(out / FOLDER, ignore_errors=True)
+    took = zip(("opened", "stepped", "exported"), pairwise(times), strict=True)
+    console.stderr.print(", ".join(f"{what} in {end - began:.1f} s" for what, (began, end) in took))
     return folder

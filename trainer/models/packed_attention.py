@@ -25,7 +25,7 @@ NAME: Final = "mta_packed"
 PACK: Final = "mta_pack"
 #: Queries at once where scores have to be masked or capped.
 QUERIES_AT_ONCE: Final = 256
-#: Multiplications that padding may cost on a GPU, where one more block is some twenty kernels more in a step, of 5 µs each.
+#: Multiplications that padding may cost on a GPU, where one more block is some twenty kernels more a layer (reckoned).
 FREE_PADDING_ON_GPU: Final = 2**28
 #: What models tell an attention function that is either nothing to it here or known otherwise.
 _HARMLESS: Final = frozenset(
