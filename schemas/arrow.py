@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
 
 from schemas.errors import one_line
 
@@ -48,6 +51,21 @@ def table(path: Path, columns: Sequence[str] | None = None, strings: bool = True
         for batch in () if strings else chosen.to_batches():
             require_structure(batch)
     return chosen
+
+
+def numbers(column: pa.ChunkedArray | pa.Array) -> Int[np.ndarray, " rows"]:
+    """Integers of a column without missing values, not to be written to: `to_numpy` imports pandas, in half a second."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.from_dlpack(array)
+
+
+def place_of(column: pa.ChunkedArray, text: str) -> int | None:
+    """The first row of a column of strings that has this text; None: none has. `pa.scalar` imports pandas."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    ends = np.array([0, len(encoded)], dtype=np.int32)
+    (wanted,) = pa.StringArray.from_buffers(1, pa.py_buffer(ends), pa.py_buffer(encoded))
+    place: int = pc.index(column, wanted).as_py()
+    return None if place < 0 else place
 
 
 def require_structure(batch: pa.RecordBatch) -> None:

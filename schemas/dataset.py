@@ -1,6 +1,7 @@
 """Opening a prepared dataset's shards: what the manifest says, or a sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def open_shard(
         table = arrow.table(folder / shard.file, columns, strings)
     except pa.ArrowInvalid as error:
         raise damaged(folder, f"{shard.file} cannot be read as Arrow ({error})") from None
-    if not _of_schema(table.schema, columns):
+    if not any(map(table.schema.equals, _schemas(None if columns is None else tuple(columns)))):
         raise damaged(folder, f"{shard.file} has another schema than this version writes")
     if table.num_rows != shard.rows:
         raise damaged(folder, f"{shard.file} has {table.num_rows} rows, its manifest says {shard.rows}")
@@ -41,24 +42,37 @@ def open_shard(
     return table
 
 
+def tables(
+    folder: Path, shards: Sequence[ShardFile], columns: Sequence[str] | None, first: int, last: int
+) -> Iterator[pa.Table]:
+    """Columns of rows [first, last), counted over all shards, in parts that lie in one file. Raises as `open_shard`."""
+    begin = 0
+    for shard in shards:
+        start, stop = max(first - begin, 0), min(last - begin, shard.rows)
+        if start < stop:
+            yield open_shard(folder, shard, columns).slice(start, stop - start)
+        begin += shard.rows
+
+
 def damaged(folder: Path, what: str) -> DamagedError:
     """What to raise for a dataset that is not as it was written."""
     return DamagedError(folder, what, parse_again(folder))
 
 
-def _of_schema(schema: pa.Schema, columns: Sequence[str] | None) -> bool:
+@cache  # there may be thousands of shards
+def _schemas(columns: tuple[str, ...] | None) -> list[pa.Schema]:
+    """What these columns may be, or all."""
     if columns is None:
-        return any(schema.equals(arrow_schema(*optional)) for optional in product((False, True), repeat=2))
+        return [arrow_schema(*optional) for optional in product((False, True), repeat=2)]
     kinds = meanings(trees=True, mined=True)
-    return bool(schema.equals(pa.schema([pa.field(name, kinds[name][0]) for name in columns])))
+    return [pa.schema([pa.field(name, kinds[name][0]) for name in columns])]
 
 
 def _nulls(column: pa.ChunkedArray | pa.Array) -> int:
     """Values that are missing, those inside of lists included."""
     if isinstance(column, pa.ChunkedArray):
         return sum(map(_nulls, column.chunks))
-    if pa.types.is_struct(column.type):
-        inner = sum(map(_nulls, column.flatten()))
-    else:
-        inner = _nulls(column.values) if pa.types.is_nested(column.type) else 0
-    return int(column.null_count) + inner
+    if not column.type.num_fields:
+        return int(column.null_count)
+    parts = column.flatten() if pa.types.is_struct(column.type) else [column.values]
+    return int(column.null_count) + sum(map(_nulls, parts))

@@ -50,6 +50,8 @@ Signal = Literal[
 #: What is said of a whole distribution in one number.
 Scalar = Literal["entropy", "argmax", "logprob"]
 Storage = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
+#: Types of numbers, as torch names them.
+Number = Literal["float32", "bfloat16", "float16", "float8_e4m3fn", "int8", "int16", "int32", "int64"]
 StateTokens = Literal["covered", "all"]
 Weights = Literal["centrality", "uniform"]
 #: What stands behind a last layer (`trainer.models.final_norm`).
@@ -58,6 +60,32 @@ Norm = Literal["layer", "rms", "1+layer", "1+rms"]
 #: Of pairs of units, unless a config says otherwise: documents of more than twice as many units of a layer are cut to pairs
 #: that are nearer to each other. Twice, so that a unit of a long document costs what one of a whole triangle may.
 WINDOW: Final = 256
+
+#: Bytes of a number.
+BYTES: Final[dict[Number, int]] = {
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "float8_e4m3fn": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+}
+#: What vectors are stored as.
+STORED: Final[dict[Storage, Number]] = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp8": "float8_e4m3fn",
+    "int8": "int8",
+}
+#: The stored number that a vector's largest magnitude becomes, for types with a scale.
+TOP: Final[dict[Storage, float]] = {"fp8": 448.0, "int8": 127.0}
+#: What is said of the next token in one number, by the type that it is kept in.
+SCALAR_NUMBERS: Final[dict[Scalar, Number]] = {"entropy": "float32", "argmax": "int32", "logprob": "float32"}
+#: Log-probabilities of `topk`, and probabilities of `sorted`: float16 is within 2^-11 of them.
+PROBABILITIES: Final[Number] = "float16"
 
 #: Signals that are kept once a chosen layer; the others once a document.
 LAYER_SIGNALS: Final[frozenset[Signal]] = frozenset({"relations", "units", "states", "attention"})

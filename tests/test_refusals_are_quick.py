@@ -1,4 +1,4 @@
-"""A wrong path, name or option is refused, and help is given, before anything is imported that takes seconds."""
+"""A wrong path, name or option is refused, help is given, and a look taken, with nothing imported that takes seconds."""
 
 import json
 import subprocess
@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pipeline.cli import app
+from pipeline.dataset.view import find_row
 from schemas.errors import Exit
 from schemas.manifest import CACHE_FORMAT, MANIFEST
 
@@ -116,6 +117,19 @@ HELP: dict[str, list[list[str]]] = {
     "trainer.evaluate": [["--help"], ["run", "--help"], ["compare", "--help"]],
     "trainer.train": [["--help"]],
 }
+#: Looks at what is there, in the same folder, where `relations` is a cache with two layers of them and of each token's entropy;
+#: ID is that of a row.
+LOOKS = [
+    [*look, *output]
+    for folder in ("dataset", "relations")
+    for look in (
+        ["info", folder],
+        ["verify", "--quick", folder],
+        ["inspect", folder, "--row", "1"],
+        ["inspect", folder, "--id", "ID"],
+    )
+    for output in ([], ["--json"])
+] + [["verify", "--quick", "relations", "--dataset", "dataset"]]
 #: All in one process: what one command line imports would be seen from there on, and is told of that one alone.
 RUN = """
 import contextlib, importlib, io, json, sys
@@ -135,10 +149,11 @@ for program, arguments in json.loads(sys.stdin.read()):
 
 
 @pytest.fixture(scope="module")
-def outcomes(prepared, tmp_path_factory):
+def outcomes(prepared, make_cache, tmp_path_factory):
     """Of every command line: its exit code, what it imported, what it said."""
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "dataset").symlink_to(prepared)
+    (folder / "relations").symlink_to(make_cache(signals=["relations", "entropy"]))
     (folder / "cache").mkdir()
     (folder / "cache" / MANIFEST).write_text(json.dumps({"format": CACHE_FORMAT}))
     (folder / "rows.jsonl").write_text(json.dumps({"prompt": "What is it?", "response": "A mill."}) + "\n")
@@ -149,7 +164,8 @@ def outcomes(prepared, tmp_path_factory):
     (folder / "train.yaml").write_text(yaml.safe_dump(values))
     lines = [(program, line) for program, refused in REFUSED.items() for line, _ in refused]
     lines += [(program, line) for program, helps in HELP.items() for line in helps]
-    given = json.dumps(lines)
+    lines += [("pipeline.cli", line) for line in LOOKS]
+    given = json.dumps(lines).replace('"ID"', json.dumps(find_row(prepared, 2, None).values["id"]))
     run = [sys.executable, "-c", RUN, json.dumps(HEAVY)]
     done = subprocess.run(run, cwd=folder, input=given, capture_output=True, text=True, check=True)
     told = [json.loads(line) for line in done.stdout.splitlines()]
@@ -168,6 +184,11 @@ def test_a_refusal_imports_nothing_that_takes_seconds(outcomes, program):
 def test_help_imports_nothing_that_takes_seconds(outcomes, program):
     for line in HELP[program]:
         assert outcomes[program, *line][:2] == [Exit.OK, []]
+
+
+def test_a_look_imports_nothing_that_takes_seconds(outcomes):
+    for line in LOOKS:
+        assert outcomes["pipeline.cli", *line][:2] == [Exit.OK, []], " ".join(line)
 
 
 def test_every_command_is_tried():

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ from pipeline.cache.shard import LearntRows, ShardRows, layer_rows
 from pipeline.dataset.columns import ragged
 from schemas.columns import Granularity, side_column
 from schemas.config import LayerConfig
-from schemas.dataset import damaged, open_shard
-from schemas.manifest import ShardFile
+from schemas.dataset import damaged, tables
+from schemas.manifest import Manifest, ShardFile
 from schemas.signals import StateTokens
 from trainer.batches.units import learnt_tokens
 from trainer.maths.geometry import Units, units_with_span
@@ -81,14 +80,14 @@ class TeacherSide:
     shards: tuple[ShardFile, ...]
     rows: int
 
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest, limit: int | None) -> "TeacherSide":
+        """The dataset, or its first `limit` rows."""
+        return cls(folder, manifest.shards, min(manifest.rows_out, limit or manifest.rows_out))
+
     def tables(self, columns: Sequence[str], first: int = 0, last: int | None = None) -> Iterator[pa.Table]:
         """Columns of rows [first, last), in parts that lie in one file."""
-        last = self.rows if last is None else last
-        bounds = np.cumsum([0, *(shard.rows for shard in self.shards)]).tolist()
-        for shard, (begin, end) in zip(self.shards, pairwise(bounds), strict=True):
-            start, stop = max(first, begin), min(last, end)
-            if start < stop:
-                yield open_shard(self.folder, shard, columns).slice(start - begin, stop - start)
+        return tables(self.folder, self.shards, columns, first, self.rows if last is None else last)
 
     def token_ids(self) -> Int64[np.ndarray, " ids"]:
         """The token ids that occur, rising."""

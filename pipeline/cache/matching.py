@@ -12,7 +12,7 @@ import transformers
 from transformers.utils import cached_file
 
 from pipeline.cache.documents import TeacherSide
-from pipeline.cache.sizes import Measured
+from pipeline.cache.measure import Measured
 from pipeline.dataset.rows import ROW_COLUMNS, stored_rows
 from pipeline.read.chat_tokenizer import open_tokenizer
 from pipeline.read.tokenizers import OffsetTokenizer

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline.cache import matching, sizes
 from pipeline.cache.card import cache_card
 from pipeline.cache.documents import TeacherSide
-from pipeline.cache.sizes import Measured
+from pipeline.cache.measure import Measured, measure
 from pipeline.cache.stage import CacheStage
 from pipeline.shards import counts, pool
 from pipeline.shards.publish import Outcome, Product, publish
@@ -119,10 +119,10 @@ def plan_cache(config: CacheConfig, notes: list[str], shape: TeacherShape) -> Ca
     """Find and measure the dataset, check that the teacher is its own. Raises `UserError` and its kin."""
     folder = local_folder(config.dataset)
     dataset = read_manifest(folder)
-    documents = sizes.documents_of(folder, dataset, config.limit)
+    documents = TeacherSide.of(folder, dataset, config.limit)
     if not documents.rows:
         raise UserError(f"The dataset {folder} has no rows, so there is nothing to cache.")
-    measured = sizes.measure(documents, config, shape)
+    measured = measure(documents, config, shape)
     unseen = matching.require_match(config.teacher, shape, dataset, documents, measured)
     who = identity(config.teacher)
     return CachePlan(

@@ -1,61 +1,29 @@
 """A cache shard's tensors: what its rows hold, and batches packed into it in any order.
 
-For the writer: `ShardRows` once a shard, from the dataset alone; `specs` for the bytes it will have; then of each batch
-`pack` on the teacher's device, which waits for nothing, `Packed.map` to bring it to the CPU however suits, and
-`ShardTensors.place`, which refuses what is NaN, infinite or too large by the row's id and the layer. Once all rows are
-placed, `ShardTensors.tensors` is what goes into the safetensors file.
+For the writer: `ShardRows` once a shard, from the dataset alone; `specs` (`pipeline.cache.specs`) for the bytes it will
+have; then of each batch `pack` on the teacher's device, which waits for nothing, `Packed.map` to bring it to the CPU however
+suits, and `ShardTensors.place`, which refuses what is NaN, infinite or too large by the row's id and the layer. Once all rows
+are placed, `ShardTensors.tensors` is what goes into the safetensors file.
 """
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped
 from torch import Tensor
 
+from pipeline.cache.specs import Counts, LayerCounts, Spec
 from schemas import signals as names
 from schemas.config import StorageConfig
 from schemas.errors import UserError
-from schemas.signals import PARTS, Along, Part, Scalar, Signal, StateTokens, Storage, scale_name, tensor_name
+from schemas.signals import PROBABILITIES, Along, Scalar, StateTokens, Storage, scale_name, tensor_name
 from trainer.maths.geometry import units_with_span
 from trainer.maths.layer_signals import LayerSignals, kept_states
-from trainer.maths.quantization import DTYPES, TOP, encode, not_finite, refuse_unstorable
+from trainer.maths.quantization import TYPES, encode, not_finite, refuse_unstorable
 from trainer.maths.ragged import check_pointers, pointers, select, spread
 from trainer.maths.triangle import pair_rows, to_fixed_point
-from trainer.models.head import SCALAR_TYPES
-
-#: Log-probabilities of `topk` and probabilities of `sorted`: their float16 is within 2^-11 of them.
-LOGPROBS: Final = torch.float16
-PROBABILITIES: Final = torch.float16
-
-
-@dataclass(frozen=True)
-class LayerCounts:
-    """How much of one layer a shard holds, or a dataset."""
-
-    units: int  # that have a teacher span
-    pairs: int
-    state_tokens: int  # 0 where no states are kept
-
-    def __add__(self, other: "LayerCounts") -> "LayerCounts":
-        return LayerCounts(self.units + other.units, self.pairs + other.pairs, self.state_tokens + other.state_tokens)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How much a shard holds, or a dataset: those of its parts added up (of the same layers)."""
-
-    rows: int
-    tokens: int
-    learnt: int  # tokens of which `final` and its kin are kept: those learnt and the one before each, or all
-    layers: Mapping[int, LayerCounts]
-
-    def __add__(self, other: "Counts") -> "Counts":
-        layers = {layer: mine + other.layers[layer] for layer, mine in self.layers.items()}
-        return Counts(self.rows + other.rows, self.tokens + other.tokens, self.learnt + other.learnt, layers)
 
 
 @dataclass(frozen=True)
@@ -173,88 +141,6 @@ class ShardRows:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """One tensor of a shard."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    layer: int | None
-    part: Part
-    storage: Storage | None = None  # of vectors
-
-    @property
-    def bytes(self) -> int:
-        """Of its values."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def element_bytes(self) -> int:
-        """What one more element along `part.along` takes."""
-        return math.prod(self.shape[1:]) * self.dtype.itemsize
-
-
-def specs(
-    counts: Counts,
-    signals: Collection[Signal],
-    storage: StorageConfig,
-    state_tokens: StateTokens,
-    width: Callable[[int | None], int],
-    topk: int,
-    response_only: bool = False,
-    states_of_final: int | None = None,
-    most: int = 0,
-) -> dict[str, Spec]:
-    """Name to tensor, for every tensor of a shard that holds this much; their bytes are the file's but for its header.
-
-    `width`: features of the teacher's hidden states at a layer, or of its last ones (None); `topk`: tokens kept of each
-    distribution; `most`: probabilities of each; `states_of_final`: the layer whose states are those of `final`, and not kept
-    again.
-    """
-    found: dict[str, Spec] = {}
-
-    def add(
-        name: str, dtype: torch.dtype, elements: int, layer: int | None = None, *, columns: int | None = None
-    ) -> None:
-        part = PARTS[name]
-        if part.signal is None or part.signal in signals:
-            shape = (elements,) if columns is None else (elements, columns)
-            found[tensor_name(name, layer)] = Spec(dtype, shape, layer, part)
-
-    def add_vectors(name: str, kind: Storage, elements: int, layer: int | None = None) -> None:
-        part = PARTS[name]
-        if part.signal in signals:
-            whole = tensor_name(name, layer)
-            found[whole] = Spec(DTYPES[kind], (elements, width(layer)), layer, part, kind)
-            if kind in TOP:
-                found[scale_name(whole)] = Spec(torch.float32, (elements,), layer, part, kind)
-
-    add(names.ROW_POINTERS, torch.int64, counts.rows + 1)
-    if response_only:
-        add(names.LEARNT_ROWS, torch.int64, counts.rows + 1)
-        add(names.LEARNT_INDEX, torch.int32, counts.learnt)
-    for layer, of in counts.layers.items():
-        add("unit_rows", torch.int64, counts.rows + 1, layer)
-        add("unit_index", torch.int32, of.units, layer)
-        add("unit_weights", torch.float32, of.units, layer)
-        add("relations", torch.int16, of.pairs, layer)
-        add("token_weights", torch.float32, of.state_tokens, layer)
-        if state_tokens == "covered":
-            add("state_rows", torch.int64, counts.rows + 1, layer)
-            add("state_index", torch.int32, of.state_tokens, layer)
-        add("attention", torch.float32, counts.tokens, layer)
-        add_vectors("units", storage.units, of.units, layer)
-        if layer != states_of_final:
-            add_vectors("states", storage.states, of.state_tokens, layer)
-    add_vectors(names.FINAL, storage.final, counts.learnt)
-    add(names.TOPK_INDICES, torch.int32, counts.learnt, columns=topk)
-    add(names.TOPK_LOGPROBS, LOGPROBS, counts.learnt, columns=topk)
-    add(names.SORTED, PROBABILITIES, counts.learnt, columns=most)
-    for name in names.SCALARS:
-        add(name, SCALAR_TYPES[name], counts.learnt)
-    return found
-
-
-@dataclass(frozen=True)
 class Packed:
     """A batch's part of a shard, flat in the batch's order, vectors already in their storage type."""
 
@@ -309,9 +195,9 @@ def pack(
         vectors(names.FINAL, final, storage.final)
     if topk is not None:
         tensors[names.TOPK_INDICES] = topk[0]
-        tensors[names.TOPK_LOGPROBS] = topk[1].to(LOGPROBS)
+        tensors[names.TOPK_LOGPROBS] = topk[1].to(TYPES[PROBABILITIES])
     if falling is not None:
-        tensors[names.SORTED] = falling.to(PROBABILITIES)
+        tensors[names.SORTED] = falling.to(TYPES[PROBABILITIES])
     tensors |= {str(name): values for name, values in scalars.items()}
     return Packed(tensors, peaks)
 
@@ -326,7 +212,7 @@ class ShardTensors:
         self._specs = {name: spec for name, spec in expected.items() if not spec.part.structure}
         if expected.keys() - self._specs.keys() != self._structure.keys():
             raise ValueError(f"rows of {sorted(self._structure)}, but {sorted(expected)} are expected")
-        self._values = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in self._specs.items()}
+        self._values = {name: torch.empty(spec.shape, dtype=TYPES[spec.number]) for name, spec in self._specs.items()}
         kinds = {(spec.layer, spec.part.along) for spec in self._specs.values()}
         self._pointers = {kind: rows.pointers(*kind) for kind in kinds}
         self._placed = torch.zeros(len(rows.token_rows) - 1, dtype=torch.bool)

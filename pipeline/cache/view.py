@@ -5,22 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
+import numpy as np
 from jaxtyping import Float32
 from rich.table import Table
-from torch import Tensor
 
-from pipeline.cache.sizes import documents_of
 from schemas import console
 from schemas.columns import Granularity
 from schemas.console import Text, counted, visible
+from schemas.dataset import tables
 from schemas.errors import StateError, UsageError
 from schemas.manifest import is_finished, read_manifest
 from schemas.signals import SCALARS
-from trainer.cache import TeacherCache
+from trainer.cache_folder import CacheFolder
 from trainer.hub.folders import folder_here
-from trainer.maths.ragged import pointers
-from trainer.maths.triangle import later_units, square
+from trainer.maths.pairs import cosines_of, later_in_document
 
 #: Columns of a terminal that one cosine, and the beginning of a matrix's line, take.
 CELL_WIDTH: Final = 6
@@ -44,7 +42,9 @@ class LayerView:
     index: list[int]  # which of the row's units
     texts: list[str] | None  # None: the dataset is not there to spell them
     weights: list[float]
-    relations: list[Float32[Tensor, " pairs"]] | None  # of each unit with those behind it, as many as there are pairs
+    relations: (
+        list[Float32[np.ndarray, " pairs"]] | None
+    )  # of each unit with those behind it, as many as there are pairs
 
     @property
     def whole(self) -> bool:
@@ -74,39 +74,39 @@ class RowView:
 
 def find_row(folder: Path, row: int, row_id: str | None) -> RowView:
     """The row at `row`, or with `row_id`; raises `UsageError` if there is none."""
-    cache = TeacherCache(folder)
+    cache: CacheFolder[np.ndarray] = CacheFolder(folder)
     if row_id is not None:
         row = cache.row_of(row_id)
     elif row >= len(cache):
         raise UsageError(f"{folder} has {counted(len(cache), 'row')}, counted from 0; there is no row {row}.")
     texts = _texts(cache, row)
     for layer, granularity in cache.layers.items():
-        if texts is not None and (cache.unit_index(row, layer) >= len(texts[granularity])).any():
+        if texts is not None and (cache.values(row, "unit_index", layer) >= len(texts[granularity])).any():
             raise cache.damaged(f"layer {layer} has {granularity} in row {row} that the dataset does not have")
     layers = [
         LayerView(
             layer,
             granularity,
-            index := cache.unit_index(row, layer).tolist(),
+            index := cache.values(row, "unit_index", layer).tolist(),
             None if texts is None else [texts[granularity][unit] for unit in index],
-            cache.unit_weights(row, layer).tolist(),
+            cache.values(row, "unit_weights", layer).tolist(),
             _relations(cache, row, layer) if "relations" in cache.config.signals else None,
         )
         for layer, granularity in cache.layers.items()
     ]
     line = cache.index.slice(row, 1).to_pylist()[0]
     scalars: dict[str, list[float]] = {
-        name: getattr(cache, name)(row).tolist() for name in SCALARS if name in cache.config.signals
+        name: cache.values(row, name).tolist() for name in SCALARS if name in cache.config.signals
     }
-    return RowView(row, line["id"], line["tokens"], len(cache.learnt_index(row)), layers, scalars)
+    return RowView(row, line["id"], line["tokens"], cache.learnt_tokens(row), layers, scalars)
 
 
-def _relations(cache: TeacherCache, row: int, layer: int) -> list[Float32[Tensor, " pairs"]]:
-    later = later_units(pointers([len(cache.unit_index(row, layer))]), cache.config.window)
-    return list(torch.split(cache.triangle(row, layer), later.tolist()))
+def _relations(cache: CacheFolder[np.ndarray], row: int, layer: int) -> list[Float32[np.ndarray, " pairs"]]:
+    later = later_in_document(len(cache.values(row, "unit_index", layer)), cache.config.window)
+    return np.split(cosines_of(cache.values(row, "relations", layer)), later.cumsum())[:-1]
 
 
-def _texts(cache: TeacherCache, row: int) -> dict[Granularity, list[str]] | None:
+def _texts(cache: CacheFolder[np.ndarray], row: int) -> dict[Granularity, list[str]] | None:
     """What the row's units spell; None if the dataset is no longer where it was, or is another one."""
     folder = folder_here(cache.config.dataset)
     if folder is None or not is_finished(folder):
@@ -118,7 +118,7 @@ def _texts(cache: TeacherCache, row: int) -> dict[Granularity, list[str]] | None
     if manifest.teacher_fingerprint != cache.manifest.teacher_fingerprint:
         return None
     wanted = sorted(set(cache.layers.values()))
-    (table,) = documents_of(folder, manifest, None).tables(["text", *wanted], row, row + 1)
+    (table,) = tables(folder, manifest.shards, ["text", *wanted], row, row + 1)
     values = table.to_pylist()[0]
     return {name: [values["text"][start:end] for start, end in values[name]] for name in wanted}
 
@@ -150,8 +150,10 @@ def _relations_json(view: LayerView) -> dict[str, Any]:
         return {"relations": None}
     if not view.whole:
         return {"relations": None, "relations_behind": [behind.tolist() for behind in view.relations]}
-    triangle = torch.cat([torch.empty(0), *view.relations])
-    return {"relations": square(triangle, len(view.index)).tolist()}
+    matrix = np.eye(len(view.index), dtype=np.float32)
+    for unit, behind in enumerate(view.relations):
+        matrix[unit, unit + 1 :] = matrix[unit + 1 :, unit] = behind
+    return {"relations": matrix.tolist()}
 
 
 def show(view: RowView, folder: Path) -> None:

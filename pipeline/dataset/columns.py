@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
+from schemas.arrow import numbers
 from schemas.columns import MESSAGES, SPAN, SPANS, Placed
 
 
@@ -73,14 +74,14 @@ def int_list_column(rows: Sequence[Int32[np.ndarray, " _"]]) -> pa.Array:
 def spans_of(column: pa.Array | pa.ChunkedArray) -> list[Int32[np.ndarray, "_ 2"]]:
     """Inverse of `span_column`."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    pairs = array.values.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False).reshape(-1, 2)
-    return _rows(pairs, array.offsets.to_numpy())
+    pairs = numbers(array.values.flatten()).reshape(-1, 2)
+    return _rows(pairs, numbers(array.offsets))
 
 
 def int_lists_of(column: pa.Array | pa.ChunkedArray) -> list[Int32[np.ndarray, " _"]]:
     """Inverse of `int_list_column`."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return _rows(array.values.to_numpy(zero_copy_only=False).astype(np.int32, copy=False), array.offsets.to_numpy())
+    return _rows(numbers(array.values), numbers(array.offsets))
 
 
 def _rows(flat: np.ndarray, pointers: np.ndarray) -> list[np.ndarray]:
@@ -94,7 +95,7 @@ def ragged(
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     flat = array.flatten()
     spans = pa.types.is_fixed_size_list(flat.type)
-    values = np.array((flat.flatten() if spans else flat).to_numpy(zero_copy_only=False), dtype=np.int32)
-    lengths = array.value_lengths().to_numpy(zero_copy_only=False)
+    values = np.array(numbers(flat.flatten() if spans else flat), dtype=np.int32)
+    lengths = numbers(array.value_lengths())
     pointers = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
     return values.reshape(-1, 2) if spans else values, pointers

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.dataset.findings import LISTED, Findings
 from pipeline.dataset.seal import Outcome
 from pipeline.dataset.shards import REJECTED
-from pipeline.dataset.verify import LISTED, Findings
 from pipeline.read.template import templates_of
 from schemas import console
 from schemas.columns import GRANULARITIES, SIDES

@@ -10,9 +10,8 @@ against offsets and token spans.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -22,51 +21,22 @@ from pipeline.align.vocabulary import SideVocabulary, read_nearest, read_side, s
 from pipeline.dataset import assemble, shards
 from pipeline.dataset.columns import spans_of
 from pipeline.dataset.decoding import Decoder
+from pipeline.dataset.findings import Findings, check_config, looked_at
 from pipeline.read.chat_tokenizer import open_tokenizer
 from pipeline.read.tokenizers import Encoding, OffsetTokenizer
 from pipeline.text import SEPARATOR, Rendered
 from schemas.columns import GRANULARITIES, LABELLED, MINED, SIDES, Granularity, Side, arrow_schema, side_column
-from schemas.config import ParseConfig, Strict
+from schemas.config import ParseConfig
 from schemas.console import counted
 from schemas.dataset import open_shard
-from schemas.errors import DamagedError, UsageError, UserError
-from schemas.manifest import CONFIG, Manifest, read_manifest
+from schemas.errors import DamagedError, UserError
+from schemas.manifest import Manifest, ShardFile, read_manifest
 from schemas.rows import Reason
 from schemas.saved_dataset import dataset_files
 from schemas.vocabulary import VOCABULARY
 
 #: How the tree of a sentence begins: its root, and what it holds.
 _TREE: Final = re.compile(r"\(TOP \(\S+ \S")
-#: Problems listed in full; more are counted.
-LISTED = 20
-
-
-@dataclass
-class Findings:
-    """What was checked and what was found wrong."""
-
-    problems: list[str] = field(default_factory=list)
-    checked: dict[str, int] = field(default_factory=lambda: {"shards": 0, "rows": 0, "tokens": 0, "units": 0})
-    retokenized: dict[str, str] = field(default_factory=dict)  # side -> "every row", or why not
-    decoded: dict[str, str] = field(default_factory=dict)  # the same
-    found: int = 0
-
-    def problem(self, text: str) -> None:
-        """Note one problem."""
-        self.found += 1
-        if len(self.problems) < LISTED:
-            self.problems.append(text)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "ok": not self.found,
-            "problems_found": self.found,
-            "problems": self.problems,
-            "checked": self.checked,
-            "retokenized": self.retokenized,
-            "decoded": self.decoded,
-        }
 
 
 def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Findings:
@@ -90,11 +60,16 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
     for name, text in dataset_files(schema, names, manifest.fingerprint).items():
         if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode():
             findings.problem(f"{name}, by which `datasets.load_from_disk` opens the folder, is not as it was written.")
-    for shard in manifest.shards:
+
+    def opened(shard: ShardFile) -> pa.Table | DamagedError:
         try:
-            table = open_shard(folder, shard, content=True)
+            return open_shard(folder, shard, content=True)
         except DamagedError as error:
-            findings.problem(f"{error.what}.")
+            return error
+
+    for shard, table in zip(manifest.shards, looked_at(opened, manifest.shards), strict=True):
+        if isinstance(table, DamagedError):
+            findings.problem(f"{table.what}.")
             continue
         findings.checked["shards"] += 1
         if not table.schema.equals(schema):
@@ -111,17 +86,6 @@ def verify(folder: Path, *, quick: bool, moved: Mapping[Side, str | None]) -> Fi
         if teacher.hexdigest() != manifest.teacher_fingerprint:
             findings.problem("The teacher fingerprint in the manifest is not that of the rows.")
     return findings
-
-
-def check_config(folder: Path, config: Strict, findings: Findings) -> None:
-    """Whether the config beside the manifest is the manifest's, so that it makes the folder again."""
-    try:
-        beside = type(config).parse(Strict.from_yaml(folder / CONFIG), CONFIG)
-    except UsageError as error:
-        findings.problem(str(error))
-        return
-    if beside != config:
-        findings.problem(f"{CONFIG} is not the config of the manifest.")
 
 
 def _tokenizers(

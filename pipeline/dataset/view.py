@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow.compute as pc
 from jaxtyping import Int
 from rich.style import Style
 
 from pipeline.dataset.decoding import in_a_text
 from pipeline.read.loading import load_fast_tokenizer
-from schemas import console, embedded
+from schemas import arrow, console, embedded
 from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, label_column, side_column
 from schemas.config import ParseConfig
 from schemas.console import Text, counted, visible
@@ -80,9 +79,9 @@ def find_row(folder: Path, index: int, row_id: str | None) -> Row:
 def _row_of(folder: Path, manifest: Manifest, row_id: str) -> int:
     first = 0
     for shard in manifest.shards:
-        place = pc.index(open_shard(folder, shard, ["id"]).column("id"), row_id).as_py()
-        if place >= 0:
-            return first + int(place)
+        place = arrow.place_of(open_shard(folder, shard, ["id"]).column("id"), row_id)
+        if place is not None:
+            return first + place
         first += shard.rows
     raise UsageError(f"{folder} has no row with id {row_id!r}.")
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from pipeline.cache import sizes
 from pipeline.cache.view import LayerView, find_row
 from pipeline.report.rows import spread
@@ -13,7 +15,7 @@ from schemas.config import CacheConfig
 from schemas.console import counted
 from schemas.html import number
 from schemas.manifest import CacheManifest, read_cache_manifest
-from trainer.cache import TeacherCache
+from trainer.cache_folder import CacheFolder
 
 #: Units of a heat map: the heaviest of a row that has more.
 UNITS: Final = 24
@@ -152,9 +154,9 @@ def _maps(folder: Path, config: CacheConfig) -> tuple[str | None, list[HeatMap]]
     """Which row was taken, and its relations."""
     if not config.layers or "relations" not in config.signals:
         return None, []
-    cache = TeacherCache(folder)
+    cache: CacheFolder[np.ndarray] = CacheFolder(folder)
     rows = spread(len(cache), ROWS_LOOKED_AT)
-    units = {row: [len(cache.unit_index(row, layer)) for layer in cache.layers] for row in rows}
+    units = {row: [len(cache.values(row, "unit_index", layer)) for layer in cache.layers] for row in rows}
     row = min(rows, key=lambda each: sum(abs(count - WANTED) for count in units[each]))
     view = find_row(folder, row, None)
     return f"{row}, id {view.id}", [_map(layer) for layer in view.layers if len(layer.index) > 1]

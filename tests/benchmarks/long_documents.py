@@ -18,7 +18,7 @@ import torch
 import typer
 
 from pipeline.bench import machine
-from pipeline.cache.shard import Counts, LayerCounts, specs
+from pipeline.cache.specs import Counts, LayerCounts, specs
 from schemas.config import StorageConfig
 from schemas.signals import WINDOW, Signal, Storage
 from trainer.cache import TeacherCache

@@ -5,12 +5,14 @@
 Short rows, a shard each, through `parse` and `cache-teacher` themselves; the parser's network is stood in for, and the teacher
 is a random Llama of 2 layers, since what is looked at is the number of files. `goes on`: a run that was ended when all of its
 shards were finished and nothing was sealed. Each command is a process of its own, its start included; `nothing` is what
-that takes (imports), and `trains` two steps beside one on a dataset and a cache of one shard each. Wall time, and processor
-time, which other work on the machine does not change.
+that takes (imports), and `trains` two steps beside one on a dataset and a cache of one shard each. `info, 20 times as many`
+reads a manifest that names so many shards, which are not there. Wall time, and processor time, which other work on the machine
+changes less.
 """
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,10 +34,12 @@ from pipeline.parse.engine import Engine
 from pipeline.shards.workspace import Workspace
 from pipeline.text import Constituents, Words
 from schemas.config import CacheConfig, ParseConfig
-from schemas.manifest import CONFIG
+from schemas.manifest import CONFIG, MANIFEST
+from schemas.vocabulary import VOCABULARY
 from trainer.teacher.shape import shape_of
 
 TOKENIZER = "embedded:sentencepiece-bpe"
+TIMES = 20
 
 
 def stand_in(_: Engine, sentences: Sequence[Words]) -> list[Constituents | None]:
@@ -53,8 +57,6 @@ def write_rows(path: Path, count: int) -> None:
 
 def write_model(folder: Path) -> None:
     """A random teacher, and student, with the tokenizer's vocabulary."""
-    import shutil
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -93,6 +95,17 @@ def make(folder: Path, rows: int, shard_rows: int, shard_tokens: int, model: Pat
     (folder / "train.yaml").write_text(yaml.safe_dump(training), encoding="utf-8")
 
 
+def multiply(dataset: Path, out: Path, times: int) -> None:
+    """A manifest of so many times as many shards, and what `info` reads beside it."""
+    out.mkdir()
+    shutil.copy(dataset / VOCABULARY, out)
+    manifest = json.loads((dataset / MANIFEST).read_bytes())
+    manifest["shards"] = [
+        {**shard, "file": f"{time}-{shard['file']}"} for time in range(times) for shard in manifest["shards"]
+    ]
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
 def measured(command: list[str]) -> str:
     """Wall and processor time of a process and its children."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -116,12 +129,14 @@ def main(
         write_model(folder / "model")
         make(folder / "many", shards, 1, 1, folder / "model")
         make(folder / "one", shards, shards, 10**9, folder / "model")
+        multiply(folder / "many/dataset", folder / "more", TIMES)
         dataset, cache, last = str(folder / "many/dataset"), str(folder / "many/cache"), f"row-{shards - 1}"
         unsealed = str(folder / "many/unsealed")
         again = ["parse", "--config", str(folder / "many/dataset" / CONFIG), "-o", unsealed, "--workers", "1"]
         commands = {
             "nothing": [*ours, "--version"],
             "info": [*ours, "info", dataset],
+            f"info, {TIMES} times as many": [*ours, "info", str(folder / "more")],
             "info of a cache": [*ours, "info", cache],
             "verify --quick": [*ours, "verify", "--quick", dataset],
             "verify --quick of a cache": [*ours, "verify", "--quick", cache],

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from pipeline.cache.shard import Counts, LayerCounts, LearntRows, ShardRows, ShardTensors, layer_rows, pack, specs
+from pipeline.cache.shard import LearntRows, ShardRows, ShardTensors, layer_rows, pack
+from pipeline.cache.specs import Counts, LayerCounts, specs
 from schemas import files
 from schemas import signals as names
 from schemas.config import CacheConfig
@@ -335,8 +336,8 @@ def test_shards_are_mapped_not_read(folder, cache):
     file = str(folder / names.SHARDS / "00002.safetensors")
     maps = [line.split() for line in MAPS.read_text(encoding="utf-8").splitlines() if line.endswith(file)]
     ranges = [tuple(int(end, 16) for end in entry[0].split("-")) for entry in maps]
-    assert shard._tensors
-    for tensor in shard._tensors.values():
+    assert shard._parts
+    for tensor in shard._parts.values():
         assert any(first <= tensor.data_ptr() < last for first, last in ranges)
     assert set(cache._shards) == {2}
 

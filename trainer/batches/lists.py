@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from schemas.arrow import numbers
 from trainer.maths.ragged import pointers
 
 Rows = Int64[np.ndarray, " documents"]
@@ -20,7 +21,7 @@ class Lists:
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._first = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
-        self._offsets = [chunk.offsets.to_numpy() for chunk in column.chunks]
+        self._offsets = [numbers(chunk.offsets) for chunk in column.chunks]
         # the values of a list are those of its whole file, which the offsets count from
         self._values = [list_values(chunk.values) for chunk in column.chunks]
 
@@ -55,7 +56,7 @@ class Lists:
 def list_values(values: Any) -> Int32[np.ndarray, "elements ..."]:
     """Numbers, or [start, end) pairs, without a copy."""
     pairs = pa.types.is_fixed_size_list(values.type)
-    flat: np.ndarray = (values.flatten() if pairs else values).to_numpy(zero_copy_only=True)
+    flat = numbers(values.flatten() if pairs else values)
     return flat.reshape(-1, 2) if pairs else flat
 
 

@@ -23,18 +23,12 @@ from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
 from schemas.errors import UserError
-from schemas.signals import Storage
+from schemas.signals import BYTES, STORED, TOP, Number, Storage
 
-#: What each type is in torch.
-DTYPES: Final[dict[Storage, torch.dtype]] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.float8_e4m3fn,
-    "int8": torch.int8,
-}
-#: The stored number that a vector's largest magnitude becomes, for types with a scale.
-TOP: Final[dict[Storage, float]] = {"fp8": 448.0, "int8": 127.0}
+#: What each type of number is in torch.
+TYPES: Final[dict[Number, torch.dtype]] = {number: getattr(torch, number) for number in BYTES}
+#: What vectors are stored as.
+DTYPES: Final[dict[Storage, torch.dtype]] = {storage: TYPES[number] for storage, number in STORED.items()}
 #: The smallest normal float32.
 SMALLEST_SCALE: Final = 2.0**-126
 

@@ -10,16 +10,12 @@ triangles and in bands alike. Places i and j are counted among the units that th
 count is said by `later`: of every unit, with how many of those next behind it it makes a pair.
 """
 
-from typing import Final
-
 import torch
 from jaxtyping import Bool, Float, Float32, Int16, Int64
 from torch import Tensor
 
+from trainer.maths.pairs import ONE, pair_count
 from trainer.maths.ragged import check_pointers, pointers, spread
-
-#: A cosine of 1 in fixed point.
-ONE: Final = 32767
 
 
 def in_band(rows: Int64[Tensor, " pointers"], window: int | None) -> Bool[Tensor, " documents"]:
@@ -35,11 +31,7 @@ def within(window: int | None, other: int | None) -> bool:
 
 def pair_rows(rows: Int64[Tensor, " pointers"], window: int | None = None) -> Int64[Tensor, " pointers"]:
     """Row pointers of the pairs, from those of the units."""
-    units = rows.diff()
-    pairs = units * (units - 1) // 2
-    if window is not None:
-        pairs = torch.where(in_band(rows, window), (window - 1) * units - window * (window - 1) // 2, pairs)
-    return pointers(pairs)
+    return pointers(pair_count(rows.diff(), window))
 
 
 def later_units(rows: Int64[Tensor, " pointers"], window: int | None = None) -> Int64[Tensor, " units"]:

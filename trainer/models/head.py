@@ -10,16 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int32, Int64, Shaped
 from torch import Tensor
 
-from schemas.signals import Scalar
+from schemas.signals import SCALAR_NUMBERS, Scalar
+from trainer.maths.quantization import TYPES
 from trainer.models.final_norm import FinalNorm
 
 #: Logits that are in memory at once: 64 MiB of them in float32.
 LOGITS_AT_ONCE: Final = 2**24
-SCALAR_TYPES: Final[Mapping[Scalar, torch.dtype]] = {
-    "entropy": torch.float32,
-    "argmax": torch.int32,
-    "logprob": torch.float32,
-}
+SCALAR_TYPES: Final[Mapping[Scalar, torch.dtype]] = {name: TYPES[number] for name, number in SCALAR_NUMBERS.items()}
 
 
 @dataclass(frozen=True)

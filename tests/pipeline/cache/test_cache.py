@@ -12,7 +12,7 @@ from datasets import load_from_disk
 from safetensors.torch import load, load_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, OPTConfig
 
-from pipeline.cache import matching, sizes
+from pipeline.cache import matching, measure, sizes
 from pipeline.cache.estimate import estimate
 from pipeline.cache.plan import cache
 from pipeline.cache.stage import CacheStage
@@ -25,8 +25,8 @@ from schemas.manifest import CONFIG
 from schemas.signals import Signal
 from trainer.cache import TeacherCache
 from trainer.maths.geometry import centrality_weights, covered, pool, units_with_span
+from trainer.maths.pairs import ONE
 from trainer.maths.ragged import normalize_rows, pointers
-from trainer.maths.triangle import ONE
 from trainer.models.hub import ModelFiles
 from trainer.models.tokenizer import load_tokenizer
 
@@ -349,7 +349,7 @@ def test_weights_of_a_shard_cost_what_the_plan_says(cache_plan):
     plan = cache_plan(signals=EVERY, layers=LAYERS)
     rows = plan.documents.read(sizes.granularities(plan.config), 0, plan.documents.rows, response_only=False)
     shard = rows.shard(plan.config.layers, "covered", None)
-    each = sizes.row_bytes(shard, sizes.tensors(plan.config, plan.shape, sizes.nothing(plan.config)).values())
+    each = measure.row_bytes(shard, sizes.tensors(plan.config, plan.shape, sizes.nothing(plan.config)).values())
     tensors = sizes.tensors(plan.config, plan.shape, shard.counts()).values()
     pointers = sum(spec.bytes for spec in sizes.tensors(plan.config, plan.shape, sizes.nothing(plan.config)).values())
     assert int(each.sum()) + pointers == sum(spec.bytes for spec in tensors)

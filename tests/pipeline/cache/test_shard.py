@@ -6,13 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from pipeline.cache.shard import Counts, LayerCounts, ShardRows, ShardTensors, layer_rows, pack, specs
+from pipeline.cache.shard import ShardRows, ShardTensors, layer_rows, pack
+from pipeline.cache.specs import Counts, LayerCounts, specs
 from schemas.config import StorageConfig
 from schemas.errors import UserError
 from schemas.signals import LAYER_SIGNALS, SCALARS
 from trainer.maths.geometry import units_with_span
 from trainer.maths.layer_signals import layer_signals
-from trainer.maths.quantization import DTYPES
+from trainer.maths.quantization import DTYPES, TYPES
 from trainer.maths.ragged import pointers
 from trainer.maths.triangle import to_fixed_point
 
@@ -146,7 +147,7 @@ def test_the_size_is_known_beforehand(storage, state_tokens):
         types = StorageConfig(units=storage, states=storage, final=storage)
         counts = shard_rows(state_tokens if "states" in signals else None).counts()
         expected = specs(counts, signals, types, state_tokens, width, K, most=K)
-        assert {name: (spec.dtype, spec.shape) for name, spec in expected.items()} == {
+        assert {name: (TYPES[spec.number], spec.shape) for name, spec in expected.items()} == {
             name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
         }
         content = save(tensors)

@@ -17,7 +17,7 @@ from schemas.signals import WINDOW
 from schemas.training import PairConfig
 from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
-from trainer.maths.triangle import ONE
+from trainer.maths.pairs import ONE
 from trainer.objectives.base import Needs, SpanNeed
 from trainer.teacher.cached import CachedTeacher
 from trainer.teacher.caches import Caches
