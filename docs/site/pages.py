@@ -30,7 +30,7 @@ FILES = {
 MODULES = {
     "api/reading.md": (
         "Reading what was made",
-        ["trainer.cache", "schemas.manifest", "schemas.columns", "schemas.signals"],
+        ["trainer.cache", "trainer.cache_folder", "schemas.manifest", "schemas.columns", "schemas.signals"],
     ),
     "api/making.md": (
         "Making datasets, caches and reports",
