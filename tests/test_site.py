@@ -5,6 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +15,7 @@ import pytest
 import typer
 import yaml
 
+from browsing import WIDTHS, faults_in, needs_a_browser, opened, overflowing, thin
 from documented import ROOT, blocks_of
 from pipeline.cli import app
 
@@ -19,6 +23,10 @@ pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
 NAV = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
 #: Elements that load something, and where from.
 LOADED = re.compile(r"<(?:script|img|link|iframe|source)\b[^>]*?\b(?:src|href)=\"?((?:https?:)?//[^\"\s>]+)")
+#: Pages of each kind: the face, prose with pictures, equations, tables, what is generated.
+BROWSED = ("index.html", "report.html", "methods.html", "performance.html", "commands.html", "api/reading.html")
+#: What is wider than its page scrolls by itself: tables, blocks, equations.
+SCROLLING = ".md-typeset__scrollwrap *, pre *, .scroll *"
 
 
 def hook(name: str):
@@ -76,20 +84,71 @@ def test_every_command_is_told():
         ] == []
 
 
-@pytest.mark.slow  # a quarter of a minute alone; `make docs` is the same, and part of what main must pass
-def test_it_is_built_without_a_warning_and_fetches_nothing(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site, and what was said while it was built."""
+    folder = tmp_path_factory.mktemp("site")
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
     )
     assert built.returncode == 0, built.stderr
-    assert "WARNING" not in built.stderr
-    sources = {page: page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")}
+    return folder, built.stderr
+
+
+@pytest.mark.slow  # a quarter of a minute alone; `make docs` is the same, and part of what main must pass
+def test_it_is_built_without_a_warning_and_fetches_nothing(site):
+    folder, said = site
+    assert "WARNING" not in said
+    sources = {page: page.read_text(encoding="utf-8") for page in folder.rglob("*.html")}
     assert {f"{Path(page).with_suffix('.html')}" for page in pages_of(NAV)} <= {
-        str(page.relative_to(tmp_path)) for page in sources
+        str(page.relative_to(folder)) for page in sources
     }
     assert [f"{page.name}: {address}" for page, text in sources.items() for address in LOADED.findall(text)] == []
-    assert "<math" in (tmp_path / "methods.html").read_text(encoding="utf-8")
+    assert "<math" in (folder / "methods.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def served(site):
+    """The site as a server on the loopback device has it: its address."""
+    handler = type("Handler", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(site[0]))) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.slow  # the site has to be built
+@needs_a_browser
+@pytest.mark.parametrize("page", BROWSED)
+def test_a_page_in_a_browser(browser, served, page):
+    """It stays within the window and loads nothing from elsewhere; everybody can read it, in the light and in the dark."""
+    for scheme in ("light", "dark"):
+        tab, events = opened(browser, served + page, served, scheme)
+        background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background)[:3])) > 384) == (scheme == "light")
+        tab.add_style_tag(content="* { transition: none !important }")  # what slides is wider on its way
+        for width in WIDTHS if scheme == "light" else ():
+            assert overflowing(tab, width, "article *", SCROLLING) == []
+        thin(tab)
+        faults, passed = faults_in(tab, ["wcag2a", "wcag2aa"])
+        assert faults == []
+        assert passed >= {"h1", "p", "code"}
+        assert events == []
+        tab.context.close()
+
+
+@pytest.mark.slow
+@needs_a_browser
+def test_what_is_searched_for(browser, served):
+    tab, events = opened(browser, served + "index.html", served)
+    tab.keyboard.press("/")
+    tab.keyboard.type("fingerprint")
+    tab.locator(".md-search-result__item").first.wait_for()
+    tab.locator(".md-search-result__link").first.click()
+    tab.wait_for_url(lambda address: "index.html" not in address)
+    assert "fingerprint" in tab.locator("article").inner_text()
+    assert events == []
