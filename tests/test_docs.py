@@ -1,7 +1,8 @@
-"""README and docs are true: their commands run, their code runs, what they print is printed, their links lead somewhere.
+"""README and docs are true: commands run, code runs, what is shown as printed is printed, links lead somewhere.
 
 Commands run in one folder, page after page, with embedded tokenizers and models in place of those of a hub. What needs
 several GPUs, a cluster, a student or a treebank is parsed with its own parser and not run; tests of their own run it.
+Every block is of a kind that is held so: `test_every_block_is_held_to_something` knows no other.
 """
 
 import re
@@ -11,12 +12,16 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
-from documented import BLOCK, PAGES, QUICK_START, ROOT, blocks_of, commands_of
+from declared_flags import COMMAND, FLAG, PIPELINE
+from documented import BLOCK, BY_CODE, PAGES, QUICK_START, ROOT, Block, blocks_of, blocks_on, commands_of, output_of
 from pipeline import cli
 from schemas import embedded
+from schemas.training import TrainConfig
 from trainer import train
 from trainer.config import load_config
+from trainer.objectives import REGISTRY
 
 #: Local stand-ins for what has to be fetched, and for devices that are not here.
 STAND_INS = {
@@ -114,11 +119,13 @@ def test_commands_run(block, folder, ran, command, monkeypatch):
 
 @pytest.mark.xdist_group("docs")
 @pytest.mark.parametrize("block", blocks_of("python"), ids=str)
-def test_code_runs(block, folder, ran, monkeypatch):
+def test_code_runs(block, folder, ran, monkeypatch, capsys):
     if not ran:
         pytest.skip("runs on what the commands leave; run the whole file")
     monkeypatch.chdir(folder)
     exec(compile(block.body, str(block), "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed == (output_of(block) or "")
 
 
 @pytest.mark.xdist_group("docs")
@@ -128,6 +135,76 @@ def test_what_is_printed(block, folder, ran, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     printed = [line.rstrip() for line in run_words(shlex.split(block.command), command).splitlines()]
     assert [line for line in block.body.splitlines() if line not in printed] == []
+
+
+(TREE,) = blocks_of("", PAGES[:1])
+CONFIGS = [block for block in blocks_of("yaml") if block.page.name == "training.md"]
+CLUSTERS = [block for block in blocks_of("yaml") if block.page.name == "clusters.md"]
+
+
+@pytest.mark.parametrize("block", CONFIGS, ids=str)
+def test_a_config_is_one(block):
+    values = yaml.safe_load(block.body)
+    config = TrainConfig.parse({"student": {"model": "m"}} | values, str(block))
+    for name, options in config.objectives.items():
+        REGISTRY[options.get("term", name)].options.parse(dict(options), f"{block}: {name}")
+
+
+@pytest.mark.parametrize("block", CLUSTERS, ids=str)
+def test_a_cluster_mounts_what_it_has_and_is_of_the_tested_version(block):
+    spec = yaml.safe_load(block.body)["spec"]
+    assert f"ray=={spec['rayVersion']}" in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pods = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    for pod in pods:
+        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def held_to(block: Block) -> bool:
+    """Whether something here or elsewhere runs a block, reads it, or makes what it shows."""
+    match block.kind, (block.source or "").split(": ", 1):
+        case "sh" | "python" | "math", _:  # above, and the equations in tests/test_site.py
+            return True
+        case "yaml", _:
+            return block in (*CONFIGS, *CLUSTERS)
+        case "text", ["printed by", _]:
+            return True
+        case "text", ["printed by a run", target]:
+            return any(words == shlex.split(target) for block in blocks_of("sh") for words in commands_of(block))
+        case "text", [source]:
+            test = ROOT / source.removeprefix("shown by ")
+            return source == BY_CODE or (test.is_file() and block.page.name in test.read_text(encoding="utf-8"))
+        case _:
+            return block == TREE
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_held_to_something(page):
+    assert [str(block) for block in blocks_on(page) if not held_to(block)] == []
+
+
+def test_the_tree_in_the_readme_is_that_of_the_repository():
+    shown, top = set(), Path()
+    for line in TREE.body.splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        top = top if line.startswith(" ") else Path(names[0])
+        shown |= {top / name for name in names} if line.startswith(" ") else {top}
+    assert [str(path) for path in shown if not (ROOT / path).exists()] == []
+    folders = {
+        path.parent.relative_to(ROOT) for package in ("pipeline", "trainer") for path in ROOT.glob(f"{package}/*/*.*")
+    }
+    assert folders - shown == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_sentences_exist_with_their_flags(page):
+    spans = re.findall(r"`(mta-prep [^`]+)`", BLOCK.sub("", page.read_text(encoding="utf-8")))
+    wrong = []
+    for span in spans:
+        for name, rest in COMMAND.findall(span):
+            known = PIPELINE.get(name, set())
+            wrong += [span] if not known or not set(FLAG.findall(rest)) <= known | {"--debug"} else []
+    assert wrong == []
 
 
 def links_of(page: Path) -> list[str]:

@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import typer
 from pydantic import BaseModel
 
+from declared_flags import COMMAND, FLAG, HOLE, PIPELINE, TRAINER
 from pipeline import cli
 from schemas.config import CacheConfig, ParseConfig
 from schemas.console import counted
 from schemas.training import TrainConfig
-from trainer import evaluate, train
 
 ROOT = Path(cli.__file__).parents[1]
-#: Stands for what an f-string fills in.
-HOLE = "\0"
-FLAG = re.compile(rf"(?<![\w-])--[a-z{HOLE}][a-z0-9_{HOLE}-]*")
-COMMAND = re.compile(r"mta-prep ([a-z]+(?:-[a-z]+)*)((?:(?!mta-prep)[^`])*)")
 ASSIGNED = re.compile(r"--set ([a-z_.]+)=")
 #: Flags of programs that are not ours.
 FOREIGN = {
@@ -43,22 +38,6 @@ OUTERMOST = {"--version"}
 #: Commands that make, judge and measure parsers: only files of these names may speak of flags that only they have.
 WORKSHOP = {"train-parser", "eval-parser", "export-parser", "bench"}
 WORKSHOP_FILES = {"cli.py", "commands.py", "training.py", "teachers.py", "cut.py", "parser.py", "bench.py", "flags.py"}
-
-
-def flags_of(app: typer.Typer) -> dict[str, set[str]]:
-    """Command to its flags; those of commands within a command are the outer one's."""
-
-    def walk(command: object) -> set[str]:
-        flags = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        return flags.union(*(walk(inner) for inner in getattr(command, "commands", {}).values()), {"--help"})
-
-    command = typer.main.get_command(app)
-    inner = getattr(command, "commands", None) or {command.name: command}
-    return {name: {flag for flag in walk(each) if flag.startswith("--")} for name, each in inner.items()}
-
-
-PIPELINE = flags_of(cli.app)
-TRAINER = set().union(*flags_of(train.app).values(), *flags_of(evaluate.app).values())
 
 
 def texts(source: str) -> Iterator[tuple[int, str]]:
