@@ -10,9 +10,10 @@ from pipeline.report.dataset import DatasetSection, dataset_section
 from pipeline.report.runs import RunsSection, is_evaluation, is_run, runs_section
 from pipeline.report.shown import PAGES
 from schemas import files
-from schemas.errors import UsageError
+from schemas.errors import StateError, UsageError
 from schemas.html import render
-from schemas.manifest import CACHE_FORMAT, format_of
+from schemas.manifest import CACHE_FORMAT, CONFIG, MANIFEST, format_of, is_finished
+from trainer.engine.monitor import METRICS
 
 #: By which a file is known for a page of ours, within so many bytes.
 _SIGN: Final = b'<meta name="generator" content="mta-prep'
@@ -48,6 +49,11 @@ def page(targets: Sequence[Path], rows: int) -> str:
                 sections.append(runs_section(runs, evaluations, anchor))
         elif target.is_file():
             raise UsageError(f"{target} is a file, and no result of `mta-prep evaluate run --out`; name folders.")
+        elif not is_finished(target):
+            raise StateError(
+                f"{target} has no {MANIFEST}, as a finished dataset or cache has, and not both {METRICS} and {CONFIG}, as a "
+                "run has from its first logged step on: there is nothing to report on."
+            )
         elif format_of(target) == CACHE_FORMAT:
             sections.append(cache_section(target, anchor))
         else:

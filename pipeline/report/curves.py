@@ -61,6 +61,8 @@ def panel(title: str, curves: Mapping[tuple[str, str], Curve]) -> Panel:
         training = [point for point in curve.training if math.isfinite(point[1])]
         held_out = [point for point in curve.held_out if math.isfinite(point[1])]
         told = f"{training[-1][1]:.4g} at step {training[-1][0]}" if training else "nothing"
+        if lost := len(curve.training) - len(training):
+            told += f", not finite at {lost} of {len(curve.training)} logged steps"
         if held_out:
             told += f"; held out {held_out[-1][1]:.4g}, lowest {min(value for _, value in held_out):.4g}"
         lines.append(

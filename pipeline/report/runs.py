@@ -1,16 +1,18 @@
 """What a page says of training runs: curves over one another, what they came to, evaluations, what differed in their configs."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from pydantic_core import from_json
 
 from pipeline.report.curves import Panel, panel
 from pipeline.report.shown import Shown
-from schemas.errors import StateError, UsageError, UserError
+from schemas.errors import UsageError, UserError
 from schemas.html import number
 from schemas.keys import dump, flat
 from schemas.manifest import CONFIG
@@ -67,7 +69,7 @@ def is_run(path: Path) -> bool:
 def is_evaluation(path: Path) -> bool:
     """Whether a file is what `mta-prep evaluate run --out` leaves."""
     try:
-        values = json.loads(path.read_bytes()) if path.suffix == ".json" and path.is_file() else None
+        values = from_json(path.read_bytes()) if path.suffix == ".json" and path.is_file() else None
     except ValueError:
         return False
     return isinstance(values, dict) and values.get("format") == FORMAT
@@ -118,11 +120,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _run(folder: Path, name: str, look: str) -> Run:
-    try:
-        records = read_metrics(folder / METRICS)
-    except ValueError:
-        raise StateError(f"{folder / METRICS} is damaged: a line of it is no JSON.") from None
-    return Run(folder, name, look, TrainConfig.from_yaml(folder / CONFIG), records)
+    return Run(folder, name, look, TrainConfig.from_yaml(folder / CONFIG), read_metrics(folder / METRICS))
 
 
 def _panels(runs: Sequence[Run]) -> list[Panel]:
@@ -137,8 +135,8 @@ def _panels(runs: Sequence[Run]) -> list[Panel]:
 def _end(run: Run) -> tuple[str, ...]:
     """Steps, the last loss, the lowest held-out one and where, speed and memory."""
     logged = [record for record in run.records if "loss" in record]
-    held = [(record["held_out_loss"], record["step"]) for record in run.records if "held_out_loss" in record]
-    lowest = min(held, default=None)
+    held = [(record["held_out_loss"], int(record["step"])) for record in run.records if "held_out_loss" in record]
+    lowest = min((value for value in held if math.isfinite(value[0])), default=None)
     speeds = [record["tokens_per_second"] for record in logged if "tokens_per_second" in record]
     memory = [record["memory_gb"] for record in logged if "memory_gb" in record]
     return (

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import resource
 import sys
 import time
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from schemas.console import duration, stderr
-from schemas.errors import UsageError
+from schemas.errors import StateError, UsageError
 from schemas.files import write_text
 from schemas.training import LogConfig
 
@@ -26,6 +28,7 @@ WANDB_ID: Final = "wandb-id"
 _TOLD_APART: Final = frozenset({"step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "memory_gb"})
 
 Record = Mapping[str, float | int]
+_RECORD: Final = TypeAdapter(dict[str, float])  # NaN and infinity among them: what diverges is told
 
 
 class Tracker(Protocol):
@@ -109,8 +112,8 @@ class Monitor:
         for name in _services(config):
             self._trackers.append(_Service(name, config.project, out, resolved, resumed=start > 0))
         path = out / METRICS
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= start]
-        write_text(path, "".join(kept))
+        lines = [line for line, record in zip(_lines(path), read_metrics(path), strict=True) if record["step"] <= start]
+        write_text(path, "".join(lines))
         self._file = path.open("a", encoding="utf-8")
         self._bar: Progress | None = None
         if stderr.is_terminal:
@@ -163,8 +166,22 @@ def memory_gb() -> float:
 
 
 def read_metrics(path: Path) -> list[dict[str, float | int]]:
-    """Every record of a metrics file."""
-    return [json.loads(line) for line in _lines(path)]
+    """Every record of a metrics file. Raises `StateError` for a line that is none."""
+    return [_record(path, number, line) for number, line in enumerate(_lines(path), 1)]
+
+
+def _record(path: Path, number: int, line: str) -> dict[str, float | int]:
+    """A line's values by their names, its step among them, which is whole."""
+    try:
+        record = _RECORD.validate_json(line, strict=True)
+    except ValidationError:
+        record = {}
+    if not record.get("step", math.nan).is_integer():
+        raise StateError(
+            f"{path} is damaged: line {number} is no record of a step (an object of numbers, `step` among them). Take "
+            "that line out."
+        )
+    return record | {"step": int(record["step"])}
 
 
 class Curve(NamedTuple):
@@ -230,7 +247,8 @@ def _lines(path: Path) -> list[str]:
     """Whole lines of a metrics file; one that a crash cut off is left out."""
     if not path.is_file():
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
 
 
 def _told(record: Record) -> list[str]:

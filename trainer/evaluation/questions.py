@@ -122,6 +122,8 @@ def _question(row: int, line: str, where: str, reading: Reading) -> Question:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: broken JSON ({error.msg} at character {error.pos + 1}).") from None
+    except (RecursionError, ValueError):
+        raise UserError(f"{where}: a value in it is nested too deeply, or a number has too many digits.") from None
     if not isinstance(fields, dict):
         raise UserError(f"{where}: not a JSON object.")
     try:

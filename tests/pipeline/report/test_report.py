@@ -1,7 +1,9 @@
 """`mta-prep report`: what it says is what the folders say, and it replaces nothing that is not its own."""
 
 import json
+import math
 import re
+import shutil
 
 import pytest
 
@@ -15,6 +17,7 @@ from schemas.columns import GRANULARITIES, SIDES
 from schemas.errors import Exit
 from schemas.manifest import read_cache_manifest, read_manifest
 from trainer.cache import TeacherCache
+from trainer.engine.monitor import METRICS
 
 
 def test_sizes_are_those_of_the_rows(prepared):
@@ -128,6 +131,31 @@ def test_evaluations_have_intervals_and_are_compared_with_the_first(runs):
     assert section.notes == []
 
 
+def test_a_run_that_diverged_says_so(runs, tmp_path):
+    """What is no number is in no curve and no minimum, and is told."""
+    folder = tmp_path / "diverged"
+    shutil.copytree(runs[0], folder)
+    lines = [
+        {"step": 601, "loss": math.nan, "ce": math.nan},
+        {"step": 602, "held_out_loss": math.nan, "held_out_ce": math.nan},
+        {"step": 603, "loss": math.inf, "ce": math.inf},
+    ]
+    text = (folder / METRICS).read_text(encoding="utf-8")
+    (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines) + text, encoding="utf-8")
+    section = runs_section([folder])
+    (line,) = section.panels[0].lines
+    assert "not finite at 2 of 602 logged steps" in line.told
+    assert all(math.isfinite(value) for point in line.training for value in point)
+    assert section.ends[0][3] == "2.1098 (step 600)"
+
+
+def test_a_file_beside_a_run_that_is_nested_deeply_is_no_evaluation(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    (folder / "other.json").write_text("[" * 100_000, encoding="utf-8")
+    assert len(runs_section([folder]).scores) == 1
+
+
 def test_too_many_runs_are_refused(runs, command, tmp_path):
     code, _, told = command("report", *[runs[0]] * 9, "-o", tmp_path / "page.html")
     assert (code, "at most 8" in told) == (Exit.USAGE, True)
@@ -158,7 +186,12 @@ def test_a_page_is_the_same_every_time_and_replaces_only_its_own(prepared, tmp_p
     ("target", "out", "told", "code"),
     [
         ("missing", "page.html", "no folder", Exit.STATE),
-        (".", "page.html", "no manifest.json", Exit.STATE),
+        (
+            ".",
+            "page.html",
+            "no manifest.json, as a finished dataset or cache has, and not both metrics.jsonl",
+            Exit.STATE,
+        ),
         (".", "nowhere/page.html", "no folder", Exit.USAGE),
         (".", ".", "is a folder", Exit.USAGE),
     ],

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from schemas.errors import UsageError
+from schemas.errors import StateError, UsageError
 from schemas.training import LogConfig
 from trainer.engine.monitor import METRICS, Monitor, read_metrics, require_trackers
 
@@ -62,6 +62,34 @@ def test_a_run_that_goes_on_forgets_what_came_after_its_checkpoint(tmp_path):
         (5, 2.0),
     ]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[{}",
+        '{"loss": 3.0}',
+        '{"step": "2"}',
+        '{"step": 1.5}',
+        '{"step": NaN}',
+        '{"step": 2, "loss": null}',
+        pytest.param('{"step": ' * 9_999 + "}", id="deep"),
+    ],
+)
+def test_a_damaged_line_is_named_and_nothing_is_lost_of_the_others(tmp_path, line):
+    text = f'{{"step": 1, "loss": 2.0}}\n{line}\n'
+    (tmp_path / METRICS).write_text(text, encoding="utf-8")
+    with pytest.raises(StateError, match=r"metrics\.jsonl is damaged: line 2 "):
+        Monitor(tmp_path, LogConfig(tensorboard=False), {}, 1, 10)
+    assert (tmp_path / METRICS).read_text(encoding="utf-8") == text
+
+
+def test_a_run_that_diverged_is_read(tmp_path):
+    (tmp_path / METRICS).write_text(
+        '{"step": 1, "loss": NaN, "ce": 1e999, "dsa": 1' + "0" * 400 + "}\n", encoding="utf-8"
+    )
+    (values,) = read_metrics(tmp_path / METRICS)
+    assert repr(values) == "{'step': 1, 'loss': nan, 'ce': inf, 'dsa': inf}"
 
 
 def test_a_tracker_gets_every_record_and_the_config(service, tmp_path):
