@@ -106,7 +106,9 @@ def test_a_student_is_asked_as_it_was_trained(tmp_path, row):
     [
         ('{"prompt": "a"', "line 3: broken JSON"),
         pytest.param('{"prompt": ' + "[" * 100_000, "line 3: a value in it is nested too deeply", id="deep"),
-        pytest.param('{"prompt": ' + "1" * 5_000 + "}", "line 3: a value in it is nested too deeply, or a number", id="digits"),
+        pytest.param(
+            '{"prompt": ' + "1" * 5_000 + "}", "line 3: a value in it is nested too deeply, or a number", id="digits"
+        ),
         ('["prompt"]', "line 3: not a JSON object"),
         (
             '{"question": "a", "output": "b"}',
