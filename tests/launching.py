@@ -6,6 +6,7 @@ have it: without run-time checks, and without what tests have done before. `comm
 
 import atexit
 import functools
+import importlib
 import json
 import multiprocessing
 import os
@@ -22,6 +23,16 @@ TRAIN = ROOT / "trainer" / "train.py"
 STEPS = 8
 #: Name of the config whose last rank cannot read one of its batches.
 FAILS = "fails"
+#: Name of the run whose curves are drawn: that takes as long as many a step.
+DRAWN = "learns"
+#: What a run imports when it comes to it; DeepSpeed's takes torch's compiler, which nothing here compiles with.
+IMPORTED_LATE = (
+    "deepspeed.runtime.zero.muon.original_muon",
+    "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.zero.stage_1_and_2",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+)
 NOT_COMPARED = {"tokens_per_second", "memory_gb", "lr", "grad_norm"}
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 PATIENCE = 300  # seconds
@@ -54,6 +65,9 @@ def serve(connection):
 
     import trainer.run  # noqa: F401  # what takes long to import
 
+    for module in IMPORTED_LATE:
+        importlib.import_module(module)
+    draw_few_curves()
     torch.set_num_threads(1)
     ranks = {}
     while True:
@@ -69,6 +83,14 @@ def serve(connection):
         else:
             ranks[arguments[0]].join(PATIENCE)
             connection.send(ranks[arguments[0]].exitcode)
+
+
+def draw_few_curves():
+    """From here on this process, and its forks, draw those of `DRAWN` alone."""
+    from trainer.engine import monitor
+
+    draw = monitor.draw_curves
+    monitor.draw_curves = lambda metrics, picture: metrics.parent.name == DRAWN and draw(metrics, picture)
 
 
 def be_a_rank(work, arguments, own, log):

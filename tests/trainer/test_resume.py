@@ -48,8 +48,9 @@ def config(dataset, out):
 
 @pytest.fixture(scope="module")
 def trained(alone, prepared):
-    """Trains in this process; keyword arguments override the config."""
+    """Trains in this process; keyword arguments override the config. Curves are drawn by `tests/trainer/test_run.py`."""
     from trainer import train as command
+    from trainer.engine import monitor
 
     def run(out, **values):
         from trainer.run import train
@@ -62,6 +63,7 @@ def trained(alone, prepared):
     with pytest.MonkeyPatch.context() as environment:
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}.items():
             environment.setenv(name, value)
+        environment.setattr(monitor, "draw_curves", lambda *files: None)
         command.start_ranks(0)
         yield run
 

@@ -220,15 +220,20 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         return
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.8 * lines), layout="constrained")
+    width, height = 4.2 * columns, 2.8 * lines
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
+    # room for titles and numbers, in inches: measuring them, as other layouts do, takes longer than drawing everything
+    figure.subplots_adjust(
+        left=0.5 / width, right=1 - 0.15 / width, bottom=0.45 / height, top=1 - 0.3 / height, wspace=0.2, hspace=0.35
+    )
     for place, name in enumerate(panels, 1):
         curve = curves[name]
         axes = figure.add_subplot(lines, columns, place)
         axes.plot(*zip(*curve.training, strict=True), linewidth=1, label="training")
         if curve.held_out:
             axes.plot(*zip(*curve.held_out, strict=True), "o-", markersize=3, linewidth=1, label="held out")
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, loc="upper right")
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
