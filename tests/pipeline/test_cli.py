@@ -1,7 +1,6 @@
 """Every command as its user types it: help, tables, JSON and nothing but JSON."""
 
 import json
-import subprocess
 import sys
 from importlib.metadata import version
 
@@ -212,13 +211,13 @@ def test_dry_run_in_words_and_json(command, sample_file, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_standard_input_gives_what_the_file_gives(sample_file, tmp_path):
-    command = [sys.executable, "-m", "pipeline", "parse", *TOKENIZERS, "--limit", "6", "--workers", "1", "--json"]
-    piped = subprocess.run(
-        [*command, "-", "-o", str(tmp_path / "a")], input=sample_file.read_bytes(), capture_output=True, check=True
-    )
-    read = subprocess.run([*command, str(sample_file), "-o", str(tmp_path / "b")], capture_output=True, check=True)
-    one, two = json.loads(piped.stdout), json.loads(read.stdout)
+def test_standard_input_gives_what_the_file_gives(command, sample_file, tmp_path, monkeypatch):
+    parse = ["parse", *TOKENIZERS, "--limit", 6, "--workers", 1, "--json"]
+    with sample_file.open(encoding="utf-8") as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        code, out, err = command(*parse, "-", "-o", tmp_path / "a")
+    assert (code, err) == (0, "")
+    one, two = json.loads(out), json.loads(command(*parse, sample_file, "-o", tmp_path / "b")[1])
     assert one["fingerprint"] == two["fingerprint"]
     assert [file["name"] for file in one["inputs"]] == ["-"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

@@ -45,6 +45,25 @@ def student():
     return Student(transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=12, **SIZES)))
 
 
+@pytest.fixture(scope="module")
+def cached(deep_teacher, tmp_path_factory):
+    """Runs `cache-teacher` on some rows with the rest of its arguments, once for all that say the same; the cache."""
+    made = {}
+
+    def run(command, dataset, arguments):
+        arguments = [dataset, *arguments[1:]]
+        arguments[arguments.index("--teacher") + 1] = str(deep_teacher)
+        place = arguments.index("--out")
+        key = (*arguments[:place], *arguments[place + 2 :])
+        if key not in made:
+            made[key] = arguments[place + 1] = str(tmp_path_factory.mktemp("caches") / "cache")
+            code, _, said = command("cache-teacher", *arguments, "--limit", ROWS)
+            assert code == 0, said
+        return made[key]
+
+    return run
+
+
 def test_all_that_have_a_teacher_say_how_to_make_its_cache():
     caching = {path.stem for path in CONFIGS if any(words[0] == "cache-teacher" for words in openings(path))}
     with_caches = {path.stem for path in CONFIGS if "caches:" in path.read_text(encoding="utf-8")}
@@ -53,7 +72,7 @@ def test_all_that_have_a_teacher_say_how_to_make_its_cache():
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if openings(path)], ids=lambda path: path.stem)
-def test_the_opening_makes_what_the_config_needs(path, command, deep_teacher, student, same, mined, tmp_path):
+def test_the_opening_makes_what_the_config_needs(path, command, cached, student, same, mined):
     app, made = typer.main.get_command(cli.app), {}
     for words in openings(path):
         name, *arguments = words
@@ -65,11 +84,8 @@ def test_the_opening_makes_what_the_config_needs(path, command, deep_teacher, st
             models = [arguments[arguments.index(flag) + 1].split("-")[0] for flag in ("--teacher", "--student")]
             made[out] = str(same if models[0] == models[1] else mined)
         if name == "cache-teacher":
-            arguments[0] = made.get(arguments[0], str(same))  # one made for another config, where none is parsed here
-            arguments[arguments.index("--teacher") + 1] = str(deep_teacher)
-            arguments[arguments.index("--out") + 1] = made[out] = str(tmp_path / out)
-            code, _, said = command(name, *arguments, "--limit", ROWS)
-            assert code == 0, said
+            # of a dataset made for another config, where none is parsed here
+            made[out] = cached(command, made.get(arguments[0], str(same)), arguments)
     config = TrainConfig.parse(TrainConfig.from_yaml(path), path.name)
     datasets = {
         name: Caches(

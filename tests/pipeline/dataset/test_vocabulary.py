@@ -64,7 +64,7 @@ def test_learnt_tokens_are_counted(prepared):
     assert 0 <= learnt["exact"] - len(documents.exact_pairs(rows)) <= len(rows)
 
 
-def test_the_same_bytes_with_workers_and_by_align(prepared, settings_for, tmp_path):
+def test_the_same_bytes_with_workers_and_by_align(forked_workers, prepared, settings_for, tmp_path):
     prepare(settings_for(), tmp_path / "again", workers=2, quiet=True)
     sides = {"student": {"tokenizer": "embedded:bytelevel-bpe"}}
     realign(prepared, tmp_path / "aligned", sides, None, workers=1, overwrite=False, quiet=True)

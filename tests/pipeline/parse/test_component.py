@@ -48,7 +48,7 @@ def texts():
     It takes white space for words, so each is put on one line, and stops at a word without subwords, so emoji of several
     characters (which spaCy cuts apart) are left out.
     """
-    lines = Path(embedded.resolve("embedded:sample")).read_text(encoding="utf-8").splitlines()[::6]
+    lines = Path(embedded.resolve("embedded:sample")).read_text(encoding="utf-8").splitlines()[::12]
     outputs = [" ".join(json.loads(line)["output"].split()) for line in lines]
     return [text for text in outputs if not {"\u200d", "\ufe0f"} & set(text)]
 
@@ -70,12 +70,12 @@ def nodes_of(doc):
 def test_every_attribute_equals_that_of_benepars_own_component(nlp, exported, texts, disable_tagger):
     stock = pipeline_with("benepar", model=exported, disable_tagger=disable_tagger)
     ours = pipeline_with(disable_tagger=True) if disable_tagger else nlp
-    some = texts[::8] if disable_tagger else texts
+    some = texts[::4] if disable_tagger else texts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch-struct's own
         expected = [nodes_of(stock(text)) for text in some]
     found = [nodes_of(doc) for doc in ours.pipe(some)]
-    assert sum(len(trees) for trees, *_ in expected) > (20 if disable_tagger else 200)  # sentences
+    assert sum(len(trees) for trees, *_ in expected) > (20 if disable_tagger else 100)  # sentences
     assert found == expected
 
 
