@@ -290,9 +290,16 @@ class Forward:
         with teacher.running():
             if agrees(self._run_padded):
                 return False
+        if torch.get_float32_matmul_precision() == "highest":
+            reason = "so nothing can be learnt from them; choose another model."
+        else:
+            reason = (
+                "since products of float32 are shortened here, to TF32 on a GPU; set "
+                '`torch.set_float32_matmul_precision("highest")`, and leave TORCH_ALLOW_TF32_CUBLAS_OVERRIDE out of the '
+                "environment."
+            )
         raise UserError(
-            f"The teacher ({teacher.architecture}) gives a document other hidden states in a batch than alone, so they "
-            "cannot be cached; choose another model."
+            f"The teacher ({teacher.architecture}) gives a document other hidden states in a batch than alone, {reason}"
         )
 
     def _alone(self, document: Int[np.ndarray, " _"], deepest: int) -> dict[int, Tensor]:

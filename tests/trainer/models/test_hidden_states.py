@@ -282,6 +282,22 @@ def test_a_model_that_mixes_the_documents_of_a_batch_is_refused(teacher_of):
         Forward(teacher, Request(layers=(2,)))
 
 
+@pytest.mark.parametrize(
+    ("precision", "told"),
+    [("highest", "choose another model"), ("high", r'TF32.*set `torch\.set_float32_matmul_precision\("highest"\)`')],
+)
+def test_whether_products_are_shortened_is_told_with_what_to_do(teacher_of, precision, told):
+    teacher = teacher_of("llama")
+    teacher.layers[0].register_forward_hook(lambda _m, _a, out: out + out.mean((0, 1)))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with pytest.raises(UserError, match=told):
+            Forward(teacher, Request(layers=(2,)))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize(("longest", "refused"), [(None, True), (40, True), (24, False)])
 def test_a_model_is_tried_past_every_length_that_its_config_names(teacher_of, longest, refused):
     """Here it mixes the documents of a batch once it is longer than a chunk of attention."""
