@@ -1,6 +1,7 @@
 """The terms of a run's loss, built for its student, its teacher and its datasets, and what they need of the teacher."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from trainer.batches.documents import Documents
 from trainer.objectives import build, on_run_layers
 from trainer.objectives.base import LogitObjective, Objective, Setting
 from trainer.student.model import Student
+from trainer.teacher.cached import signals_of
 from trainer.teacher.caches import Caches
 from trainer.teacher.needs import TeacherNeeds, teacher_needs
 from trainer.teacher.pairing import automatic_pairs
@@ -22,7 +24,10 @@ def terms_of(config: TrainConfig, student: Student, datasets: Mapping[str, Cache
     shape = teacher_shape(config, datasets)
     pairs = _pairs(config, student, shape, datasets)
     settings = {name: _setting(config, student, shape, pairs, caches.documents) for name, caches in datasets.items()}
-    terms = build(config.objectives, settings.pop(DEFAULT_DATA), "objectives", settings)
+    first = settings.pop(DEFAULT_DATA)
+    terms = build(config.objectives, first, "objectives", settings)
+    if config.layers is None and config.teacher == "cached" and (fewer := _on_fewer_layers(config, terms, datasets)):
+        terms = build({**config.objectives, **fewer}, first, "objectives", settings)
     if any(term.attention_layers() for term in terms.values()):
         student.require_attention()
     for name, term in terms.items():
@@ -73,6 +78,20 @@ def _pairs(
         if shape is not None and pair.teacher > shape.depth:
             raise UsageError(f"`layers`: the teacher has layers 0 (embeddings) to {shape.depth}, not {pair.teacher}.")
     return tuple(sorted(pairs, key=lambda pair: pair.student))
+
+
+def _on_fewer_layers(
+    config: TrainConfig, terms: Mapping[str, Objective], datasets: Mapping[str, Caches]
+) -> dict[str, dict[str, Any]]:
+    """Options of terms that name no layers, and have their signals of some of the caches' layers alone: with those layers."""
+    options = {}
+    for name, term in terms.items():
+        signals = {layer: signals_of(needs) for layer, needs in term.needs().layers.items()}
+        caches = [datasets[data] for data in term.datasets]
+        pairs = [pair for pair in term.pairs if all(each.has(pair.teacher, signals[pair.teacher]) for each in caches)]
+        if on_run_layers({name: config.objectives[name]}) and 0 < len(pairs) < len(term.pairs):
+            options[name] = {**config.objectives[name], "layers": [pair.model_dump() for pair in pairs]}
+    return options
 
 
 def _setting(

@@ -50,6 +50,11 @@ _SPAN_NEEDS: Final = frozenset({"span_states", "attention"})
 _WEIGHTS: Final = "weights"
 
 
+def signals_of(needs: Iterable[LayerNeed]) -> frozenset[Signal]:
+    """What a cache must have of a layer."""
+    return frozenset(_SIGNALS[need] for need in needs)
+
+
 class CachedTeacher:
     """Gives batches with everything that is demanded of the teacher, without running it. May be forked and pickled."""
 

@@ -1,7 +1,7 @@
 """Caches of one teacher, checked against the dataset and against each other."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from schemas import commands
 from schemas.columns import Granularity
 from schemas.config import CacheConfig, ModelConfig
 from schemas.errors import UsageError
-from schemas.signals import RECIPES, WINDOW
+from schemas.signals import RECIPES, WINDOW, Signal
 from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
 
@@ -41,6 +41,11 @@ class Caches:
         for cache in self.caches:
             found = {**cache.layers, **found}
         return dict(sorted(found.items()))
+
+    def has(self, layer: int, signals: Iterable[Signal]) -> bool:
+        """Whether each of the signals is in a cache that has the layer, in the units that it has in `layers`."""
+        caches = [cache for cache in self.caches if cache.layers.get(layer) == self.layers.get(layer)]
+        return all(any(signal in cache.config.signals for cache in caches) for signal in signals)
 
     @property
     def teacher(self) -> dict[str, Any]:
