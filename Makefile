@@ -31,9 +31,10 @@ demo: env
 test: env
 	$(BIN)/pytest --numprocesses=2 --dist=loadgroup --durations=30
 
-# What takes too long for every change, marked `slow`; of one file: pytest -m slow FILE.
+# What takes too long for every change, marked `slow`, and properties tried on other and more examples; of one file: pytest -m slow FILE.
 test-slow: env
 	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile=thorough
 
 check: env
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """Shared by all tests: no network, one hypothesis profile, the embedded parser loaded once."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -18,9 +19,9 @@ from forks import forked_workers, killed_at, on_full_disk, on_ranks, signalled_a
 from hub_stand_in import hub  # noqa: F401  # a fixture
 from same_folders import pytest_collect_directory  # noqa: F401  # a hook
 
-settings.register_profile(
-    "project", deadline=None, max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+_ALWAYS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("project", max_examples=50, derandomize=True, **_ALWAYS)
+settings.register_profile("thorough", max_examples=1000, **_ALWAYS)  # pytest --hypothesis-profile=thorough
 settings.load_profile("project")
 torch.set_num_threads(1)
 
@@ -94,6 +95,24 @@ def prepared(settings_for, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "out"
     prepare(settings_for(), out, workers=1, quiet=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def shard_a_row(settings_for, tmp_path_factory):
+    """Makes a config of so many short rows, a shard each, and an uninterrupted run of it."""
+    from pipeline.dataset.prepare import prepare
+
+    def make(row_count):
+        folder = tmp_path_factory.mktemp("short")
+        rows = [
+            {"instruction": f"Name {row} birds.", "output": "The owl and the wren sing."} for row in range(row_count)
+        ]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        config = settings_for(inputs=[str(folder / "rows.jsonl")], shard_rows=1)
+        prepare(config, folder / "out", workers=1, quiet=True)
+        return config, folder / "out"
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -173,8 +192,6 @@ def cache_plan(prepared, tiny_teacher):
 @pytest.fixture(scope="session")
 def make_cache(cache_plan, tmp_path_factory):
     """Caches of the prepared sample, each made once; keyword arguments override the config."""
-    import json
-
     from pipeline.cache import plan
 
     made = {}
@@ -185,6 +202,30 @@ def make_cache(cache_plan, tmp_path_factory):
             made[key] = tmp_path_factory.mktemp("cache") / "out"
             plan.cache(cache_plan(**values), made[key], workers=1, quiet=True)
         return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def source_of_all_terms(make_cache, same):
+    """Batches of the sample with what every term of `cached_batches.TERMS` needs of the teacher."""
+    from cached_batches import source_of_everything
+
+    return source_of_everything(make_cache, same)
+
+
+@pytest.fixture(scope="session")
+def student_of_three(tiny_teacher):
+    """Three of the tiny teacher's layers, as a config's `student` with some values has them; for all tests the same."""
+    import functools
+
+    from schemas.training import StudentConfig
+    from trainer.student.model import load_student
+
+    @functools.cache
+    def make(**values):
+        config = {"model": str(tiny_teacher), "init": {"layers": [0, 1, 3]}}
+        return load_student(StudentConfig.parse(config | values, "test"), seed=0)
 
     return make
 

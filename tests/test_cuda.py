@@ -12,13 +12,12 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 from transformers import LlamaForCausalLM
 
-from cached_batches import CHUNKS, ROWS, TERMS, WORDS, source_of_everything, term_of
+from cached_batches import CHUNKS, ROWS, TEACHER_SIZE, TERMS, WORDS, term_of
 from pipeline.parse import chart
 from pipeline.parse.engine import Engine
 from pipeline.text import Words
 from schemas.config import ModelConfig
 from schemas.signals import SCALARS
-from schemas.training import StudentConfig
 from stand_in_cuda import DEVICE, StandInCuda
 from trainer.evaluation.generate import Generator, Prompt, Sampling
 from trainer.maths import geometry, ragged, triangle
@@ -34,7 +33,6 @@ from trainer.models.packed_attention import Pack, attend
 from trainer.objectives import build
 from trainer.objectives.base import Setting
 from trainer.student.distiller import Distiller
-from trainer.student.model import load_student
 from two_tokenizers import TwoTokenizers, aligned
 
 TOKENS = ragged.pointers([5, 1, 0, 7, 3])
@@ -173,20 +171,10 @@ def test_packed_attention(options, lengths):
     assert through(work, heads[0], heads[1], heads[1] + 1, exactly=False) == set()
 
 
-@pytest.fixture(scope="module")
-def source(make_cache, same):
-    return source_of_everything(make_cache, same)
-
-
-@pytest.fixture(scope="module")
-def student(tiny_teacher):
-    config = StudentConfig.parse({"model": str(tiny_teacher), "init": {"layers": [0, 1, 3]}}, "test")
-    return load_student(config, seed=0)
-
-
 @pytest.mark.parametrize("name", TERMS)
-def test_a_step_with_every_term(source, student, name):
+def test_a_step_with_every_term(source_of_all_terms, student_of_three, name):
     """From the batch as it is read to the step's loss: the student, its head, and a term of every kind."""
+    source, student = source_of_all_terms, student_of_three()
     torch.manual_seed(0)
     terms = term_of(name, student)
     batch = source.fetch(np.argsort(source.documents.lengths("student"))[:3].tolist())  # angles are cubic
@@ -240,8 +228,8 @@ def test_a_token_without_embedding_is_no_number_on_a_device():
     assert torch.equal(vectors[:2], embeddings(ids[:2]))
 
 
-def test_a_batch_knows_what_stays_on_the_host(source):
-    batch = source.fetch(ROWS)
+def test_a_batch_knows_what_stays_on_the_host(source_of_all_terms):
+    batch = source_of_all_terms.fetch(ROWS)
     with StandInCuda() as cuda:
         moved = batch.to("cuda:0")
         for part in (moved, *moved.layers.values()):
@@ -250,10 +238,10 @@ def test_a_batch_knows_what_stays_on_the_host(source):
         assert not cuda.waits
 
 
-def test_denominators_of_values_that_a_live_teacher_has_on_its_device(source, student):
-    setting = Setting((WORDS, CHUNKS), student.hidden_size, student.hidden_size)
+def test_denominators_of_values_that_a_live_teacher_has_on_its_device(source_of_all_terms):
+    setting = Setting((WORDS, CHUNKS), TEACHER_SIZE, TEACHER_SIZE)
     terms = build({"dsa": {}, "hidden": {}, "srkl": {}}, setting, "objectives")
-    batch = source.fetch(ROWS)
+    batch = source_of_all_terms.fetch(ROWS)
     with StandInCuda() as cuda:
         moved = batch.to("cuda:0")
         for term in terms.values():

@@ -3,7 +3,6 @@
 Each ends in the same bytes or in a sentence, and what is finished is kept.
 """
 
-import json
 import multiprocessing
 import os
 import resource
@@ -15,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from kept_stage import one_stage  # noqa: F401  # a fixture
 from pipeline.cache import plan as planning
-from pipeline.dataset import prepare as preparing
 from pipeline.dataset.prepare import prepare
 from pipeline.shards import workspace
 from schemas import files
@@ -25,7 +24,7 @@ from schemas.manifest import MANIFEST
 from trainer.batches.documents import Documents
 from trainer.cache import TeacherCache
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [pytest.mark.usefixtures("one_stage"), pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 ROWS = 12
 DAY = 24 * 3600
@@ -33,36 +32,21 @@ DAY = 24 * 3600
 FEW = 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_stage():
-    """Every run of a config has the same stage: it is the writing that is looked at here."""
-    make, made = preparing.PrepareStage, {}
-    with pytest.MonkeyPatch.context() as patch:
-
-        def kept(config):
-            key = config.to_yaml()
-            made[key] = made.get(key) or make(config)
-            return made[key]
-
-        patch.setattr(preparing, "PrepareStage", kept)
-        yield
+@pytest.fixture(scope="module")
+def short(shard_a_row):
+    return shard_a_row(ROWS)
 
 
 @pytest.fixture(scope="module")
-def config(settings_for, tmp_path_factory):
+def config(short):
     """Short rows, a shard each."""
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    rows = [{"instruction": f"Name {count} birds.", "output": "The owl and the wren sing."} for count in range(ROWS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return settings_for(inputs=[str(path)], shard_rows=1)
+    return short[0]
 
 
 @pytest.fixture(scope="module")
-def plain(config, tmp_path_factory):
+def plain(short):
     """An uninterrupted run."""
-    out = tmp_path_factory.mktemp("plain") / "out"
-    prepare(config, out, workers=1, quiet=True)
-    return out
+    return short[1]
 
 
 @pytest.fixture

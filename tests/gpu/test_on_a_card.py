@@ -16,11 +16,10 @@ import yaml
 from torch import nn
 
 from a_card import NEEDS_A_CARD, SAME_IN_FLOAT32
-from cached_batches import CHUNKS, TERMS, WORDS, source_of_everything, term_of
+from cached_batches import CHUNKS, TERMS, WORDS, term_of
 from launching import command, metrics
 from pipeline.text import Words
 from schemas import embedded
-from schemas.training import StudentConfig
 from test_cuda import values
 from trainer.batches.batch import Batch
 from trainer.maths import ragged
@@ -29,7 +28,6 @@ from trainer.models.packed_attention import Pack, attend
 from trainer.objectives import build
 from trainer.objectives.base import Setting
 from trainer.student.distiller import Distiller
-from trainer.student.model import load_student
 from trainer.student.output_head import LogitWork, OutputHead
 
 pytestmark = NEEDS_A_CARD
@@ -152,20 +150,10 @@ def test_the_chunked_head_and_its_gradient(monkeypatch):
         torch.testing.assert_close(tensor.grad.cpu().double(), double.grad, **SAME_IN_FLOAT32)
 
 
-@pytest.fixture(scope="module")
-def source(make_cache, same):
-    return source_of_everything(make_cache, same)
-
-
-@pytest.fixture(scope="module")
-def student(tiny_teacher):
-    config = StudentConfig.parse({"model": str(tiny_teacher), "init": {"layers": [0, 1, 3]}}, "test")
-    return load_student(config, seed=0)
-
-
 @pytest.mark.parametrize("name", TERMS)
-def test_gradients_of_every_term(source, student, name):
+def test_gradients_of_every_term(source_of_all_terms, student_of_three, name):
     """Of the student and the term's own weights: as a whole no farther from the CPU's than sums in another order are."""
+    source, student = source_of_all_terms, student_of_three()
     torch.manual_seed(0)
     terms = term_of(name, student)
     batch = source.fetch(np.argsort(source.documents.lengths("student"))[:3].tolist())  # angles are cubic

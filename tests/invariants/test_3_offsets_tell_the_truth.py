@@ -98,7 +98,7 @@ FRAGMENTS = [
 ASSIGNED = st.text(st.characters(categories=["L", "M", "N", "P", "S", "Z"]), max_size=8)
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | ASSIGNED, max_size=8).map("".join)
 ANY_TEXTS = TEXTS | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=40)
 
 
 def byte_level(normalizer: normalizers.Normalizer | None = None, prefix_space: bool = False) -> Tokenizer:

@@ -5,7 +5,6 @@ What is left is never taken for whole, and resuming gives the same bytes (invari
 """
 
 import itertools
-import json
 import multiprocessing
 import os
 import random
@@ -17,7 +16,7 @@ from functools import partial
 
 import pytest
 
-from pipeline.dataset import prepare as preparing
+from kept_stage import one_stage  # noqa: F401  # a fixture
 from pipeline.dataset.prepare import prepare
 from pipeline.shards import workspace
 from schemas.errors import StateError
@@ -41,44 +40,24 @@ POINTS = [
 #: Rounds of runs that are killed at random moments of about as long as one takes: in the same folder until it is finished.
 KILLS = [6, pytest.param(50, marks=pytest.mark.slow)]
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-MAKE = preparing.PrepareStage
-MADE = {}
-
-
-def kept_stage(config):
-    """The stage of a config, loaded once; by its name also in workers, which get it pickled."""
-    key = config.to_yaml()
-    MADE[key] = MADE.get(key) or MAKE(config)
-    return MADE[key]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_stage():
-    """Every run of a config has the same stage: it is the writing that is interrupted here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "PrepareStage", kept_stage)
-        yield
-    MADE.clear()
+pytestmark = [pytest.mark.usefixtures("one_stage"), pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 
 @pytest.fixture(scope="module")
-def config(settings_for, tmp_path_factory):
-    """Five short rows, a shard each."""
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    rows = [{"instruction": f"Name {count} birds.", "output": "The owl and the wren sing."} for count in range(5)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return settings_for(inputs=[str(path)], shard_rows=1)
+def short(shard_a_row):
+    return shard_a_row(5)
 
 
 @pytest.fixture(scope="module")
-def plain(config, tmp_path_factory):
+def config(short):
+    """Short rows, a shard each."""
+    return short[0]
+
+
+@pytest.fixture(scope="module")
+def plain(short):
     """An uninterrupted run."""
-    out = tmp_path_factory.mktemp("plain") / "out"
-    prepare(config, out, workers=1, quiet=True)
-    return out
+    return short[1]
 
 
 @pytest.mark.parametrize(("name", "when"), POINTS)

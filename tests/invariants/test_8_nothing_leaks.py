@@ -8,30 +8,22 @@ of its documents, and so are gradients. Of the mathematics by itself: `tests/tra
 import pytest
 import torch
 
-from cached_batches import TERMS, source_of_everything, term_of
-from schemas.training import StudentConfig
+from cached_batches import TERMS, term_of
 from trainer.student.distiller import Distiller
-from trainer.student.model import load_student
 
 #: Of float32 sums in another order.
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def source(make_cache, same):
-    return source_of_everything(make_cache, same)
-
-
-@pytest.fixture(scope="module")
-def rows(source):
+def rows(source_of_all_terms):
     """Short ones of different lengths."""
-    return source.documents.lengths("student").argsort()[[0, 5, 2]].tolist()
+    return source_of_all_terms.documents.lengths("student").argsort()[[0, 5, 2]].tolist()
 
 
 @pytest.fixture(scope="module", params=["packed", "padded"])
-def student(request, tiny_teacher):
-    config = {"model": str(tiny_teacher), "init": {"layers": [0, 1, 3]}, "packing": request.param == "packed"}
-    return load_student(StudentConfig.parse(config, "test"), seed=0)
+def student(request, student_of_three):
+    return student_of_three(packing=request.param == "packed")
 
 
 def loss_of(distiller, batches, batch):
@@ -49,7 +41,8 @@ def loss_of(distiller, batches, batch):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_batch_is_its_rows_alone(source, rows, student, name):
+def test_a_batch_is_its_rows_alone(source_of_all_terms, rows, student, name):
+    source = source_of_all_terms
     torch.manual_seed(0)
     distiller = Distiller(student, term_of(name, student), source.head)
     whole, alone = source.fetch(rows), [source.fetch([row]) for row in rows]
@@ -65,7 +58,8 @@ def test_a_batch_is_its_rows_alone(source, rows, student, name):
 TOGETHER = ("ce", "sfkl", "fdd norm", "dsa", "span_geometry", "span_kl")
 
 
-def test_terms_beside_each_other_are_what_they_are_alone(source, rows, student):
+def test_terms_beside_each_other_are_what_they_are_alone(source_of_all_terms, rows, student):
+    source = source_of_all_terms
     batch = source.fetch(rows)
 
     def of(*names):

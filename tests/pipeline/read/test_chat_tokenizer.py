@@ -176,13 +176,15 @@ SEGMENTER = Segmenter(SegmentConfig())
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_limit_cuts_the_end_on_a_token(open_tokenizer, name):
+def test_a_limit_cuts_the_end_on_a_token(open_tokenizer, monkeypatch, name):
     row = row_of(
         conversation(("user", "Hi"), ("assistant", "The cat sleeps."), ("user", "So?"), ("assistant", "Good."))
     )
-    [whole] = open_tokenizer(name, "header").encode([row])
+    tokenizer = open_tokenizer(name, "header")
+    [whole] = tokenizer.encode([row])
     for limit in range(2, len(whole.input_ids)):
-        [cut] = open_tokenizer(name, "header", max_length=limit).encode([row])
+        monkeypatch.setattr(tokenizer, "config", tokenizer.config.model_copy(update={"max_length": limit}))
+        [cut] = tokenizer.encode([row])
         if limit <= whole.responses[0, 0]:
             assert cut == Reason("student: max_length cuts every response away")
             continue

@@ -95,7 +95,7 @@ def faults(text: str, tokens: tuple[bytes, ...], ranges: TokenRanges) -> bool:
     return bool(misspelled(ranges, utf8_widths(points), written, spelled, token_bytes, whole, array(0) > 0)[0])
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_the_check_notices_any_one_wrong_end(data):
     """Texts of distinct visible characters: there every change of a range shows."""

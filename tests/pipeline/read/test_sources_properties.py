@@ -172,7 +172,7 @@ _PARTS = st.sampled_from(['"a"', '"a,b\nc"', '"b c"', '"d,e"', "f", ",", "\n", "
 QUOTING = st.lists(_PARTS, max_size=8).map("".join)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     rows=st.lists(st.lists(QUOTING, min_size=2, max_size=2), min_size=1, max_size=6),
     before_quotes=st.sampled_from(["", "\\"]),
