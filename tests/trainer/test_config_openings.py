@@ -19,6 +19,8 @@ from trainer.terms import needs_of, terms_of
 
 CONFIGS = sorted((Path(__file__).parents[2] / "trainer" / "configs").glob("*.yaml"))
 ROWS = 3
+#: Of teachers that configs name.
+DEPTHS = {"openai-community/gpt2-xl": 48, "Qwen/Qwen1.5-1.8B": 24, "Qwen/Qwen2.5-7B": 28}
 SIZES = {"n_embd": 8, "n_head": 2, "vocab_size": 4096, "n_positions": 2048, "bos_token_id": 1, "eos_token_id": 1}
 
 
@@ -28,14 +30,17 @@ def openings(path):
 
 
 @pytest.fixture(scope="module")
-def deep_teacher(tiny_teacher, tmp_path_factory):
-    """As deep as the deepest that a config names."""
-    folder = tmp_path_factory.mktemp("deep") / "teacher"
-    torch.manual_seed(0)
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=48, **SIZES)).save_pretrained(folder)
-    for file in tiny_teacher.glob("tokenizer*"):
-        shutil.copy(file, folder)
-    return folder
+def teachers(tiny_teacher, tmp_path_factory):
+    """As deep as those that configs name, by name."""
+    folders = {}
+    for name, depth in DEPTHS.items():
+        folders[name] = tmp_path_factory.mktemp("deep") / "teacher"
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=depth, **SIZES))
+        model.save_pretrained(folders[name])
+        for file in tiny_teacher.glob("tokenizer*"):
+            shutil.copy(file, folders[name])
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +51,14 @@ def student():
 
 
 @pytest.fixture(scope="module")
-def cached(deep_teacher, tmp_path_factory):
+def cached(teachers, tmp_path_factory):
     """Runs `cache-teacher` on some rows with the rest of its arguments, once for all that say the same; the cache."""
     made = {}
 
     def run(command, dataset, arguments):
         arguments = [dataset, *arguments[1:]]
-        arguments[arguments.index("--teacher") + 1] = str(deep_teacher)
+        named = arguments.index("--teacher") + 1
+        arguments[named] = str(teachers[arguments[named]])
         place = arguments.index("--out")
         key = (*arguments[:place], *arguments[place + 2 :])
         if key not in made:

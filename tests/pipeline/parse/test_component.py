@@ -75,7 +75,7 @@ def test_every_attribute_equals_that_of_benepars_own_component(nlp, exported, te
         warnings.simplefilter("ignore")  # torch-struct's own
         expected = [nodes_of(stock(text)) for text in some]
     found = [nodes_of(doc) for doc in ours.pipe(some)]
-    assert sum(len(trees) for trees, *_ in expected) > (20 if disable_tagger else 100)  # sentences
+    assert sum(len(trees) for trees, *_ in expected) > (20 if disable_tagger else 80)  # sentences
     assert found == expected
 
 
