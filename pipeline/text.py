@@ -56,12 +56,14 @@ class Sentence:
     """A sentence of a document: the parser's tokens and where they stand in the text.
 
     Tokens are never empty or white space. `parse` is False where there is nothing to parse (fenced code); such a
-    sentence has words but no phrases.
+    sentence has words but no phrases. `names` are the tokens that are no words and stand for a noun (formulas, code,
+    addresses); a formula may hold spaces.
     """
 
     words: Words
     spans: Int32[np.ndarray, "tokens 2"]  # characters
     parse: bool = True
+    names: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ and PRT children, up to the first other phrase. What follows from that, and wher
   verb group inside an NP chunk is left out (`[NP the wish to stay]` is one chunk), so that chunks stay disjoint.
 - Conjunctions among the own words do not begin or end a group, and a group needs another own word than those.
 - A relative or question pronoun alone (`the cat [that] I saw`, `[Who] knows?`) is no NP, whatever the parser calls it.
+- A form of *be* between a question word and an NP (`What [is] the capital?`) is in no chunk, as where the subject follows
+  it (`Is [he] a doctor?`), whether or not the parser finds a VP there.
 - What an NP holds beside other NPs is in no NP chunk (`[NP [NP John 's] book]` -> *John 's*).
 
 Units begin and end with a word: punctuation at their edges is cut off, a unit of nothing else is dropped and counted.
@@ -43,6 +45,8 @@ ADVERBIAL: Final = frozenset({"ADVP", "PRT"})
 UNITS: Final = frozenset({"NP", "VP"})
 #: Tags of pronouns whose phrase is a WHNP in the Penn Treebank, though some treebanks (GUM) often say NP.
 WH_PRONOUNS: Final = frozenset({"WP", "WDT"})
+#: Forms of *be* as tokens. In a question they stand outside the VP in the Penn Treebank, though GUM often has them in one.
+BE: Final = frozenset({"is", "are", "was", "were", "am", "'s", "’s", "'re", "’re", "'m", "’m"})
 #: Stands for the part-of-speech tag where the parser gives none.
 NO_TAG: Final = "XX"
 BRACKETS: Final = str.maketrans(
@@ -67,16 +71,20 @@ class _Tree:
     holds: list[set[str]]  # which of NP and VP stand below the node
 
     @classmethod
-    def of(cls, tree: Constituents) -> "_Tree":
+    def of(cls, tree: Constituents, words: Sequence[str]) -> "_Tree":
         nodes: list[Labelled] = []
         parents: list[int] = []
         children: list[list[int]] = []
         path: list[int] = []
-        for (start, end), label in zip(tree.spans.tolist(), tree.labels, strict=True):
+        labelled = list(zip(map(tuple, tree.spans.tolist()), tree.labels, strict=True))
+        for at, ((start, end), label) in enumerate(labelled):
             if label == "NP" and end == start + 1 and tree.tags is not None and tree.tags[start] in WH_PRONOUNS:
                 label = "WHNP"
             while path and nodes[path[-1]][1] <= start:
                 path.pop()
+            asks = label == "VP" and path and nodes[path[-1]][2] == "SQ" and words[start].lower() in BE
+            if asks and any(span[0] == start + 1 and name == "NP" for span, name in labelled[at + 1 : at + 2]):
+                label = "SQ"
             node = (start, end, label)
             if path and nodes[path[-1]] == node:
                 continue
@@ -189,7 +197,7 @@ def units_of(sentence: Sentence, tree: Constituents) -> Units:
     counts: Counter[str] = Counter()
     words = sentence.words.words
     mute = [is_punctuation(word) for word in words]
-    outline = _Tree.of(tree)
+    outline = _Tree.of(tree, words)
     phrases = [node for node in outline.nodes if node[2] in UNITS]
     found = _chunks(outline, words, mute, counts)
     return Units(
@@ -246,8 +254,8 @@ def _joined(whole: Sentence, pieces: Sequence[tuple[Sentence, Constituents]]) ->
 def bracketed(words: Sequence[str], tree: Constituents) -> str:
     """The tree in the notation of the Penn Treebank under a root `TOP`, on one line.
 
-    Brackets inside words are spelled `-LRB-` and so on; a word's tag is `XX` where the tree has none. After a word that
-    ends in a backslash stands a space, since nltk reads `\\)` as one character.
+    Brackets inside words are spelled `-LRB-` and so on, spaces inside a formula left out; a word's tag is `XX` where the
+    tree has none. After a word that ends in a backslash stands a space, since nltk reads `\\)` as one character.
     """
     tags = tree.tags or (NO_TAG,) * len(words)
     nodes = list(zip(tree.spans.tolist(), tree.labels, strict=True))
@@ -258,7 +266,8 @@ def bracketed(words: Sequence[str], tree: Constituents) -> str:
             open_until.append(nodes[node][0][1])
             node += 1
         gap = " " if word.endswith("\\") else ""
-        parts.append(f" ({tag.translate(BRACKETS)} {word.translate(BRACKETS)}{gap})")
+        leaf = "".join(word.split()).translate(BRACKETS)
+        parts.append(f" ({tag.translate(BRACKETS)} {leaf}{gap})")
         while open_until and open_until[-1] == at + 1:
             open_until.pop()
             parts.append(")")

@@ -20,6 +20,8 @@ from schemas.config import ParserConfig
 CUTS = (frozenset({".", "!", "?", ";"}), frozenset({":", "—", "–", "--"}), frozenset({",", ")", "]", "|"}))
 #: Words before which it is cut where there is no such mark.
 OPENERS = frozenset({"and", "but", "or", "so", "because", "which", "then", "while", "when", "if"})
+#: What the network reads for a formula, an address or a piece of code, which it was not trained on: a noun as short as any.
+NAME = "x"
 
 
 def split_points(words: Sequence[str], longest: int) -> list[int]:
@@ -44,16 +46,26 @@ def pieces(sentence: Sentence, longest: int) -> list[Sentence]:
     """`sentence` itself, or its parts of at most `longest` words."""
     words, space = sentence.words.words, sentence.words.space_after
     bounds = [0, *split_points(words, longest), len(words)]
-    return [Sentence(Words(words[a:b], space[a:b]), sentence.spans[a:b], sentence.parse) for a, b in pairwise(bounds)]
+    return [
+        Sentence(
+            Words(words[a:b], space[a:b]),
+            sentence.spans[a:b],
+            sentence.parse,
+            frozenset(name - a for name in sentence.names if a <= name < b),
+        )
+        for a, b in pairwise(bounds)
+    ]
 
 
-def plain(words: Words) -> Words:
-    """Words as the network reads them: compatibility forms (full width, ligatures) undone, invisible characters out."""
-    if all(map(str.isascii, words.words)):
-        return words
-    forms = (unicodedata.normalize("NFKC", word) for word in words.words)
-    seen = ("".join(char for char in form if unicodedata.category(char) != "Cf") for form in forms)
-    return Words(tuple(new or old for new, old in zip(seen, words.words, strict=True)), words.space_after)
+def plain(sentence: Sentence) -> Words:
+    """Words as the network reads them: compatibility forms (full width, ligatures) undone, invisible characters out, and
+    `NAME` for names that are no words."""
+    words = tuple(NAME if at in sentence.names else word for at, word in enumerate(sentence.words.words))
+    if not all(map(str.isascii, words)):
+        forms = (unicodedata.normalize("NFKC", word) for word in words)
+        seen = ("".join(char for char in form if unicodedata.category(char) != "Cf") for form in forms)
+        words = tuple(new or old for new, old in zip(seen, words, strict=True))
+    return Words(words, sentence.words.space_after)
 
 
 def has_no_word(words: Sequence[str]) -> bool:
@@ -76,7 +88,7 @@ def parsed_parts(document: Document, longest: int, counts: Counter[str]) -> Iter
 
 def trees_of(engine: Engine, parts: Sequence[Sentence]) -> list[Constituents | None]:
     """The tree of each sentence or piece, None where it is too long for the model."""
-    return engine.constituents([plain(part.words) for part in parts])
+    return engine.constituents([plain(part) for part in parts])
 
 
 class BeneparParser:
@@ -96,7 +108,7 @@ class BeneparParser:
             "kind": "benepar",
             "name": self.loaded.name,
             "sha256": self.loaded.sha256,
-            "forms": "NFKC, no Cf",
+            "forms": f"NFKC, no Cf, {NAME} for names",
             "benepar": version("benepar"),
             "spacy": version("spacy"),
         }

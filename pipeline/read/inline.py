@@ -1,10 +1,11 @@
 """What stands inside a line and is no prose: tags and emphasis marks, which no parser should see; URLs, formulas and
-character references, which are one token.
+character references, which are one token; names that are no words.
 
-A mark is hidden (`HIDDEN`) or whole (`WHOLE`). Hidden are HTML's tags by their names (`<name>` in a letter is a word), the
-control tokens of chat formats, comments, references to white space (`&nbsp;`), and the marks of links, emphasis and code.
-Whole are URLs, addresses, where links lead, formulas between the delimiters of LaTeX and Markdown, and other character
-references.
+A mark is hidden (`HIDDEN`), whole (`WHOLE`), a name (`NAME`), or both of these (`FORMULA`, `URL`). Hidden are HTML's tags by
+their names (`<name>` in a letter is a word), the control tokens of chat formats, comments, references to white space
+(`&nbsp;`), and the marks of links, emphasis and code. Whole are URLs, addresses, where links lead, formulas between the
+delimiters of LaTeX and Markdown, and other character references. Names are URLs, formulas and inline code of one run:
+whatever they are made of, they stand where a noun would. A formula with spaces in it is a name of several tokens.
 Tags that end a line where a page is shown, and control tokens, part sentences (`PARTING`).
 """
 
@@ -45,6 +46,8 @@ _EMPHASIS = re.compile(
     r"|(~~)(?=[^\s~])([^~\n]{1,300}?)(?<=[^\s~])~~"
     r"|(`{1,2})(?=[^`])([^`\n]{1,300}?)\7(?!`)"
 )
+#: Inline code that is a name: of one run, and not of marks alone.
+_CODE = re.compile(r"(?=\S*\w)\S+")
 _REFERENCE = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,24}|\#\d{1,7}|\#[xX][0-9A-Fa-f]{1,6});")
 URL = re.compile(
     rf"""(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9+.-]{{1,20}}://|www\.)[^\s<>"`{{}}|\\^。！？、，」』）{INVISIBLE}]++
@@ -52,13 +55,13 @@ URL = re.compile(
     re.VERBOSE,
 )
 _AFTER_URL = ".,;:!?'\"’”)]*_~"
-#: Formulas without white space, as a token has none. Of dollars, none before a digit (Pandoc's rule), and only what looks like
-#: mathematics between.
+#: Formulas. Of dollars, none before a digit (Pandoc's rule), none beside a space inside, and only what looks like mathematics
+#: between.
 _FORMULA = re.compile(
-    r"\$\$[^$\s]{1,300}\$\$"
-    r"|(?<![\\$\w])\$(?=[^\s$])(?:[A-Za-z]\w?|(?=[^$\s]*[\\^_=<>{}])[^$\s]{1,200}(?<!\\))\$(?![\d$])"
-    r"|\\\((?:(?!\\\))\S){1,200}\\\)"
-    r"|\\\[(?:(?!\\\])\S){1,300}\\\]"
+    r"\$\$(?:[^$\s]| (?! )){1,300}\$\$"
+    r"|(?<![\\$\w])\$(?=[^\s$])(?:[A-Za-z]\w?|(?=[^$\n]{0,200}[\\^_=<>{}])(?:[^$\s]| (?! )){1,200}(?<![\\ ]))\$(?! ?\d|\$)"
+    r"|\\\((?:(?!\\\))(?:\S| (?! ))){1,200}\\\)"
+    r"|\\\[(?:(?!\\\])(?:\S| (?! ))){1,300}\\\]"
 )
 #: A link or picture: its text, and where it leads, which is one token.
 _LINK = re.compile(r"(!?\[)[^\[\]\n]{1,300}(\]\()([^()\[\]\s]{1,300})(?=\))")
@@ -71,7 +74,13 @@ class Kind(Enum):
 
     HIDDEN = auto()  # by no parser
     WHOLE = auto()  # as one token
-    URL = auto()  # as one token, which no letter around it joins
+    FORMULA = auto()  # as one token and name
+    URL = auto()  # as one token and name, which no letter around it joins
+    NAME = auto()  # as a name, of whatever tokens
+
+
+#: What a parser reads as a name (`pipeline.text.Sentence`).
+NAMES = frozenset({Kind.FORMULA, Kind.URL, Kind.NAME})
 
 
 class Mark(NamedTuple):
@@ -111,11 +120,13 @@ def _candidates(line: str) -> Iterator[Mark]:
             yield Mark(*match.span(3), Kind.WHOLE)
     if "$" in line or "\\" in line:
         for match in _FORMULA.finditer(line):
-            yield Mark(*match.span(), Kind.WHOLE)
+            yield Mark(*match.span(), Kind.NAME if " " in match[0] else Kind.FORMULA)
     for match in _EMPHASIS.finditer(line) if any(sign in line for sign in "*_~`") else ():
         width = len(next(group for group in match.groups() if group))
         yield Mark(match.start(), match.start() + width, Kind.HIDDEN)
         yield Mark(match.end() - width, match.end(), Kind.HIDDEN)
+        if line[match.start()] == "`" and _CODE.fullmatch(line, match.start() + width, match.end() - width):
+            yield Mark(match.start() + width, match.end() - width, Kind.NAME)
 
 
 def _without_closers(url: str) -> str:

@@ -24,7 +24,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 
 from pipeline.read.characters import INVISIBLE, JOINING
-from pipeline.read.inline import URL, Kind, Mark, marks
+from pipeline.read.inline import NAMES, URL, Kind, Mark, marks
 from pipeline.read.markup import Block, blocks
 from pipeline.read.sentence_rules import sentence_ends, unambiguous_ends
 from pipeline.read.spacy_models import HOW_TO_INSTALL, bounded_memory, load_pipeline, pipeline_identity
@@ -33,7 +33,7 @@ from schemas.config import SegmentConfig
 from schemas.errors import UsageError
 
 #: Enters the manifest; to be raised with every change of rules, marks or tokenization that can move a span.
-SEGMENTATION_VERSION = 3
+SEGMENTATION_VERSION = 4
 #: Stands between chunks in what the tokenizer is given. Not a line feed: that is one of spaCy's special cases, and
 #: after the first of those in a document spaCy caches nothing more.
 _BETWEEN = "\f"
@@ -52,6 +52,8 @@ class _Tokens(NamedTuple):
     punctuation: Bool[np.ndarray, " tokens"]  # or marks with nothing before them
     urls: Bool[np.ndarray, " tokens"]  # URLs and addresses, which no letter around them joins
     hidden: Bool[np.ndarray, " tokens"]  # tags and the like inside a sentence, which no parser sees
+    names: Bool[np.ndarray, " tokens"]  # parts of a name (`pipeline.read.inline`)
+    goes_on: Bool[np.ndarray, " tokens"]  # with the token before it one name, and one token to the parser
 
 
 class _English(English):  # type: ignore[no-untyped-call]  # its metaclass hook
@@ -251,18 +253,25 @@ def _tokens(doc: Doc, text: str, chunks: _Chunks) -> _Tokens:
             starts[i] = ends[owner] = marks.end()
         elif marks:
             punctuation[i] = marks.end() == ends[i]
-    own = (starts < ends) & ~_joined(ends, punctuation, chunk, kinds == _CODES[Kind.WHOLE])
+    whole = (kinds == _CODES[Kind.WHOLE]) | (kinds == _CODES[Kind.FORMULA])
+    own = (starts < ends) & ~_joined(ends, punctuation, chunk, whole)
+    names, chunk = _IS_NAME[kinds[own]], chunk[own]
+    goes_on = np.zeros(len(chunk), dtype=bool)
+    goes_on[1:] = names[1:] & (chunk[1:] == chunk[:-1])
     return _Tokens(
         starts[own].astype(np.int32),
         ends[own].astype(np.int32),
         punctuation[own],
         kinds[own] == _CODES[Kind.URL],
         kinds[own] == _CODES[Kind.HIDDEN],
+        names,
+        goes_on,
     )
 
 
 #: Kinds of marks as numbers of an array.
 _CODES = {None: 0} | {kind: kind.value for kind in Kind}
+_IS_NAME = np.array([False] + [kind in NAMES for kind in Kind])
 
 
 def _joined(
@@ -310,11 +319,14 @@ def _document(text: str, sentences: Sequence[Block], tokens: _Tokens) -> Documen
     owner = np.searchsorted(table[:, 0], tokens.starts, side="right") - 1
     markup = tokens.hidden | (tokens.starts < table[owner, 1]) | (tokens.starts >= table[owner, 2])
     spans = np.stack([tokens.starts, tokens.ends], axis=1)
-    parsed = ~markup
-    spans_parsed = spans[parsed]
+    parsed = np.flatnonzero(~markup)
+    first = np.flatnonzero(~tokens.goes_on[parsed])
+    last = np.append(first[1:], len(parsed))[: len(first)] - 1
+    spans_parsed = np.stack([tokens.starts[parsed[first]], tokens.ends[parsed[last]]], axis=1)
+    names = tokens.names[parsed[first]]
     strings = [text[start:end] for start, end in spans_parsed.tolist()]
     spaces = _space_after(text, spans_parsed).tolist()
-    bounds = np.searchsorted(owner[parsed], np.arange(len(sentences) + 1)).tolist()
+    bounds = np.searchsorted(owner[parsed[first]], np.arange(len(sentences) + 1)).tolist()
     return Document(
         text=text,
         sentences=tuple(
@@ -322,6 +334,7 @@ def _document(text: str, sentences: Sequence[Block], tokens: _Tokens) -> Documen
                 Words(tuple(strings[a:b]), tuple(spaces[a:b])),
                 spans_parsed[a:b],
                 parse=b > a and not sentence.code,
+                names=frozenset(np.flatnonzero(names[a:b]).tolist()),
             )
             for sentence, (a, b) in zip(sentences, itertools.pairwise(bounds), strict=True)
         ),

@@ -61,6 +61,31 @@ CAT = """(S (NP (NP (DT The) (JJ small) (NN cat)) (SBAR (WHNP (WDT that)) (S (NP
 CAT_TEXT = "The small cat that I saw has been sleeping quietly on the old sofa, and wants to stay."
 
 
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        ("(SBARQ (NP (WP What)) (SQ (VP (VBZ is) (NP (DT the) (NN capital)))) (. ?))", ["NP the capital"]),
+        ("(SBARQ (WHNP (WP Who)) (SQ (VBZ is) (NP (PRP he))) (. ?))", ["NP he"]),
+        ("(SBARQ (WHNP (WP Who)) (SQ (VP (VBZ is) (VP (VBG coming)))) (. ?))", ["VP is coming"]),
+        ("(SBARQ (WHNP (WP What)) (SQ (VP (VBD was) (ADJP (JJ red)))) (. ?))", ["VP was"]),
+        ("(SBARQ (NP (WP Who)) (SQ (VP (VBD saw) (NP (DT the) (NN cat)))) (. ?))", ["VP saw", "NP the cat"]),
+        ("(S (NP (PRP It)) (VP (VBZ is) (NP (DT the) (NN capital))) (. .))", ["NP It", "VP is", "NP the capital"]),
+    ],
+)
+def test_be_before_what_is_asked_for_is_in_no_unit(tree: str, expected: list[str]) -> None:
+    """Wherever a treebank has it: in a VP of the question, or beside none."""
+    assert chunks(tree) == expected
+    assert sum(phrase.startswith("VP") for phrase in phrases(tree)) == (
+        tree.count("(VP ") if any(unit.startswith("VP") for unit in expected) else 0
+    )
+
+
+def test_the_spaces_of_a_formula_are_in_no_tree() -> None:
+    sentence = Words(("Solve", "$x (y) = 1$"), (True, False))
+    tree = Constituents(np.array([[0, 2], [1, 2]], np.int32), ("VP", "NP"), ("VB", "NN"))
+    assert bracketed(sentence.words, tree) == "(TOP (VP (VB Solve) (NP (NN $x-LRB-y-RRB-=1$))))"
+
+
 def test_the_worked_example_of_the_design() -> None:
     assert chunks(CAT, CAT_TEXT) == [
         "NP The small cat",

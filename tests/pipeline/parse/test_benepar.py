@@ -1,10 +1,11 @@
 """The default parser on documents: what has no tree gets none, what is too long is counted, nothing crashes."""
 
+import numpy as np
 import pytest
 
-from pipeline.parse.benepar import BeneparParser, plain, split_points
+from pipeline.parse.benepar import NAME, BeneparParser, pieces, plain, split_points
 from pipeline.read.segment import Segmenter
-from pipeline.text import Words
+from pipeline.text import Sentence, Words
 from schemas.config import ParserConfig, SegmentConfig
 
 
@@ -74,12 +75,18 @@ def test_a_long_sentence_is_split_and_counted(extract):
     assert tree.count("flag)") == len(colours)
 
 
-def test_a_word_beyond_the_model_is_left_unparsed_and_counted(extract):
-    text = "x" * 10 + "-".join("q" * 3 for _ in range(400)) + " is long. A cat sleeps."
-    units = extract("https://example.org/" + "/".join(f"{n:x}zq" for n in range(300)) + "\n\nA cat sleeps.", text)
-    assert units[0].counts["sentences_too_long"] == 1
-    assert units[0].counts["sentences_parsed"] == 1
-    assert sum(unit.counts["sentences_parsed"] for unit in units) >= 2
+def test_words_beyond_the_model_are_left_unparsed_and_counted(extract):
+    text = " ".join(["qzxjkvw" * 4] * 39) + "\n\nA cat sleeps."
+    (units,) = extract(text)
+    assert units.counts["sentences_too_long"] == 1
+    assert units.counts["sentences_parsed"] == 1
+    assert spelled(text, units, "phrases")
+
+
+def test_an_address_is_never_too_long(extract):
+    (units,) = extract("See https://example.org/" + "/".join(f"{n:x}zq" for n in range(300)) + ".")
+    assert units.counts["sentences_too_long"] == 0
+    assert units.chunk_labels == ("VP", "NP")
 
 
 def test_units_of_a_document_do_not_depend_on_its_company(extract):
@@ -92,12 +99,38 @@ def test_units_of_a_document_do_not_depend_on_its_company(extract):
         assert alone.trees == units.trees
 
 
+def a_sentence(words, spaces, names=()):
+    spans = np.zeros((len(words), 2), dtype=np.int32)
+    return Sentence(Words(tuple(words), tuple(spaces)), spans, names=frozenset(names))
+
+
 def test_compatibility_forms_and_invisible_characters_are_undone_for_the_network_only():
-    words = Words(("Ｔｈｅ", "c\u200bat", "ﬁts", "\u200d", "naïve"), (True, True, True, False, False))
-    assert plain(words).words == ("The", "cat", "fits", "\u200d", "naïve")
-    assert plain(words).space_after == words.space_after
-    ascii_only = Words(("The", "cat"), (True, False))
-    assert plain(ascii_only) is ascii_only
+    sentence = a_sentence(("Ｔｈｅ", "c\u200bat", "ﬁts", "\u200d", "naïve"), (True, True, True, False, False))
+    assert plain(sentence).words == ("The", "cat", "fits", "\u200d", "naïve")
+    assert plain(sentence).space_after == sentence.words.space_after
+    ascii_only = a_sentence(("The", "cat"), (True, False))
+    assert plain(ascii_only) == ascii_only.words
+
+
+def test_the_network_reads_one_noun_for_all_names():
+    sentence = a_sentence(("Solve", "$α = 2$", "at", "www.y.net"), (True, True, True, False), {1, 3})
+    assert plain(sentence) == Words(("Solve", NAME, "at", NAME), sentence.words.space_after)
+
+
+def test_names_stay_where_they_are_in_the_pieces_of_a_sentence():
+    words = [f"w{i}" for i in range(50)]
+    sentence = a_sentence(words, [True] * 50, {0, 7, 8, 19, 49})
+    parts = pieces(sentence, 8)
+    assert len(parts) > 5
+    named = [part.words.words[name] for part in parts for name in sorted(part.names)]
+    assert named == ["w0", "w7", "w8", "w19", "w49"]
+
+
+def test_a_formula_is_a_noun_and_its_unit_spans_all_of_it(extract):
+    text = "Solve $x^2 - 5x + 6 = 0$ for $x$."
+    (units,) = extract(text)
+    assert spelled(text, units, "chunks") == ["Solve", "$x^2 - 5x + 6 = 0$", "$x$"]
+    assert units.chunk_labels == ("VP", "NP", "NP")
 
 
 def test_without_marks_a_long_sentence_is_cut_before_a_conjunction():

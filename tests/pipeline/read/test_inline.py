@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.read.inline import PARTING, Kind, marks
+from pipeline.read.inline import NAMES, PARTING, Kind, marks
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,25 @@ from pipeline.read.inline import PARTING, Kind, marks
 def test_which_characters(line, hidden, whole):
     of_kind = {kind: [line[mark.start : mark.end] for mark in marks(line) if mark.kind is kind] for kind in Kind}
     assert of_kind[Kind.HIDDEN] == hidden
-    assert of_kind[Kind.WHOLE] == whole
+    assert of_kind[Kind.WHOLE] + of_kind[Kind.FORMULA] == whole
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("Call `fit` or ``a.b(c)``, not `git commit` and not `->`.", ["fit", "a.b(c)"]),
+        ("Solve $x^2 - 5x + 6 = 0$ for $x$.", ["$x^2 - 5x + 6 = 0$", "$x$"]),
+        (r"Is \(n > 2\) or \[ a  b \] one?", [r"\(n > 2\)"]),
+        ("It is $$ E = m c^2 $$ here.", ["$$ E = m c^2 $$"]),
+        ("It costs $5 or $6 = €5, not US$ 4 (= $7).", []),
+        ("Pay $a and $b = c $ or $ x = 1$.", []),
+        ("See www.y.net or me@x.org.", ["www.y.net", "me@x.org"]),
+        ("Tom &amp; Jerry, **bold** and *it*", []),
+        ("Half a formula: $x^2 +\n1$", []),
+    ],
+)
+def test_which_are_names(line, names):
+    assert [line[mark.start : mark.end] for mark in marks(line) if mark.kind in NAMES] == names
 
 
 def test_urls_end_where_their_sentence_does():
@@ -60,7 +78,7 @@ def test_marks_are_disjoint_ordered_and_not_empty(line):
     assert edges == sorted(edges)
     assert all(0 <= mark.start < mark.end <= len(line) for mark in marks(line))
     for mark in marks(line):
-        if mark.kind is Kind.WHOLE:
+        if mark.kind in (Kind.WHOLE, Kind.FORMULA):
             assert not any(map(str.isspace, line[mark.start : mark.end]))
 
 
@@ -81,6 +99,8 @@ def test_marks_are_disjoint_ordered_and_not_empty(line):
         "``a`",
         "~~a",
         "\\(",
+        "\\( a",
+        "$a = ",
         "\\[x",
         "[a",
         "[a](",

@@ -272,6 +272,33 @@ def test_urls_and_addresses_stay_whole(segmenter: Segmenter, url: str, frame: st
     assert url in words(found)
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens", "names", "words"),
+    [
+        (
+            "Solve $x + 1 = 2$ now.",
+            ["Solve", "$x + 1 = 2$", "now", "."],
+            {1},
+            ["Solve", "$", "x", "+", "1", "=", "2", "$", "now"],
+        ),
+        ("Is $x^2$ even?", ["Is", "$x^2$", "even", "?"], {1}, ["Is", "$x^2$", "even"]),
+        ("Call `a.b(c)`.", ["Call", "a.b(c)", "."], {1}, None),
+        ("Go to www.y.net, Tom &amp; Jerry.", ["Go", "to", "www.y.net", ",", "Tom", "&amp;", "Jerry", "."], {2}, None),
+        ("- It is **$n$**.\n- No.", ["It", "is", "$n$", "."], {2}, None),
+    ],
+)
+def test_a_name_is_one_token_to_the_parser(
+    segmenter: Segmenter, text: str, tokens: list[str], names: set[int], words: list[str] | None
+) -> None:
+    """Whatever it is made of; the words of a formula with spaces stay apart."""
+    found = document(segmenter, text)
+    assert list(found.sentences[0].words.words) == tokens
+    assert found.sentences[0].names == names
+    assert not any(sentence.names for sentence in found.sentences[1:])
+    if words is not None:
+        assert [text[a:b] for a, b in found.word_spans] == words
+
+
 def test_pieces_of_a_run_of_letters_are_one_word_and_two_tokens(segmenter: Segmenter) -> None:
     found = document(segmenter, "I don't, cannot; it's gonna be 10km.")
     assert words(found) == ["I", "don't", "cannot", "it", "'s", "gonna", "be", "10", "km"]
