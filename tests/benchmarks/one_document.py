@@ -1,11 +1,14 @@
 """One long document through every stage: wall time, processor time and peak memory by its length.
 
-    python tests/benchmarks/one_document.py [--tokens 4096 --tokens 32768] [--json]
+    python tests/benchmarks/one_document.py [--tokens 4096 --tokens 32768] [--growth] [--json]
 
 A text of sentences from the embedded sample in some order, about so many tokens. `parse`, `cache-teacher` of relations and
 states, `verify` of both, `inspect` of the cache, and two training steps of DSA with cross-entropy, each a process of its own
 with one worker. The teacher and student is a random Llama of 4 layers of 48 features with room for the positions, so that
 what is seen is ours and not the model's. What a process takes to start is in all figures (the row `nothing`).
+
+`--growth`: does time grow faster than the model's own? Only `parse`, `cache-teacher` and training, and beside them what a
+bare forward pass of the teacher and two steps of cross-entropy alone take of the same document.
 """
 
 import json
@@ -28,6 +31,8 @@ from schemas import embedded
 CHARACTERS = 3.6
 TOKENIZER = "embedded:sentencepiece-bpe"
 LAYERS = "2:words,4:chunks"
+FORWARD_ALONE, CE_ALONE = "the teacher's forward pass alone", "train, cross-entropy alone"
+GROWTH = {"nothing", "parse", "cache-teacher", "train", FORWARD_ALONE, CE_ALONE}
 
 
 def write_row(path: Path, tokens: int) -> None:
@@ -54,15 +59,29 @@ def write_model(folder: Path, positions: int) -> None:
         shutil.copy(file, folder)
 
 
-def write_config(path: Path, folder: Path) -> None:
+#: The teacher alone on the document, as deep as its cache goes.
+FORWARD = """
+import sys
+from datasets import load_from_disk
+import torch
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], dtype=torch.float32)
+ids = torch.tensor(load_from_disk(sys.argv[2])["teacher_input_ids"][:])
+with torch.inference_mode():
+    model(ids, use_cache=False)
+"""
+OBJECTIVES = {"ce": {}, "dsa": {"weight": 2.0}, "hidden": {"weight": 0.2}}
+
+
+def write_config(path: Path, folder: Path, caches: list[str], objectives: dict[str, Any]) -> None:
     """Two steps of training."""
     values = {
         "student": {"model": str(folder / "model"), "init": {"layers": [0, 3]}},
-        "data": {"dataset": str(folder / "dataset"), "caches": [str(folder / "cache")], "batch_size": 1, "workers": 0},
-        "objectives": {"ce": {}, "dsa": {"weight": 2.0}, "hidden": {"weight": 0.2}},
+        "data": {"dataset": str(folder / "dataset"), "caches": caches, "batch_size": 1, "workers": 0},
+        "objectives": objectives,
         "steps": 2,
         "log": {"every": 1, "tensorboard": False},
-        "out": str(folder / "run"),
+        "out": str(path.with_suffix("")),
     }
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
 
@@ -98,11 +117,14 @@ def stages(folder: Path, row: Path) -> dict[str, list[str]]:
         "verify cache": [*ours, "verify", cache, "--dataset", dataset],
         "inspect cache": [*ours, "inspect", cache],
         "train": [sys.executable, "trainer/train.py", "--config", str(folder / "train.yaml")],
+        FORWARD_ALONE: [sys.executable, "-c", FORWARD, str(folder / "model"), dataset],
+        CE_ALONE: [sys.executable, "trainer/train.py", "--config", str(folder / "ce.yaml")],
     }
 
 
 def main(
     tokens: Annotated[list[int] | None, typer.Option(help="Lengths; several.")] = None,
+    growth: Annotated[bool, typer.Option("--growth", help="Beside what the models take alone.")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure."""
@@ -112,8 +134,11 @@ def main(
             folder = Path(name)
             write_row(folder / "row.jsonl", length)
             write_model(folder / "model", 4 * length)
-            write_config(folder / "train.yaml", folder)
+            write_config(folder / "train.yaml", folder, [str(folder / "cache")], OBJECTIVES)
+            write_config(folder / "ce.yaml", folder, [], {"ce": {}})
             for stage, command in stages(folder, folder / "row.jsonl").items():
+                if (stage not in GROWTH) if growth else (stage in (FORWARD_ALONE, CE_ALONE)):
+                    continue
                 used = measured(command)
                 told = f"{used['wall_s']:.1f} s, processor {used['processor_s']:.1f} s, peak {used['peak_mib']:.0f} MiB"
                 print(f"{length} {stage}: {told}", flush=True)
