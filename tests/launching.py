@@ -204,6 +204,21 @@ def fail(file):
         CachedTeacher.fetch = whole
 
 
+def train_without(folder, step, *arguments):
+    """`train_command`, under which a folder is removed when a step is done."""
+    from trainer.engine.monitor import Monitor
+
+    log = Monitor.log
+
+    def removing(self, record):
+        log(self, record)
+        if record["step"] == step:
+            folder.rename(folder.with_name("removed"))
+
+    Monitor.log = removing
+    train_command(*arguments)
+
+
 def metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 

@@ -79,6 +79,7 @@ class Run:
     """Everything a run holds in memory."""
 
     done: int  # steps
+    saved: int  # steps done when it was saved last
     engine: Any  # deepspeed.DeepSpeedEngine
     zero_stage: int
 
@@ -169,7 +170,7 @@ class Run:
         if self._owes_validation:
             self._validate(monitor)
         began, tokens = time.monotonic(), 0
-        for step, batches in enumerate(in_step(self.loader.training(self.done, self.steps)), self.done):
+        for step, batches in enumerate(self._read(self.loader.training(self.done, self.steps)), self.done):
             result = self.stepper.step(step, batches, self._stop)
             self.done = step + 1
             self._require_finite(result.not_finite(self.config.precision == "fp16"))
@@ -189,6 +190,20 @@ class Run:
             if result.stop and not last:
                 raise Interrupted(f"Interrupted at step {self.done} of {self.steps}, which is saved in {self.out}.")
 
+    def _read(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """A step's batches after the other's, `in_step`. Where they cannot be read any more, as of a cache that has been
+        removed, what is done is saved."""
+        try:
+            yield from in_step(steps)
+        except UserError:
+            if self.done > self.saved:
+                self._save(None)
+                self.say(
+                    f"{self.done} of {self.steps} steps are done, and saved in {self.out}: the same command goes on from there "
+                    "as soon as what comes next can be read."
+                )
+            raise
+
     def _is_saved(self, step: int) -> bool:
         """Whether a checkpoint is due after so many steps."""
         every = self.config.checkpoint.every
@@ -202,7 +217,7 @@ class Run:
 
     def _validate(self, monitor: Monitor | None) -> float:
         """The loss on the rows held out; the student is kept where it is the lowest so far and that is wanted."""
-        losses = self.stepper.validate(lambda: in_step(self.loader.validation()))
+        losses = self.stepper.validate(lambda: self._read(self.loader.validation()))
         self._require_finite(losses.not_finite(), "held out, ")
         if monitor is not None:
             monitor.log({"step": self.done, **losses.record("held_out_")})
@@ -235,6 +250,7 @@ class Run:
             step=self.done, ranks=self.ranks, zero_stage=self.zero_stage, held_out=held_out, sources=self.sources
         )
         self.checkpoints.save(self.engine, state)
+        self.saved = self.done
 
     def _record(self, result: StepResult) -> dict[str, float | int]:
         """What is logged of the step that was done last."""
@@ -321,7 +337,7 @@ class Run:
         newest: tuple[Path, State] | None,
     ) -> None:
         config = self.config
-        self.done = 0 if newest is None else newest[1].step
+        self.done = self.saved = 0 if newest is None else newest[1].step
         # without ZeRO every rank has everything, whatever their number
         universal = newest is not None and newest[1].ranks != self.ranks and self.zero_stage > 0
         if universal:

@@ -151,6 +151,9 @@ def test_what_one_rank_cannot_read_ends_all_of_them(runs):
     for rank in range(2):
         assert runs["fails"].with_suffix(f".{rank}.err").read_text() == "rank 1 cannot read its third batch"
     assert [record["step"] for record in metrics(runs["fails"])] == [1, 2]
+    assert [path.name for path in (runs["fails"] / "checkpoints").iterdir()] == ["step-00000002"], (
+        "what is done is kept"
+    )
 
 
 def test_half_precision_learns_the_same(runs):
