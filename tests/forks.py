@@ -67,6 +67,33 @@ def killed_at(signalled_at):
     return run
 
 
+def _in_a_group(work):
+    os.setpgid(0, 0)
+    work()
+
+
+@pytest.fixture(scope="session")
+def killed_after():
+    """Runs `work` in a process that is killed after some seconds, with those that it starts; whether it had not ended."""
+
+    def run(seconds, work):
+        child = multiprocessing.get_context("fork").Process(target=_in_a_group, args=(work,))
+        child.start()
+        child.join(seconds)
+        killed = child.is_alive()
+        if killed:
+            os.kill(child.pid, signal.SIGSTOP)  # it starts no others from here on
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it has no group yet
+                child.kill()
+        child.join()
+        assert killed or child.exitcode == 0
+        return killed
+
+    return run
+
+
 def _command_on_full_disk(arguments, most, outcome):
     """`mta-prep` in this process, for which the kernel lets no file grow beyond `most` bytes."""
     from pipeline import cli

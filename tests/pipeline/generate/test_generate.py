@@ -1,7 +1,9 @@
 """Responses do not depend on the road to them, `parse` reads them as they were asked for, and no row is lost in silence."""
 
 import json
+import random
 import shutil
+import time
 from functools import partial
 from pathlib import Path
 
@@ -204,6 +206,32 @@ def test_killed_and_resumed_it_is_the_same_to_the_byte(killed_at, config, plain,
     generate(config(), out)
     assert contents(tmp_path) == contents(plain.parent)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.json"]
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_at_random_times(killed_after, config, plain, tmp_path, monkeypatch, kills):
+    """In the same place until the file is finished, then in the next."""
+    settings, moments, unfinished = config(shard_rows=1), random.Random(3), 0
+    stage = place.GenerateStage(settings, settings.model, 1)
+    monkeypatch.setattr(place, "GenerateStage", lambda *_: stage)  # it is the writing that is interrupted
+    outs = (folder / "out.jsonl" for folder in (tmp_path / f"{number}" for number in range(kills + 2)))
+    timed, out = next(outs), next(outs)
+    timed.parent.mkdir()
+    began = time.monotonic()
+    generate(settings, timed)
+    took = time.monotonic() - began
+    for _ in range(kills):
+        out.parent.mkdir(exist_ok=True)
+        unfinished += killed_after(moments.uniform(0, took), partial(generate, settings, out))
+        if manifest_of(out).exists():
+            assert out.read_bytes() == plain.read_bytes()
+            out = next(outs)
+    assert unfinished, "no run was killed before its end"
+    out.parent.mkdir(exist_ok=True)
+    generate(settings, out)
+    assert out.read_bytes() == plain.read_bytes()
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.jsonl", "out.jsonl.json"]
 
 
 def test_fields_can_be_named(command, model, tmp_path):
