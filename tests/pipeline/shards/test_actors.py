@@ -136,10 +136,15 @@ def test_what_a_stage_says_is_told_and_a_shard_that_kills_is_given_up(nodes, not
     assert (tmp_path / "killed" / "00000.letters").read_text() == "A"
 
 
+def typed(address, *arguments):
+    """A command on the cluster."""
+    return [sys.executable, "-m", "pipeline", *map(str, arguments), "--engine", "ray", "--address", address, "--json"]
+
+
 def mta_prep(address, *arguments, home=None):
-    """A command on the cluster, as typed: its exit code, and what it said on stderr."""
+    """The same, to its end: its exit code, and what it said on stderr."""
     ended = subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments), "--engine", "ray", "--address", address, "--json"],
+        typed(address, *arguments),
         env=os.environ | ({"HOME": str(home)} if home else {}),
         capture_output=True,
         text=True,
@@ -173,6 +178,37 @@ def test_generate_answers_what_it_answers_here(nodes, contents, tmp_path, comman
     assert code in (Exit.OK, Exit.REJECTED), err
     there, _, err = mta_prep(nodes.address, *arguments, "-o", tmp_path / "there" / "out.jsonl")
     assert (there, contents(tmp_path / "there")) == (code, contents(tmp_path / "here")), err
+
+
+def interrupted(begun, log, command):
+    """A command that gets Ctrl-C, with all that it has started, as soon as it has begun so far: its exit code."""
+    with log.open("wb") as said:
+        running = subprocess.Popen(command, start_new_session=True, stdout=said, stderr=said)
+    until(lambda: begun() or running.poll() is not None)
+    os.killpg(running.pid, signal.SIGINT)
+    return running.wait(timeout=PATIENCE)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_a_sentence_and_the_same_command_goes_on(nodes, prepared, contents, tmp_path):
+    """While actors start, then between two shards."""
+    from pipeline.shards.workspace import CONFIG, WORK
+    from schemas.manifest import MANIFEST
+
+    out, log = tmp_path / "out", tmp_path / "said.txt"
+    arguments = ["parse", "--config", prepared / CONFIG, "-o", out, "--workers", 1]
+    for begun in ("cluster-*", "0*.json"):
+        code = interrupted(lambda begun=begun: any((out / WORK).glob(begun)), log, typed(nodes.address, *arguments))
+        said = log.read_text(encoding="utf-8")
+        assert (code, "run the same command again" in said) == (Exit.INTERRUPTED, True), said
+        assert "Traceback" not in said
+        assert not (out / MANIFEST).exists()
+    receipts = {path.stem for path in (out / WORK).glob("0*.json")}
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("data-*.arrow") if path.name[5:10] in receipts}
+    assert 0 < len(finished) < 5
+    code, _, err = mta_prep(nodes.address, *arguments)
+    assert (code, contents(out)) == (Exit.OK, contents(prepared)), err
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a shard was made again"
 
 
 @pytest.mark.slow
