@@ -11,6 +11,8 @@ V_t, O tokens in common, P pairs and K spans; each product counted once forward 
     dskd_eta   2 n d V_s + 3 P D V_t + (O d D + d D²) / refresh + 2 P d D
     soft_dtw   Σ over documents 2 · 3 (n m + n² + m²) d + 3 · 2 m d D         cosines, projectors; tables are no products
     span_kl    K O D                            spans of tokens whose logits cross-entropy has; a few others as well 3 d V_s
+    uld, gold    C D V_t                        C positions compared, or chunks; nothing with `source: sorted`
+    mined        A D O                          A aligned positions
 
 `top: k` has 3 m D U in place of 3 m D V_t, U being the tokens among any position's k likeliest.
 """
@@ -18,6 +20,8 @@ V_t, O tokens in common, P pairs and K spans; each product counted once forward 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from trainer.batches.batch import Batch
 from trainer.objectives.span_positions import MOST_TOGETHER, AmongPositions
@@ -61,4 +65,10 @@ def of_step(terms: Mapping[str, Mapping[str, Any]], batch: Batch, sizes: Sizes) 
             spans = batch.spans
             own_rows = AmongPositions.of(spans.student, batch.rows, MOST_TOGETHER).others
             total += int(spans.rows[-1]) * sizes.shared * big + 3 * len(own_rows) * d * own
+        elif name == "uld" and options.get("source") != "sorted" and "alignment" not in options:
+            total += int(torch.minimum(mine, theirs).sum()) * big * other
+        elif name in ("uld", "gold") and options.get("source") != "sorted" and batch.chunks is not None:
+            total += len(batch.chunks.student) * big * other
+        elif name == "mined" and batch.mined is not None:
+            total += len(batch.mined) * big * sizes.shared
     return total

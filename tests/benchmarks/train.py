@@ -50,6 +50,11 @@ FAMILY: dict[str, dict[str, Any]] = {
     "soft_dtw": {"dskd": {}, "soft_dtw": {"weight": 0.2}},
     "dskd_eta": {"dskd_eta": {}},
     "dskd_eta_50": {"dskd_eta": {"refresh": 50}},
+    "uld": {"uld": {}},
+    "uld_sorted": {"uld": {"source": "sorted"}},
+    "uld_chunks": {"uld": {"alignment": "chunks"}},
+    "gold": {"gold": {}},
+    "mined": {"mined": {}},
 }
 WARM_UP = 2  # steps
 MARK = "told: "  # before what a way tells of a step, among whatever else its libraries print

@@ -24,11 +24,12 @@ class Ranked:
 
     @classmethod
     def of(
-        cls, probabilities: Float[Tensor, "rows events"], k: int | None, together: Float[Tensor, " rows"] | float = 1.0
+        cls, logprobs: Float[Tensor, "rows events"], k: int | None, together: Float[Tensor, " rows"] | float = 1.0
     ) -> "Ranked":
-        """The k likeliest, or all that there are; `together`: what all add up to. Differentiable; ranks are constants."""
-        count = probabilities.shape[1]
-        likeliest = probabilities.topk(count if k is None else min(k, count), dim=1).values
+        """The k likeliest, or all that there are, by their log-probabilities; `together`: what all probabilities add up to.
+        Differentiable; ranks are constants."""
+        count = logprobs.shape[1]
+        likeliest = logprobs.topk(count if k is None else min(k, count), dim=1).values.exp()
         if likeliest.shape[1] == count:
             return cls(likeliest, torch.zeros_like(likeliest[:, :1]).sum(1))
         return cls(likeliest, together - likeliest.sum(1))

@@ -76,23 +76,6 @@ class RowWork(Protocol):
         """Losses of rows in this part, for which it may compute what they are compared with."""
 
 
-@runtime_checkable
-class Rider(Protocol):
-    """A loss on logits that are computed for another work's rows anyway, and on means of them."""
-
-    @property
-    def factor(self) -> float:
-        """What it is multiplied by."""
-
-    @property
-    def bounds(self) -> Sequence[int]:
-        """As `RowWork.bounds`."""
-
-    def portion(self, part: slice) -> Callable[[Float[Tensor, "rows vocabulary"], slice, slice], Float[Tensor, ""]]:
-        """Of rows in this part, for which it may compute what they are compared with: of logits, which rows of all, and which
-        of the portion, the loss's sum."""
-
-
 @dataclass(frozen=True)
 class Gradients:
     """What gradients are added to; None: not wanted."""

@@ -6,10 +6,10 @@ the step), so the trainer adds them up over all micro-batches and ranks of a ste
 step, and its gradient, do not depend on how its documents were dealt out, and nothing of it depends on padding.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,7 +20,7 @@ from schemas.config import Mined, Name, Strict
 from schemas.training import DEFAULT_DATA, LayerPair, PairConfig
 from trainer.batches.batch import Batch
 from trainer.models.head import Head
-from trainer.models.row_losses import Rider, RowWork
+from trainer.models.row_losses import RowWork
 
 #: What a term may ask for of a teacher layer: signals of a cache; `position_states` are `states` at response positions.
 LayerNeed = Literal["relations", "units", "states", "position_states"]
@@ -297,6 +297,23 @@ class Logits:
         return self.student.log_softmax(1)
 
 
+@runtime_checkable
+class Rider(Protocol):
+    """A loss on logits that are computed at the batch's positions for other terms anyway, and on means of them."""
+
+    @property
+    def factor(self) -> float:
+        """What it is multiplied by."""
+
+    @property
+    def bounds(self) -> Sequence[int] | None:
+        """As `trainer.models.row_losses.RowWork.bounds`."""
+
+    def portion(self, part: slice) -> Callable[[Logits, slice, slice], Float[Tensor, ""]]:
+        """Of positions in this part, for which it may compute what they are compared with: of what is predicted, at which
+        positions of all, and which of the portion, the loss's sum."""
+
+
 class RowObjective(Objective):
     """A term on logits of rows of its own, through the student's output matrix; in one part."""
 
@@ -306,9 +323,9 @@ class RowObjective(Objective):
 
     def work_beside(
         self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float
-    ) -> tuple[Rider | None, RowWork]:
-        """The same where logits at the batch's positions are computed for other terms: what of it can be had of those, if
-        anything, and the rest."""
+    ) -> tuple[Rider | None, RowWork | None]:
+        """The same where logits at the batch's positions are computed for other terms: what of it can be had of those, and
+        the rest, if there is either."""
         return None, self.work(states, batch, factor)
 
 

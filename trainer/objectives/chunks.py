@@ -13,12 +13,14 @@ written there alone: log P(v) = log p(v) + s.
 
 The student's s has a gradient, which needs the derivative of the loss by s. Rows of whole distributions come first, and note
 it; rows of other positions follow, and take it as their weight. Values of s are known before, from a pass of those rows.
+Beside other terms on logits at the same positions, such as cross-entropy, a chunk's positions are in memory together, with
+their distributions, and cost no product of their own (`ChunksOfPositions`); long ones go the first way there, too.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -28,10 +30,13 @@ from trainer.batches.batch import Batch, Chunks, TeacherTokens
 from trainer.maths.ragged import at_least_float32, normalize_rows, pointers, spread, sum_rows
 from trainer.models.head import Head
 from trainer.models.row_losses import Evaluate, Stream, next_logprobs, picked
+from trainer.objectives.base import Logits, Rider, RowObjective
+from trainer.objectives.position_spans import PositionSpans
+from trainer.objectives.span_positions import MOST_TOGETHER
 
 Merge = Literal["bayesian", "observed"]
 
-#: Of some chunks: the student's logits, log-scales s, which rows of all, which of the portion -> losses.
+#: Of some chunks: the student's log p, log-scales s, which chunks of all, which of the portion -> losses.
 Compare = Callable[[Tensor, Tensor, slice, slice], Tensor]
 
 
@@ -69,23 +74,20 @@ class Merged:
 
 @dataclass(frozen=True)
 class ChunkBatch:
-    """A batch's chunks: those of several tokens of the student first."""
+    """Some of a batch's chunks."""
 
+    spans: Int64[Tensor, "chunks 2"]  # the student's, among positions; on the CPU
     student: Merged
     teacher: Merged
-    several: int  # how many those are
     weights: Float[Tensor, " chunks"]  # of each in its document's mean
 
     @classmethod
-    def of(cls, chunks: Chunks, merge: Merge, like: Tensor) -> "ChunkBatch":
-        """Where `like` is, and at least in its type."""
-        several = chunks.student.diff(dim=1).squeeze(1) > 1
-        order = torch.argsort(several.to(torch.int8), descending=True, stable=True)
-        student, teacher = (
-            Merged.of(spans[order], merge).to(like.device) for spans in (chunks.student, chunks.teacher)
-        )
-        weights = normalize_rows(at_least_float32(like.new_ones(len(order))), chunks.rows)
-        return cls(student, teacher, int(several.sum()), weights[order.to(like.device, non_blocking=True)])
+    def of(cls, chunks: Chunks, merge: Merge, order: Int64[Tensor, " some"], like: Tensor) -> "ChunkBatch":
+        """`order`: which, on the CPU. Where `like` is, and at least in its type."""
+        spans, others = chunks.student[order], chunks.teacher[order]
+        student, teacher = (Merged.of(side, merge).to(like.device) for side in (spans, others))
+        weights = normalize_rows(at_least_float32(like.new_ones(len(chunks.student))), chunks.rows)
+        return cls(spans, student, teacher, weights[order.to(like.device, non_blocking=True)])
 
 
 def positions_alone(
@@ -113,29 +115,29 @@ def teacher_scales(teacher: TeacherTokens, merged: Merged, head: Head | None) ->
     return merged.scales(next_logprobs(head, final, tokens))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChunkDistances(ABC):
+@runtime_checkable
+class Comparison(Protocol):
+    """What is compared with the teacher's chunks, and how."""
+
+    def compare(self, part: slice) -> Compare:
+        """What gives the losses of some of these chunks, differentiable in log p and s."""
+
+
+@dataclass(frozen=True)
+class ChunkDistances:
     """Of the student's chunks from the teacher's (protocol: `trainer.models.row_losses.RowWork`)."""
 
     rows: Float[Tensor, "chunks_and_others hidden"]  # the student's: chosen positions, then others
     tokens: Int64[Tensor, " others"]  # what is written at those
     merged: Merged  # of the student
-    several: int  # so many first chunks have others
+    several: int  # no chunk has others but so many first ones
+    comparison: Comparison
     weights: Float[Tensor, " chunks"] | None  # None: all 1
     factor: float
     scales: Float[Tensor, " chunks"] | None = None  # s; known once `prepared`
     slopes: Float[Tensor, " chunks"] = field(default_factory=lambda: torch.zeros(0))  # derivatives by s; then noted
     columns: None = None
     bounds: None = None
-
-    @staticmethod
-    def of_student(
-        chunks: ChunkBatch, batch: Batch, hidden: Float[Tensor, "tokens hidden"]
-    ) -> tuple[Float[Tensor, "chunks_and_others hidden"], Int64[Tensor, " others"]]:
-        """`rows` and `tokens`."""
-        places = torch.cat([chunks.student.chosen, chunks.student.others])
-        rows = hidden.index_select(0, batch.positions.index_select(0, places))
-        return rows, batch.targets.index_select(0, chunks.student.others)
 
     @property
     def factors(self) -> Sequence[float]:
@@ -151,14 +153,10 @@ class ChunkDistances(ABC):
         scales = self.merged.scales(next_logprobs(head, self.rows[len(self.merged.chosen) :], self.tokens))
         return replace(self, scales=scales, slopes=torch.zeros_like(scales))
 
-    @abstractmethod
-    def compare(self, part: slice) -> Compare:
-        """What gives the losses of some of these chunks, differentiable in logits and s."""
-
     def portion(self, part: slice) -> Evaluate:
         """The distance of each chunk, weighted; of other positions the gradient alone."""
         count = len(self.merged.chosen)
-        compare = self.compare(slice(part.start, min(part.stop, count))) if part.start < count else None
+        compare = self.comparison.compare(slice(part.start, min(part.stop, count))) if part.start < count else None
 
         def evaluate(student: Sequence[Tensor], rows: slice, within: slice) -> Tensor:
             (logits,) = student
@@ -166,19 +164,19 @@ class ChunkDistances(ABC):
             sums = []
             if chunks and compare is not None:
                 places = slice(within.start, within.start + chunks)
-                sums.append(self._of_chunks(compare, logits[:chunks], rows.start, places))
+                sums.append(self._of_chunks(compare, logits[:chunks].log_softmax(1), rows.start, places))
             if chunks < len(logits):
                 sums.append(self._of_others(logits[chunks:], rows.start + chunks - count))
             return torch.stack(sums).sum()[None]
 
         return evaluate
 
-    def _of_chunks(self, compare: Compare, logits: Tensor, first: int, within: slice) -> Float[Tensor, ""]:
+    def _of_chunks(self, compare: Compare, log_p: Tensor, first: int, within: slice) -> Float[Tensor, ""]:
         assert self.scales is not None
-        rows = slice(first, first + len(logits))
+        rows = slice(first, first + len(log_p))
         scales = self.scales[rows].detach()
         slopes_wanted = torch.is_grad_enabled() and first < self.several
-        losses = compare(logits, scales.requires_grad_(slopes_wanted), rows, within)
+        losses = compare(log_p, scales.requires_grad_(slopes_wanted), rows, within)
         total = (losses if self.weights is None else losses * self.weights[rows]).sum()
         if slopes_wanted:
             self.slopes[rows] = torch.autograd.grad(total, scales, retain_graph=True)[0]
@@ -189,3 +187,111 @@ class ChunkDistances(ABC):
         rows = slice(first, first + len(logits))
         logprobs = picked(logits, self.tokens[rows])
         return (self.slopes.index_select(0, self.merged.chunks[rows]) * (logprobs - logprobs.detach())).sum()
+
+
+@dataclass(frozen=True)
+class ChunksOfPositions:
+    """The same by distributions that other terms have at the batch's positions (protocol: `trainer.objectives.base.Rider`)."""
+
+    spans: PositionSpans  # the student's
+    positions: int
+    merged: Merged  # of the student, among positions
+    comparison: Comparison
+    weights: Float[Tensor, " chunks"] | None  # None: all 1
+    factor: float
+
+    @property
+    def bounds(self) -> Sequence[int] | None:
+        """Edges at which no chunk is cut."""
+        return self.spans.edges(self.positions) if len(self.merged.others) else None
+
+    def portion(self, part: slice) -> Callable[[Logits, slice, slice], Float[Tensor, ""]]:
+        """The distance of each chunk, weighted."""
+        portion = self.spans.among(part)
+        compare = self.comparison.compare(portion)
+
+        def loss(logits: Logits, rows: slice, within: slice) -> Tensor:
+            some, logprobs = self.spans.among(rows), logits.student_logprobs
+            if some.start == some.stop:
+                return logprobs.new_zeros(())
+            among = slice(some.start - portion.start, some.stop - portion.start)
+            losses = compare(self._chosen(logprobs, some, rows), self._scales(logits, some, rows), some, among)
+            return (losses if self.weights is None else losses * self.weights[some]).sum()
+
+        return loss
+
+    def _chosen(self, logprobs: Float[Tensor, "rows vocabulary"], some: slice, rows: slice) -> Tensor:
+        if some.stop - some.start == len(logprobs):  # each is one
+            return logprobs
+        return logprobs.index_select(0, self.merged.chosen[some] - rows.start)
+
+    def _scales(self, logits: Logits, some: slice, rows: slice) -> Float[Tensor, " chunks"]:
+        """s of some chunks."""
+        of_others = self.merged.rows[some.start : some.stop + 1]
+        first, end = int(of_others[0]), int(of_others[-1])
+        if first == end:
+            return logits.student_logprobs.new_zeros(some.stop - some.start)
+        places = self.merged.others[first:end] - rows.start
+        written = logits.student_logprobs[places, logits.targets[places]]
+        return sum_rows(written, of_others - first)
+
+
+class ChunkObjective(RowObjective):
+    """A term on merged distributions of chunks."""
+
+    merge: Merge = "bayesian"
+
+    @abstractmethod
+    def chunks(self, batch: Batch) -> Chunks:
+        """What is compared."""
+
+    @abstractmethod
+    def comparison(self, batch: Batch, chunks: ChunkBatch, device: torch.device) -> Comparison:
+        """With the teacher's of some of them."""
+
+    def weights(self, chunks: ChunkBatch) -> Float[Tensor, " chunks"] | None:
+        """What each counts; None: 1."""
+        return chunks.weights
+
+    def work(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float) -> ChunkDistances:
+        """The distances of all chunks."""
+        several = self.chunks(batch).student.diff(dim=1).squeeze(1) > 1
+        order = torch.argsort(several.to(torch.int8), descending=True, stable=True)
+        return self._of_own_rows(order, states, batch, factor)
+
+    def work_beside(
+        self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float
+    ) -> tuple[Rider, ChunkDistances | None]:
+        """Of short chunks by what is predicted for other terms, of long ones by rows of their own."""
+        hidden, chunks = states[max(states)], self.chunks(batch)
+        long = chunks.student.diff(dim=1).squeeze(1) > MOST_TOGETHER
+        short = (~long).nonzero().squeeze(1)
+        # a chat template may have the texts of a turn in another order
+        some = ChunkBatch.of(chunks, self.merge, short[chunks.student[short, 0].argsort()], hidden)
+        riding = ChunksOfPositions(
+            spans=PositionSpans(some.spans),
+            positions=len(batch.positions),
+            merged=some.student,
+            comparison=self.comparison(batch, some, hidden.device),
+            weights=self.weights(some),
+            factor=factor,
+        )
+        rest = self._of_own_rows(long.nonzero().squeeze(1), states, batch, factor) if bool(long.any()) else None
+        return riding, rest
+
+    def _of_own_rows(
+        self, order: Int64[Tensor, " some"], states: Mapping[int, Tensor], batch: Batch, factor: float
+    ) -> ChunkDistances:
+        """Of some chunks, those of several tokens first."""
+        hidden = states[max(states)]
+        some = ChunkBatch.of(self.chunks(batch), self.merge, order, hidden)
+        places = torch.cat([some.student.chosen, some.student.others])
+        return ChunkDistances(
+            rows=hidden.index_select(0, batch.positions.index_select(0, places)),
+            tokens=batch.targets.index_select(0, some.student.others),
+            merged=some.student,
+            several=int((some.spans.diff(dim=1) > 1).sum()),
+            comparison=self.comparison(batch, some, hidden.device),
+            weights=self.weights(some),
+            factor=factor,
+        )

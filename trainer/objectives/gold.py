@@ -18,7 +18,6 @@ Gradients go to the student, at all positions of every chunk; the teacher, and w
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Final, Literal
@@ -34,8 +33,9 @@ from trainer.maths.divergence import Rule, divergence, forward_kl, jensen_shanno
 from trainer.maths.ragged import at_least_float32
 from trainer.maths.ranked import Ranked
 from trainer.models.head import Head
-from trainer.objectives.base import Beginning, Needs, Options, RowObjective
-from trainer.objectives.chunks import ChunkBatch, ChunkDistances, Compare, Merge, documents_with, teacher_scales
+from trainer.models.row_losses import columns_of
+from trainer.objectives.base import Beginning, Needs, Options
+from trainer.objectives.chunks import ChunkBatch, ChunkObjective, Compare, Merge, documents_with, teacher_scales
 from trainer.objectives.cross_space import shared_ids
 
 #: What a probability counts as at least, with `rest: none`.
@@ -95,16 +95,15 @@ class Events:
     @classmethod
     def of(
         cls,
-        logits: Float[Tensor, "chunks vocabulary"],
+        log_p: Float[Tensor, "chunks vocabulary"],
         scales: Float[Tensor, " chunks"],
         columns: Columns,
         options: GoldOptions,
     ) -> "Events":
-        """Of the chosen positions' logits, and s."""
-        log_p = logits.log_softmax(1)
-        matched = log_p.index_select(1, columns.matched) + scales[:, None]
-        others = log_p.index_select(1, columns.unmatched).exp()
-        together = others.sum(1)
+        """Of the chosen positions' log p, and s."""
+        matched = columns_of(log_p, columns.matched) + scales[:, None]
+        others = columns_of(log_p, columns.unmatched)
+        together = others.exp().sum(1)
         if options.rest == "none":
             matched = matched.clamp_min(math.log(LEAST))
         else:
@@ -114,26 +113,25 @@ class Events:
         return cls(matched, Ranked.of(others, options.k, together).scaled(scales.exp()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class GoldDistances(ChunkDistances):
-    """Both parts, weighted."""
+@dataclass(frozen=True)
+class BothParts:
+    """Comparison of tokens in O, and of all others; weighted."""
 
     head: Head  # the teacher's
     final: Float[Tensor, "chunks teacher_hidden"]  # its last states at its chosen positions
-    teacher_scales: Float[Tensor, " chunks"]
-    columns_of: tuple[Columns, Columns]  # the student's, the teacher's
+    scales: Float[Tensor, " chunks"]  # the teacher's
+    sides: tuple[Columns, Columns]  # the student's, the teacher's
     options: GoldOptions
 
     def compare(self, part: slice) -> Compare:
         """With the teacher's logits of these chunks."""
         teacher = self.head.logits(self.final[part])
 
-        def losses(logits: Tensor, scales: Tensor, rows: slice, within: slice) -> Tensor:
-            columns, theirs = self.columns_of
-            target = Events.of(
-                at_least_float32(teacher[within]), self.teacher_scales[rows].to(scales), theirs, self.options
-            )
-            student = Events.of(logits, scales, columns, self.options)
+        def losses(log_p: Tensor, scales: Tensor, rows: slice, within: slice) -> Tensor:
+            columns, theirs = self.sides
+            other = at_least_float32(teacher[within]).log_softmax(1)
+            target = Events.of(other, self.scales[rows].to(scales), theirs, self.options)
+            student = Events.of(log_p, scales, columns, self.options)
             matched = divergence(student.matched, target.matched, self.options.rule)
             unmatched = student.unmatched.distance(target.unmatched)
             return self.options.matched * matched + self.options.unmatched * unmatched
@@ -141,7 +139,7 @@ class GoldDistances(ChunkDistances):
         return losses
 
 
-class Gold(RowObjective):
+class Gold(ChunkObjective):
     """GOLD. Needs tokens in common, but no common tokenizer."""
 
     options: ClassVar[type[Options]] = GoldOptions
@@ -168,35 +166,33 @@ class Gold(RowObjective):
             )
         self._columns = tuple(Columns.of(ids, size) for ids, size in zip(shared.unbind(1), sizes, strict=True))
 
+    @property
+    def merge(self) -> Merge:  # type: ignore[override]  # of the config
+        """How tokens become one distribution."""
+        merge: Merge = self.config.merge
+        return merge
+
     def denominators(self, batch: Batch) -> Float[Tensor, " one"]:
         """The number of documents that have chunks."""
-        return documents_with(_chunks(batch))
+        return documents_with(self.chunks(batch))
 
-    def work(self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float) -> GoldDistances:
-        """The distances of all chunks."""
-        hidden, head, teacher = states[max(states)], self.matrices.teacher_head, batch.teacher
+    def chunks(self, batch: Batch) -> Chunks:
+        """Those of both tokenizations."""
+        assert batch.chunks is not None
+        return batch.chunks
+
+    def comparison(self, batch: Batch, chunks: ChunkBatch, device: torch.device) -> BothParts:
+        """With the teacher's states."""
+        head, teacher = self.matrices.teacher_head, batch.teacher
         assert head is not None
         assert teacher is not None
         assert teacher.final is not None
-        chunks = ChunkBatch.of(_chunks(batch), self.config.merge, hidden)
-        rows, tokens = ChunkDistances.of_student(chunks, batch, hidden)
-        student, other = (columns.to(hidden.device) for columns in self._columns)
+        student, other = (columns.to(device) for columns in self._columns)
         self._columns = (student, other)  # brought there once
-        return GoldDistances(
-            rows=rows,
-            tokens=tokens,
-            merged=chunks.student,
-            several=chunks.several,
-            weights=chunks.weights,
-            factor=factor,
+        return BothParts(
             head=head,
             final=teacher.final.index_select(0, chunks.teacher.chosen),
-            teacher_scales=teacher_scales(teacher, chunks.teacher, head),
-            columns_of=(student, other),
+            scales=teacher_scales(teacher, chunks.teacher, head),
+            sides=(student, other),
             options=self.config,
         )
-
-
-def _chunks(batch: Batch) -> Chunks:
-    assert batch.chunks is not None
-    return batch.chunks

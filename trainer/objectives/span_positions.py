@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from trainer.maths.divergence import forward_kl
-from trainer.maths.geometry import covered, pool
+from trainer.maths.geometry import pool
 from trainer.maths.ragged import at_least_float32, pointers
 from trainer.maths.spans import LearntSpans
 from trainer.models.head import Head
 from trainer.models.row_losses import columns_of
+from trainer.objectives.base import Logits
 from trainer.objectives.cross_space import diverging
+from trainer.objectives.position_spans import PositionSpans
 
 #: Tokens of a span whose logits must then be in memory together. Longer ones are rare, and go their own way.
 MOST_TOGETHER: Final = 8
@@ -68,9 +69,9 @@ class AmongPositions:
 
 @dataclass(frozen=True)
 class SpansOfPositions:
-    """Divergences of spans from the teacher's (protocol: `trainer.models.row_losses.Rider`)."""
+    """Divergences of spans from the teacher's (protocol: `trainer.objectives.base.Rider`)."""
 
-    spans: Int64[Tensor, "spans 2"]  # [start, end) among positions, rising; on the CPU
+    spans: PositionSpans
     token_weights: Float[Tensor, " positions"]
     head: Head  # the teacher's, of `columns`
     vectors: Float[Tensor, "spans teacher_hidden"]  # the teacher's
@@ -81,38 +82,27 @@ class SpansOfPositions:
 
     @cached_property
     def bounds(self) -> list[int]:
-        """Every edge but those inside of a span."""
-        starts, ends = self.spans.unbind(1)
-        inner = torch.stack([starts + 1, ends], 1)[ends > starts + 1]
-        return (~covered(inner, len(self.token_weights) + 1)).nonzero().squeeze(1).tolist()
+        """Edges at which no span is cut."""
+        return self.spans.edges(len(self.token_weights))
 
-    def portion(self, part: slice) -> Callable[[Float[Tensor, "rows vocabulary"], slice, slice], Float[Tensor, ""]]:
+    def portion(self, part: slice) -> Callable[[Logits, slice, slice], Float[Tensor, ""]]:
         """The sum over spans in a part, which ends at `bounds`."""
-        portion = self._among(part)
+        portion = self.spans.among(part)
         teacher = self.head.logits(self.vectors[portion])
 
-        def loss(logits: Tensor, rows: slice, within: slice) -> Tensor:
-            some = self._among(rows)
+        def loss(logits: Logits, rows: slice, within: slice) -> Tensor:
+            some = self.spans.among(rows)
             theirs = at_least_float32(teacher[some.start - portion.start : some.stop - portion.start])
-            own = self._means(columns_of(logits, self.columns), some, rows)
+            own = self._means(columns_of(logits.student, self.columns), some, rows)
             losses = diverging(own, theirs, self.temperature, forward_kl)
             return (losses if self.weights is None else losses * self.weights[some]).sum()
 
         return loss
 
     def _means(self, logits: Float[Tensor, "rows columns"], some: slice, rows: slice) -> Float[Tensor, "spans columns"]:
-        spans = self.spans[some] - rows.start
+        spans = self.spans.spans[some] - rows.start
         if not bool((spans.diff(dim=1) > 1).any()):
             if len(spans) == len(logits):
                 return logits
             return logits.index_select(0, spans[:, 0].to(logits.device, non_blocking=True))
         return pool(logits, self.token_weights[rows], spans)
-
-    @cached_property
-    def _starts(self) -> Int64[np.ndarray, " spans"]:
-        starts: Int64[np.ndarray, " spans"] = self.spans[:, 0].numpy()
-        return starts
-
-    def _among(self, rows: slice) -> slice:
-        """Spans in some positions."""
-        return slice(*np.searchsorted(self._starts, [rows.start, rows.stop]).tolist())

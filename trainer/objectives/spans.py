@@ -47,6 +47,7 @@ from trainer.objectives.base import (
 )
 from trainer.objectives.cross_space import Divergences, SharedTokens, shared_ids
 from trainer.objectives.hidden import misalignment
+from trainer.objectives.position_spans import PositionSpans
 from trainer.objectives.span_positions import MOST_TOGETHER, AmongPositions, SpansOfPositions
 
 #: What the weights of a document's pairs of spans count as at least.
@@ -263,7 +264,7 @@ class SpanKl(SpanTerm, RowObjective):
         shared = self._tokens.rows(self.matrices)
         vectors, span_weights = self._compared(here.index, batch, device)
         riding = SpansOfPositions(
-            spans=here.spans,
+            spans=PositionSpans(here.spans),
             token_weights=here.at_positions(weights, len(batch.positions)),
             head=shared.teacher,
             vectors=vectors,

@@ -18,7 +18,6 @@ everything. The teacher's distributions are made from `final` and its output mat
 leaves out the student's alone; chunks are without it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,10 +30,10 @@ from trainer.batches.batch import Batch, Chunks
 from trainer.maths.ragged import at_least_float32, pointers
 from trainer.maths.ranked import Ranked
 from trainer.models.head import Head
-from trainer.objectives.base import Needs, Options, RowObjective
+from trainer.objectives.base import Needs, Options
 from trainer.objectives.chunks import (
     ChunkBatch,
-    ChunkDistances,
+    ChunkObjective,
     Compare,
     documents_with,
     positions_alone,
@@ -62,14 +61,14 @@ class UniversalOptions(Options):
         return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class SortedDistances(ChunkDistances):
-    """Of sorted distributions; of the teacher's states, or sorted before."""
+@dataclass(frozen=True)
+class ByRank:
+    """Comparison of sorted distributions; the teacher's are of its states, or sorted before."""
 
     head: Head | None  # the teacher's, for `final`
     final: Float[Tensor, "chunks teacher_hidden"] | None
     falling: Float[Tensor, "chunks most"] | None  # its likeliest tokens' probabilities
-    teacher_scales: Float[Tensor, " chunks"]
+    scales: Float[Tensor, " chunks"]  # the teacher's
     k: int | None
     temperature: float
 
@@ -81,22 +80,23 @@ class SortedDistances(ChunkDistances):
             assert self.final is not None
             teacher = self.head.logits(self.final[part])
 
-        def losses(logits: Tensor, scales: Tensor, rows: slice, within: slice) -> Tensor:
+        def losses(log_p: Tensor, scales: Tensor, rows: slice, within: slice) -> Tensor:
             if teacher is None:
                 assert self.falling is not None
-                theirs = Ranked.stored(self.falling[rows, : self.k].to(logits))
+                theirs = Ranked.stored(self.falling[rows, : self.k].to(log_p))
             else:
-                theirs = self._ranked(at_least_float32(teacher[within]))
-            theirs = theirs.scaled(self.teacher_scales[rows].to(logits).exp())
-            return self._ranked(logits).scaled(scales.exp()).distance(theirs)
+                theirs = self._ranked(at_least_float32(teacher[within]).log_softmax(1))
+            theirs = theirs.scaled(self.scales[rows].to(log_p).exp())
+            return self._ranked(log_p).scaled(scales.exp()).distance(theirs)
 
         return losses
 
-    def _ranked(self, logits: Float[Tensor, "chunks vocabulary"]) -> Ranked:
-        return Ranked.of((logits / self.temperature).softmax(1), self.k)
+    def _ranked(self, log_p: Float[Tensor, "chunks vocabulary"]) -> Ranked:
+        """At the temperature, which those of 1 have everything for."""
+        return Ranked.of(log_p if self.temperature == 1 else (log_p / self.temperature).log_softmax(1), self.k)
 
 
-class UniversalLogits(RowObjective):
+class UniversalLogits(ChunkObjective):
     """ULD. Needs no common tokenizer."""
 
     options: ClassVar[type[Options]] = UniversalOptions
@@ -112,36 +112,30 @@ class UniversalLogits(RowObjective):
     def denominators(self, batch: Batch) -> Float[Tensor, " one"]:
         """The number of documents with something to compare, or of the student's response tokens."""
         if self.config.reduce == "document":
-            return documents_with(self._chunks(batch))
+            return documents_with(self.chunks(batch))
         return torch.tensor([len(batch.targets)], dtype=torch.float64)
 
-    def work(
-        self, states: Mapping[int, Float[Tensor, "tokens hidden"]], batch: Batch, factor: float
-    ) -> SortedDistances:
-        """The distance of every chunk, or at every position that both sides have."""
-        hidden, head, teacher = states[max(states)], self.matrices.teacher_head, batch.teacher
+    def weights(self, chunks: ChunkBatch) -> Float[Tensor, " chunks"] | None:
+        """In a sum over tokens, each counts alike."""
+        return chunks.weights if self.config.reduce == "document" else None
+
+    def comparison(self, batch: Batch, chunks: ChunkBatch, device: torch.device) -> ByRank:
+        """With the teacher's states or sorted distributions."""
+        head, teacher, stored = self.matrices.teacher_head, batch.teacher, self.config.source == "sorted"
         assert teacher is not None
-        chunks = ChunkBatch.of(self._chunks(batch), "bayesian", hidden)
-        rows, tokens = ChunkDistances.of_student(chunks, batch, hidden)
-        values = teacher.sorted if self.config.source == "sorted" else teacher.final
+        values = teacher.sorted if stored else teacher.final
         assert values is not None
         values = values.index_select(0, chunks.teacher.chosen)
-        return SortedDistances(
-            rows=rows,
-            tokens=tokens,
-            merged=chunks.student,
-            several=chunks.several,
-            weights=chunks.weights if self.config.reduce == "document" else None,
-            factor=factor,
+        return ByRank(
             head=head,
-            final=values if self.config.source == "final" else None,
-            falling=values if self.config.source == "sorted" else None,
-            teacher_scales=teacher_scales(teacher, chunks.teacher, head),
+            final=None if stored else values,
+            falling=values if stored else None,
+            scales=teacher_scales(teacher, chunks.teacher, head),
             k=self.config.k,
             temperature=self.config.temperature,
         )
 
-    def _chunks(self, batch: Batch) -> Chunks:
+    def chunks(self, batch: Batch) -> Chunks:
         """What is compared: chunks, or single positions."""
         if self.config.alignment == "chunks":
             assert batch.chunks is not None

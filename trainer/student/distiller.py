@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from schemas.training import DEFAULT_DATA
 from trainer.batches.batch import Batch
 from trainer.models.head import Head
-from trainer.models.row_losses import Rider, RowWork
+from trainer.models.row_losses import RowWork
 from trainer.objectives.base import (
     Aside,
     Embed,
     LogitObjective,
     Matrices,
     Objective,
+    Rider,
     RowObjective,
     StateObjective,
     TeacherRows,
@@ -120,15 +121,15 @@ class Distiller(nn.Module):
                     values[name] = value.detach()
                     shares.append(weights[name] * value)
             riders: dict[str, Rider] = {}
-            others: list[RowWork] = []
+            others: dict[str, RowWork] = {}
             for name, row_term in on_rows.items():
                 factor = weights[name] * scales[name]
-                if on_logits:
-                    rider, rest = row_term.work_beside(states, batch, factor)
-                    riders |= {} if rider is None else {name: rider}
-                else:
-                    rest = row_term.work(states, batch, factor)
-                others.append(rest)
+                if not on_logits:
+                    others[name] = row_term.work(states, batch, factor)
+                    continue
+                rider, rest = row_term.work_beside(states, batch, factor)
+                riders |= {} if rider is None else {name: rider}
+                others |= {} if rest is None else {name: rest}
             work = LogitWork.of(
                 batch,
                 states,
@@ -139,9 +140,9 @@ class Distiller(nn.Module):
                 self.student.final_norm,
                 tuple(riders.values()),
             )
-            share, sums = self.student.head(states[self.student.depth][batch.positions], work, others)
+            share, sums = self.student.head(states[self.student.depth][batch.positions], work, tuple(others.values()))
             shares.append(share)
-            for name, each in zip((*on_logits, *riders, *on_rows), sums.unbind(), strict=True):
+            for name, each in zip((*on_logits, *riders, *others), sums.unbind(), strict=True):
                 values[name] = values.get(name, 0) + each * scales[name]
         if self._several:
             shares += self._untouched(terms, states)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from trainer.batches.batch import Batch
 from trainer.maths.ragged import at_least_float32
 from trainer.models.head import Head
-from trainer.models.row_losses import Evaluate, Gradients, Rider, RowWork, Stream, accumulate, exact
-from trainer.objectives.base import Aside, LogitObjective, Logits
+from trainer.models.row_losses import Evaluate, Gradients, RowWork, Stream, accumulate, exact
+from trainer.objectives.base import Aside, LogitObjective, Logits, Rider
 
 #: In float16, factors of losses are scaled so that the largest is this, until the backward pass: derivatives of a loss by
 #: a logit are then held from 2^-32 to 2^7, however small the factors, to which the scale of the loss comes only later.
@@ -107,10 +107,9 @@ class LogitWork:
 
     @cached_property
     def bounds(self) -> list[int] | None:
-        """Those of all riders."""
-        if not self.riders:
-            return None
-        return sorted(set.intersection(*({*each.bounds} for each in self.riders)))
+        """Those that all riders have."""
+        bounds = [{*each.bounds} for each in self.riders if each.bounds is not None]
+        return sorted(set.intersection(*bounds)) if bounds else None
 
     @property
     def _projected(self) -> dict[LogitObjective, Float[Tensor, "positions hidden"]]:
@@ -162,7 +161,7 @@ class LogitWork:
                 },
             )
             sums = [each.per_token(logits).sum() for each in self.objectives]
-            return torch.stack([*sums, *(loss(last, rows, within) for loss in along)])
+            return torch.stack([*sums, *(loss(logits, rows, within) for loss in along)])
 
         return evaluate
 

@@ -237,15 +237,16 @@ def test_without_gradient_the_value_is_the_same():
     torch.testing.assert_close(value, problem.value(term).detach(), rtol=0, atol=0)
 
 
-def test_chunks_of_several_tokens_come_first():
+def test_chunks_in_any_order():
+    """Each with what it counts in its document's mean."""
     chunks = Chunks(
         torch.tensor([[0, 1], [1, 3], [4, 5], [5, 9]]), torch.tensor([[0, 2], [2, 3], [3, 4], [5, 8]]), pointers([3, 1])
     )
-    batch = ChunkBatch.of(chunks, "bayesian", torch.zeros(1))
-    assert batch.student.chosen.tolist() == [2, 8, 0, 4]
-    assert batch.teacher.chosen.tolist() == [2, 7, 1, 3]
-    assert batch.several == 2
-    torch.testing.assert_close(batch.weights, torch.tensor([1 / 3, 1, 1 / 3, 1 / 3]))
+    some = ChunkBatch.of(chunks, "bayesian", torch.tensor([1, 3, 0]), torch.zeros(1))
+    assert some.student.chosen.tolist() == [2, 8, 0]
+    assert some.teacher.chosen.tolist() == [2, 7, 1]
+    assert some.spans.tolist() == [[1, 3], [5, 9], [0, 1]]
+    torch.testing.assert_close(some.weights, torch.tensor([1 / 3, 1, 1 / 3]))
 
 
 def test_vocabularies_with_nothing_in_common_are_told_what_does_without():

@@ -10,7 +10,8 @@ from trainer.models import head as head_module
 from trainer.objectives import build
 from trainer.objectives.base import MinedNeed, Needs
 from trainer.objectives.cross_space import SharedRows
-from trainer.objectives.mined import MinedDivergences
+from trainer.objectives.mined import MinedDivergences, MinedTargets
+from trainer.objectives.position_spans import PositionSpans
 from two_tokenizers import (
     DOCUMENTS,
     SHARED,
@@ -194,16 +195,15 @@ def test_no_matrix_of_all_logits(largest_tensor, monkeypatch):
     head.weight, head.bias = torch.nn.Parameter(wide), None
     teacher = replace(problem.teacher_head, weight=wide[:, :STUDENT], bias=None)
     states = torch.randn(rows, STUDENT, generator=generator)
-    work = MinedDivergences(
-        rows=states.requires_grad_(),
-        targets=torch.zeros(rows, dtype=torch.int64),
+    targets = MinedTargets(
+        following=torch.zeros(rows, dtype=torch.int64),
         teacher=SharedRows(torch.arange(vocabulary), teacher),
-        aligned=torch.arange(0, rows, 2),
+        aligned=PositionSpans.single(torch.arange(0, rows, 2)),
         final=states[::2].detach(),
         temperature=2.0,
         rule=term_of(aligned(TwoTokenizers())).config.rule,
-        factor=1.0,
     )
+    work = MinedDivergences(states.requires_grad_(), targets, 1.0)
     with largest_tensor:
         head(states, None, [work])[0].backward()
     assert largest_tensor.elements < 2 * 2**16 < rows * vocabulary

@@ -255,9 +255,9 @@ def test_beside_cross_entropy_spans_take_its_logits(monkeypatch, options, capped
     problem.fill()
     term = problem.term("span_kl", **options)
     loss, ((rider, rest),) = beside(problem, term)
-    lengths = rider.spans.diff(dim=1)
+    lengths = rider.spans.spans.diff(dim=1)
     assert (lengths.max() == 1) == bool(capped), "a mean of capped logits is not that of a mean"
-    assert len(rider.spans) > len(rest.rows) > 0
+    assert len(lengths) > len(rest.rows) > 0
     logits = after(problem.hidden @ problem.head.weight.t() + problem.head.bias, problem.head)[problem.batch.positions]
     plain = 0.5 * float(term.denominators(problem.batch)) * PLAIN["span_kl"](problem, term)
     expected = plain - 0.25 * logits.log_softmax(1).gather(1, problem.batch.targets[:, None]).sum()

@@ -23,7 +23,7 @@ def term_of(problem, **options):
 
 def sorted_distance(student, teacher, k, temperature=1.0):
     """Of rows of logits."""
-    ours, theirs = (Ranked.of((each / temperature).softmax(1), k) for each in (student, teacher))
+    ours, theirs = (Ranked.of((each / temperature).log_softmax(1), k) for each in (student, teacher))
     return ours.distance(theirs)
 
 
