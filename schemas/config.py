@@ -296,10 +296,19 @@ class SamplingConfig(Strict):
     """How a token is drawn. As it stands, from the model's whole distribution."""
 
     greedy: bool = False  # the likeliest token always; nothing else counts then
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)  # 0: all
     seed: int = Field(default=42, ge=0, lt=1 << 63)
+
+    @field_validator("temperature")
+    @classmethod
+    def _something_is_drawn(cls, temperature: float) -> float:
+        if temperature == 0:
+            raise ValueError(
+                "nothing can be drawn at 0; for the likeliest token always, set `sampling.greedy` (--greedy)"
+            )
+        return temperature
 
 
 class GeneratorConfig(ModelConfig):
@@ -312,6 +321,7 @@ class GenerateConfig(CorpusConfig):
     """Everything that decides the content of a file of responses."""
 
     model: GeneratorConfig
+    backend: Literal["transformers", "vllm"] = "transformers"  # what runs it; each has random numbers of its own
     fields: PromptFieldsConfig = PromptFieldsConfig()
     template: Name | None = None  # a chat template for all rows; None: the model's own, of conversations
     conversations: bool = False  # whether all rows are asked as conversations; found out

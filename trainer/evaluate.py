@@ -45,6 +45,16 @@ app = typer.Typer(
 
 SEEDS: Final = "10,20,30,40,50"
 INTERRUPTED: Final = "Interrupted; nothing was kept."
+
+
+def _drawn_at(temperature: float) -> float:
+    """Callback of `--temperature`."""
+    if temperature == 0:
+        raise typer.BadParameter("nothing can be drawn at 0; for the likeliest token always, pass --greedy.")
+    console.positive(temperature)
+    return temperature
+
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 
@@ -63,7 +73,7 @@ def run(
     ] = None,
     seeds: Annotated[str, typer.Option(help="One response a row with each.")] = SEEDS,
     greedy: Annotated[bool, typer.Option("--greedy", help="The likeliest token always; one response a row.")] = False,
-    temperature: Annotated[float, typer.Option(callback=console.positive, help="Divides the logits.")] = 1.0,
+    temperature: Annotated[float, typer.Option(callback=_drawn_at, help="Divides the logits.")] = 1.0,
     top_p: Annotated[
         float, typer.Option(max=1, callback=console.positive, help="Sample from the likeliest tokens of this mass.")
     ] = 1.0,

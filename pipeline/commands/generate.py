@@ -129,6 +129,13 @@ def generate(
     id_field: Annotated[
         str | None, typer.Option(help="Field with the row's id. Default: `id`."), Key("fields.id")
     ] = None,
+    backend: Annotated[
+        Literal["transformers", "vllm"] | None,
+        typer.Option(
+            help="What runs the model: transformers (default), or vLLM where it is installed, with random numbers of its own."
+        ),
+        Key("backend"),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, …"), Key("model.device")] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,

@@ -17,7 +17,7 @@ from pipeline.shards.ranks import ALONE, Rank
 from pipeline.shards.workspace import Layout, Workspace, require_same_run
 from schemas import console, files
 from schemas.console import counted
-from schemas.errors import StateError, UserError
+from schemas.errors import StateError, UsageError, UserError
 from schemas.responses import ResponsesManifest, manifest_of, read_responses_manifest, rejected_of, work_of
 from trainer.models.loading import placed
 
@@ -79,6 +79,11 @@ def generate(
 
     Raises `StateError` for a file that another run or somebody else has made, or that is being written.
     """
+    if plan.config.backend == "vllm" and (workers > 1 or rank.count > 1 or cluster is not None):
+        raise UsageError(
+            "--backend vllm runs in one process, in which it uses all there is: leave out --workers and --engine, and start "
+            "no ranks."
+        )
     if rank.number == 0:
         for note in plan.notes:
             console.stderr.print(console.Text(note, "yellow"))

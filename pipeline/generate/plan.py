@@ -61,12 +61,20 @@ class GeneratePlan:
     def record(self) -> dict[str, Any]:
         """What makes two runs the same run (`LAYOUT.recorded`)."""
         return {
-            "versions": {name: version(name) for name in ("mta-prep", "torch", "transformers")},
+            "versions": {name: version(name) for name in ("mta-prep", "torch", "transformers")} | self._backend(),
             "config": self.config.model_dump(mode="json"),
             "inputs": [file.model_dump() for file in self.corpus.files],
             "model": self.model,
             "template": self.template,
         }
+
+    def _backend(self) -> dict[str, str]:
+        """The version of a back end that is optional."""
+        if self.config.backend == "transformers":
+            return {}
+        from pipeline.generate.vllm_engine import vllm_version
+
+        return {"vllm": vllm_version()}
 
     @property
     def reads(self) -> dict[str, str]:
@@ -101,6 +109,10 @@ def planned(config: GenerateConfig, out: Path) -> Iterator[GeneratePlan]:
     """
     if config.template is not None:
         require_known(config.template)
+    if config.backend == "vllm":
+        from pipeline.generate.vllm_engine import require_vllm
+
+        require_vllm(config)
     located_here(config.model, "model")
     with spool_beside(out, config.inputs) as spool:
         corpus = open_corpus(config, spool)

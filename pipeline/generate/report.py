@@ -117,4 +117,8 @@ def _asked(model: dict[str, Any], template: dict[str, Any] | None, config: Gener
         else f"temperature {drawn.temperature:g}, top-p {drawn.top_p:g}, top-k {drawn.top_k or 'all'}, seed {drawn.seed}"
     )
     through = "ready-made and Alpaca prompts" if template is None else f"chat template {template['source']}"
-    return f"{model['name']} ({model['sha256'][:16]}), {through}; {how}; at most {counted(config.max_new_tokens, 'new token')}."
+    by = ", by vLLM with random numbers of its own" if config.backend == "vllm" else ""
+    return (
+        f"{model['name']} ({model['sha256'][:16]}), {through}{by}; {how}; at most "
+        f"{counted(config.max_new_tokens, 'new token')}."
+    )

@@ -1,34 +1,22 @@
-"""The shard function of a file of responses: rows of prompts through the model, answered rows out.
+"""The shard function of a file of responses: rows of prompts through the model, answered rows out."""
 
-Prompts of a shard that are of like length generate together. On a CPU several batches are in work at a time, each in a
-thread with a copy of the model that shares its weights, and torch's own threads are off: so a response does not depend
-on how many cores there are. A row's random numbers are of the seed and its own number alone.
-"""
-
-import collections.abc
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import IO, Any, Final
 
 from pipeline.generate.exchange import FINISHED, Exchange, exchange_of, id_of, reading_of
 from pipeline.generate.fields import Naming
+from pipeline.generate.responder import Responder
 from pipeline.read.records import Record, Rejected
 from pipeline.shards.pool import Tick, untold
 from schemas.config import GenerateConfig, ModelConfig
 from schemas.errors import UsageError
 from schemas.rows import Reason, RowError
 from trainer.evaluation.answers import Decoder
-from trainer.evaluation.batches import batches_by_length, responses_of
-from trainer.evaluation.generate import Generator, Prompt, Response, Sampling
+from trainer.evaluation.generate import Prompt, Response
 from trainer.evaluation.prompts import Prompter
-from trainer.evaluation.responses import load
-from trainer.models.twin import twin
 
 #: Of a prompt for a model that has no limit.
 _NO_LIMIT: Final = 1 << 40
@@ -69,29 +57,24 @@ class GenerateStage:
     def __init__(self, config: GenerateConfig, model: ModelConfig, threads: int) -> None:
         """Loads the model: `model` is the config's, with its place settled. `threads`: batches in work at a time on a CPU.
 
-        Raises `UserError` and its kin as `load` does, `UsageError` for a model that leaves no room for a prompt.
+        Raises `UserError` and its kin as the back end does, `UsageError` for a model that leaves no room for a prompt.
         """
         self._config, self._naming = config, Naming.of(config.fields)
-        loaded = load(model, config.template, config.conversations)
-        self._device = loaded.teacher.device
+        self.responder = _responder(config, model, threads)
+        speech = self.responder.speech
         self._prompter = Prompter(
-            loaded.tokenizer, loaded.template, _longest_prompt(config, loaded.teacher.max_length), "mta-prep generate"
+            speech.tokenizer,
+            speech.template,
+            _longest_prompt(config, self.responder.max_length),
+            "mta-prep generate",
         )
-        self._text_of = Decoder(loaded.tokenizer, loaded.ending.text)
-        self._stop: list[str] = loaded.tokenizer.convert_ids_to_tokens(list(loaded.stop))
-        drawn = config.sampling
-        first = Generator(
-            loaded.teacher.model,
-            loaded.stop,
-            config.max_new_tokens,
-            Sampling(drawn.temperature, drawn.top_k, drawn.top_p),
-        )
-        # what other libraries have put into a model (placement over devices, packed weights) belongs to one copy
-        shareable = self._device.type == "cpu" and not (model.device_map or model.quantization)
-        self.threads = threads if shareable else 1
-        self._idle: SimpleQueue[Generator] = SimpleQueue()
-        for number in range(self.threads):
-            self._idle.put(twin(first, loaded.teacher.model) if number else first)
+        self._text_of = Decoder(speech.tokenizer, speech.ending.text)
+        self._stop: list[str] = speech.tokenizer.convert_ids_to_tokens(list(speech.stop))
+
+    @property
+    def threads(self) -> int:
+        """Batches in work at a time."""
+        return self.responder.threads
 
     def run(self, item: Sequence[Record | Rejected], tick: Tick = untold) -> ResponseShard:
         """One shard of input rows, of which each is answered or left out with its reason."""
@@ -152,34 +135,18 @@ class GenerateStage:
         drawn = self._config.sampling
         seed = None if drawn.greedy else drawn.seed
         prompts = [Prompt(exchange.asked.ids, exchange.record.number, seed) for exchange in exchanges]
-        batches = list(batches_by_length(prompts, self._config.batch_size))
-        by_place: dict[int, Response] = {}
-        with closing(self._in_threads(prompts, batches)) as results:
-            for places, responses in zip(batches, results, strict=True):
-                by_place |= dict(zip(places, responses, strict=True))
-                tick(len(places), sum(len(response.ids) for response in responses))
-        return [by_place[place] for place in range(len(prompts))]
+        return self.responder(prompts, tick)
 
-    def _in_threads(
-        self, prompts: Sequence[Prompt], batches: Sequence[list[int]]
-    ) -> collections.abc.Generator[list[Response], None, None]:
-        """The batches' responses, in order; whatever ends this early ends the threads with it."""
-        ended = threading.Event()
 
-        def respond(places: list[int]) -> list[Response]:
-            generator = self._idle.get()
-            generator.interrupted = ended.is_set
-            try:
-                return responses_of([prompts[place] for place in places], generator, self._device)
-            finally:
-                self._idle.put(generator)
+def _responder(config: GenerateConfig, model: ModelConfig, threads: int) -> Responder:
+    """The back end that the config names, which takes seconds to import."""
+    if config.backend == "vllm":
+        from pipeline.generate.vllm_engine import VllmEngine
 
-        pool = ThreadPoolExecutor(self.threads)
-        try:
-            yield from pool.map(respond, batches)
-        finally:
-            ended.set()
-            pool.shutdown(cancel_futures=True)
+        return VllmEngine(config, model)
+    from pipeline.generate.batches import Batches
+
+    return Batches(config, model, threads)
 
 
 def _longest_prompt(config: GenerateConfig, limit: int | None) -> int:

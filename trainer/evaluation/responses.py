@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,28 @@ from trainer.models.tokenizer import tokenizer_beside
 
 
 @dataclass(frozen=True)
+class Speech:
+    """What turns a model's tokens into responses, and says where these end."""
+
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase
+    template: ChatTemplate | None  # for conversations
+    ends: int | Sequence[int] | None  # what the model's generation config calls end of sequence
+
+    @cached_property
+    def ending(self) -> Ending:
+        """What follows an answer in the chat template."""
+        return Ending("", ()) if self.template is None else ending_of(self.template, self.tokenizer)
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Ids that end a response: all that the generation config or the tokenizer calls end of sequence, and the one that
+        ends a turn in the chat template."""
+        ids = self.ends if isinstance(self.ends, Sequence) else [self.ends]
+        ends = [*ids, self.tokenizer.eos_token_id, *self.ending.special[:1]]
+        return tuple(sorted({index for index in ends if index is not None}))
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A model to evaluate, with the tokenizer beside it."""
 
@@ -35,18 +58,19 @@ class Loaded:
     template: ChatTemplate | None = None  # for conversations
 
     @property
+    def speech(self) -> Speech:
+        """Its tokenizer, template and ends."""
+        return Speech(self.tokenizer, self.template, self.teacher.model.generation_config.eos_token_id)
+
+    @property
     def ending(self) -> Ending:
         """What follows an answer in the chat template."""
-        return Ending("", ()) if self.template is None else ending_of(self.template, self.tokenizer)
+        return self.speech.ending
 
     @property
     def stop(self) -> tuple[int, ...]:
-        """Ids that end a response: all that the generation config or the tokenizer calls end of sequence, and the one that
-        ends a turn in the chat template."""
-        told = self.teacher.model.generation_config.eos_token_id
-        ids = told if isinstance(told, list) else [told]
-        ends = [*ids, self.tokenizer.eos_token_id, *self.ending.special[:1]]
-        return tuple(sorted({index for index in ends if index is not None}))
+        """Ids that end a response (`Speech.stop`)."""
+        return self.speech.stop
 
 
 def load(config: ModelConfig, template: str | None = None, conversations: bool = False) -> Loaded:

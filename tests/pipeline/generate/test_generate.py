@@ -261,7 +261,7 @@ def test_what_is_interrupted_ends_at_once(config, model, tmp_path):
         ((_, item),) = plan.items(lambda index: True)
         with pytest.raises(KeyboardInterrupt):
             stage.run(item, tick)
-        assert stage._idle.qsize() == 2, "a thread goes on"
+        assert stage.responder.idle.qsize() == 2, "a thread goes on"
         assert sum(told) == 1
 
 
@@ -380,7 +380,11 @@ def test_rows_that_get_no_answer_are_told(command, model, tmp_path, monkeypatch)
         (["-o", "rows.jsonl"], Exit.STATE, "`mta-prep generate` has not made it"),
         (["-o", "new.jsonl", "--max-new-tokens", "5000"], Exit.USAGE, "--max-new-tokens 5000 leaves none for a prompt"),
         (["-o", "new.jsonl", "--top-p", "1.5"], Exit.USAGE, "top_p"),
-        (["-o", "new.jsonl", "--temperature", "0"], Exit.USAGE, "temperature"),
+        (
+            ["-o", "new.jsonl", "--temperature", "0"],
+            Exit.USAGE,
+            "for the likeliest token always, set `sampling.greedy`",
+        ),
         (
             ["-o", "new.jsonl", "--max-prompt-length", "2"],
             Exit.INPUT,
