@@ -72,8 +72,8 @@ def test_nothing_goes_round(arrows):
 
 #: What a package brings along as a part of itself, imported by another name.
 PARTS = {"pydantic_core": "pydantic"}
-#: The standard library's from Python 3.14 on, trackers that a person chooses and installs, an extra that is asked for.
-UNDECLARED = {"compression", "wandb", "trackio", "ray"}
+#: The standard library's from Python 3.14 on, trackers that a person chooses and installs, extras that are asked for.
+UNDECLARED = {"compression", "wandb", "trackio", "ray", "vllm"}
 
 
 def test_what_is_imported_is_declared():
