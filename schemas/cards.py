@@ -14,7 +14,7 @@ def parted(card: str) -> tuple[dict[str, Any], str]:
     front, fence, text = card.removeprefix(_FENCE).partition(f"\n{_FENCE}")
     try:
         values = yaml.safe_load(front) if fence else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         values = None
     return (values, text) if isinstance(values, dict) else ({}, card)
 

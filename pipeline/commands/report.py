@@ -8,14 +8,16 @@ import typer
 from pipeline.commands.flags import JsonFlag
 from schemas import console
 from schemas.manifest import require_there
+from trainer.hub.folders import local_folder
 
 
 def report(
     targets: Annotated[
         list[Path],
         typer.Argument(
-            help="Prepared datasets, teacher caches, training runs; and results of evaluations.",
+            help="Prepared datasets and teacher caches, also as hf://datasets/OWNER/NAME; training runs; results of evaluations.",
             metavar="DATASET|CACHE|RUN…",
+            parser=local_folder,
             show_default=False,
         ),
     ],

@@ -47,13 +47,21 @@ def push(contents: Contents, name: HubName, licences: Licences, *, private: bool
     Raises `UsageError` for licences that are not stated, or a repository that holds something else; `StateError` if the
     folder is damaged or the repository changes meanwhile; `ResourceError` if the Hub refuses or cannot be reached.
     """
-    card_path = contents.folder / CARD
-    card = pushed_card(card_path.read_text(encoding="utf-8") if card_path.is_file() else "", contents, name, licences)
+    card = pushed_card(_card_in(contents.folder), contents, name, licences)
     with tempfile.TemporaryDirectory(prefix="mta-prep-push-") as folder, own_progress():
         _require_card(card, name, contents)
         transfer = _Transfer(contents, name, Path(folder), quiet)
         before = transfer.repository(private)
         return transfer.commit(before, transfer.send(), card)
+
+
+def _card_in(folder: Path) -> str:
+    """The card of a folder; an empty one where there is none. Raises `UsageError` for one that is no text."""
+    path = folder / CARD
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 (byte {error.start + 1}). Save it as that.") from None
 
 
 def _require_card(card: str, name: HubName, contents: Contents) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from schemas import cards, console, files
-from schemas.errors import StateError
+from schemas.errors import StateError, UsageError
 from schemas.hub import CARD, LISTING, HubName, Kind, Listing, PushedFile, read_listing
 from schemas.manifest import MANIFEST, Manifest, ShardFile, read_manifest
 from trainer.hub import restoring
@@ -92,9 +92,14 @@ class Snapshot:
 def pull(name: HubName, out: Path, *, quiet: bool) -> Pulled:
     """Fetch a repository into the folder `out`; if that holds it already, it is read through.
 
-    Raises `StateError` if `out` holds something else or another pull into it is at work, or if the repository holds nothing
-    that was pushed or anything that is not what was; `UserError` and `ResourceError` for what cannot be had.
+    Raises `UsageError` for a folder that the caller stands in, which cannot give way to another; `StateError` if `out` holds
+    something else or another pull into it is at work, or if the repository holds nothing that was pushed or anything that is
+    not what was; `UserError` and `ResourceError` for what cannot be had.
     """
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UsageError(f"{out} is the folder you are in, or one around it; choose a new folder with -o.")
+    if out.name == "..":
+        out = out.resolve()  # for the names beside it
     name = existing(name)
     with _held(out), own_progress():
         return pull_commit(Snapshot(name, commit_of(name)), out, quiet=quiet)

@@ -345,6 +345,34 @@ def test_a_folder_that_holds_it_already_is_read_through(pushed, pull, prepared, 
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("out", [".", "..", "/", "new/.."])
+def test_the_folder_that_one_stands_in_does_not_give_way(pushed, pull, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    refused(pull(out=out), Exit.USAGE, "is the folder you are in, or one around it")
+    assert not pushed.requests
+
+
+def test_a_folder_may_be_told_by_one_in_it(pushed, pull, tmp_path):
+    (tmp_path / "target" / "inner").mkdir(parents=True)
+    refused(pull(out=tmp_path / "target" / "inner" / ".."), Exit.STATE, "holds something else")
+    (tmp_path / "target" / "inner").rmdir()
+    assert not hidden(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("card", "code"),
+    [(b"---\nlicense: \xff\n---\n", Exit.USAGE), (b"---\n" + b"[" * 5_000 + b"\n---\n", Exit.OK)],
+    ids=["no-text", "deep"],
+)
+def test_a_card_may_be_anything(hub, push, prepared, tmp_path, card, code):
+    folder = tmp_path / "carded"
+    shutil.copytree(prepared, folder)
+    (folder / "README.md").write_bytes(card)
+    got, _, err = push(folder=folder)
+    assert got == code, err
+    assert ("is not UTF-8 (byte 14)" in err) == (code == Exit.USAGE)
+
+
 def test_a_damaged_folder_is_not_pushed(hub, push, prepared, tmp_path):
     for number, file in enumerate(["data-00002-of-00005.arrow", "vocabulary.safetensors"]):
         folder = tmp_path / f"damaged-{number}"

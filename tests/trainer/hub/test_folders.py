@@ -132,6 +132,7 @@ def test_commands_take_names_on_the_hub(hub, push, command, prepared, tiny_teach
     assert code == 0, err
     assert "24 rows" in out or "rows" in out
     assert command("verify", DATASET, "--quick")[0] == 0
+    assert command("report", DATASET, "--rows", "1", "-o", tmp_path / "page.html")[0] == 0
     code, _, err = command("align", DATASET, "--student", "embedded:sentencepiece-bpe")
     assert code == Exit.USAGE
     assert "pass --out FOLDER" in err
