@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from launching import launch
 from schemas.errors import StateError, UsageError
+from schemas.manifest import read_manifest
 from schemas.training import TrainConfig
 from study import jobs, page, run
 from study.arms import ARMS, grid
@@ -137,6 +138,8 @@ def test_the_command_trains_measures_and_tells(tmp_path):
     assert max(teacher["kl"]) < 1e-3 < min(student["kl"])  # a teacher is itself
     assert results["srkl-mta-1"]["last"].keys() == {"srkl", "dsa", "hidden"}
     assert "kl" not in results["cross-ce-1"]["tests"]["test-sample"]
+    limits = read_manifest(folder / "data" / "train-cross").config["student"]
+    assert (limits["max_length"], limits["max_prompt_length"]) == PROFILES["tiny"].lengths
     told = (folder / "study.md").read_text(encoding="utf-8")
     assert "| `srkl-mta` | `srkl` | KL(teacher ‖ student) |" in told
     assert (folder / "results" / page.PLOT).is_file()
