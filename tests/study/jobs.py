@@ -245,7 +245,7 @@ def config_of(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
 def _trained(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
     config = TrainConfig.parse(config_of(study, arm, seed), "study")
     began = time.monotonic()
-    folder = trained(config, study.profile.tf32 and not arm.exact)
+    folder, began_at = trained(config, study.profile.tf32 and not arm.exact)
     seconds = time.monotonic() - began
     records = [record for record in read_metrics(folder.parent / METRICS) if "tokens_per_second" in record]
     peak = max(record["memory_gb"] for record in records)
@@ -259,6 +259,7 @@ def _trained(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
         "arm": arm.name,
         "seed": seed,
         "steps": records[-1]["step"],
+        "began_at": began_at,  # of what the seconds are
         "training_seconds": round(seconds, 2),
         "tokens_per_second": [round(record["tokens_per_second"]) for record in records[1:]],
         "memory_gb": peak,

@@ -27,7 +27,11 @@ PLOT: Final = "differences.png"
 #: Beside the results: what was made once, and what has ended.
 COSTS: Final = "costs"
 RECORD: Final = "record"
-_MEASURES: Final[Mapping[str, str]] = {"kl": "KL(teacher ‖ student)", "ce": "cross-entropy"}
+_MEASURES: Final[Mapping[str, str]] = {
+    "kl": "KL(teacher ‖ student)",
+    "ce": "cross-entropy",
+    "reverse_kl": "KL(student ‖ teacher)",
+}
 Results = dict[str, dict[str, Any]]  # by name of the run
 
 
@@ -107,10 +111,15 @@ def ended(record: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _measures(cross: bool) -> list[str]:
+    """Those of a pair: a divergence is of one vocabulary."""
+    return ["ce"] if cross else list(_MEASURES)
+
+
 def scores(results: Results, cross: bool) -> list[str]:
     """What every arm came to: means over seeds, and how far seeds lie apart."""
     tests = tests_of(results)
-    measures = ["ce"] if cross else ["kl", "ce"]
+    measures = _measures(cross)
     names = ["cross-untrained"] if cross else ["teacher", "untrained"]
     arms = [name for name, arm in ARMS.items() if arm.cross == cross and seeds_of(results, name)]
     rows = []
@@ -133,7 +142,7 @@ def differences(results: Results, cross: bool) -> list[str]:
     test = tests_of(results)[0]
     rows = []
     for name, arm in ARMS.items():
-        for measure in ["ce"] if cross else ["kl", "ce"]:
+        for measure in _measures(cross):
             gap = compared(results, name, test, measure) if arm.cross == cross else None
             if gap is not None:
                 by_seed = " ".join(f"{value:+.4f}" for value in gap.by_seed)
@@ -156,6 +165,20 @@ def differences(results: Results, cross: bool) -> list[str]:
         ],
         rows,
     )
+
+
+def elsewhere(results: Results, cross: bool) -> list[str]:
+    """The same differences on the other test sets, each with its standard error; in bold what is larger than two of them."""
+    tests, measures = tests_of(results)[1:], _measures(cross)
+    rows = []
+    for name, arm in ARMS.items():
+        gaps = [compared(results, name, test, measure) for measure in measures for test in tests]
+        if arm.cross == cross and any(gaps):
+            cells = ["" if gap is None else f"{gap.mean:+.4f} ± {gap.error:.4f}" for gap in gaps]
+            marked = [f"**{cell}**" if gap and gap.shown else cell for gap, cell in zip(gaps, cells, strict=True)]
+            rows.append([f"`{name}`", f"`{arm.base}`", *marked])
+    headings = [f"{_MEASURES[measure]}, {test.removeprefix('test-')}" for measure in measures for test in tests]
+    return table(["arm", "base", *headings], rows) if tests else []
 
 
 def responses(results: Results) -> list[str]:
@@ -197,35 +220,26 @@ def costs(results: Results, folder: Path) -> list[str]:
             speed = np.mean(
                 [np.median(run["tokens_per_second"]) for run in runs if run["tokens_per_second"]] or [np.nan]
             )
-            seconds = np.mean([run["training_seconds"] for run in runs])
+            # one that went on after an interruption tells what came after it
+            whole = [run["training_seconds"] for run in runs if not run["began_at"]]
+            seconds = f"{np.mean(whole):.1f}" if whole else ""
             memory = max(run["memory_gb"] for run in runs)
-            rows.append(
-                [f"`{name}`", str(len(runs)), f"{runs[0]['steps']}", f"{seconds:.1f}", f"{speed:,.0f}", f"{memory:.2f}"]
-            )
-    return lines + table(["arm", "seeds", "steps", "seconds a run", "tokens/s", "GB"], rows)
+            cells = [f"{runs[0]['steps']}", seconds, f"{speed:,.0f}", f"{memory:.2f}"]
+            rows.append([f"`{name}`", f"{len(runs)}", *cells])
+    return lines + table(["arm", "seeds", "steps", "seconds a whole run", "tokens/s", "GB"], rows)
 
 
-def plot(results: Results, path: Path) -> None:
-    """Differences from the base with their intervals."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def drawn(results: Results) -> dict[str, dict[str, Difference]]:
+    """What is plotted: by measure, every arm against its base on the first test set."""
     test = tests_of(results)[0]
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    for axis, measure in zip(axes, _MEASURES, strict=True):
-        gaps = {name: gap for name in ARMS if (gap := compared(results, name, test, measure)) is not None}
-        for place, gap in enumerate(reversed(gaps.values())):
-            color = "C0" if gap.shown else "0.6"
-            axis.plot([gap.low, gap.high], [place, place], color=color)
-            axis.plot(gap.mean, place, "o", color=color)
-            axis.plot(gap.by_seed, [place] * len(gap.by_seed), "|", color="0.3")
-        axis.locator_params(axis="x", nbins=6)
-        axis.axvline(0, color="0.3", linewidth=0.8)
-        axis.set_yticks(range(len(gaps)), [f"{name} − {ARMS[name].base}" for name in reversed(gaps)])
-        axis.set_xlabel(f"{_MEASURES[measure]}, nats a token, {test.removeprefix('test-')}")
-    figure.savefig(path, dpi=110)
+    return {
+        f"{told}, nats a token, {test.removeprefix('test-')}": {
+            f"{name} − {arm.base}": gap
+            for name, arm in ARMS.items()
+            if (gap := compared(results, name, test, measure)) is not None
+        }
+        for measure, told in _MEASURES.items()
+    }
 
 
 def text(folder: Path) -> str:
@@ -239,10 +253,12 @@ def text(folder: Path) -> str:
         "",
         *scores(results, cross=False),
         *differences(results, cross=False),
+        *elsewhere(results, cross=False),
         *responses(results),
     ]
     if any(ARMS[result["arm"]].cross for result in results.values() if "arm" in result):
         lines += ["### Second pair", "", *scores(results, cross=True), *differences(results, cross=True)]
+        lines += elsewhere(results, cross=True)
     return "\n".join([*lines, "### What it took", "", *costs(results, folder)]).rstrip()
 
 
@@ -255,7 +271,9 @@ def write(folder: Path, page: Path) -> None:
     write_text(page, f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
     results = read(folder)
     if any("arm" in result for result in results.values()):
-        plot(results, folder / PLOT)
+        from study.plot import plot  # slow to import
+
+        plot(drawn(results), folder / PLOT)
 
 
 if __name__ == "__main__":

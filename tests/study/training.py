@@ -4,6 +4,7 @@ import shutil
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,8 +23,15 @@ class StudyRun(Run):
             super()._save(held_out)
 
 
-def trained(config: TrainConfig, tf32: bool) -> Path:
-    """The exported student's folder; `tf32`: whether a GPU may shorten the factors of products. Raises as `trainer.run.train`."""
+class Trained(NamedTuple):
+    """What a run left."""
+
+    student: Path  # folder
+    began_at: int  # step; 0 but for one that went on after an interruption
+
+
+def trained(config: TrainConfig, tf32: bool) -> Trained:
+    """Train and export; `tf32`: whether a GPU may shorten the factors of products. Raises as `trainer.run.train`."""
     out = Path(config.out)
     torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
@@ -32,6 +40,7 @@ def trained(config: TrainConfig, tf32: bool) -> Path:
             times = [time.monotonic()]
             run = StudyRun(config, fresh=False)
             claim(out, config, overwrite=False)
+            began_at = run.done
             times.append(time.monotonic())
             run.train()
             times.append(time.monotonic())
@@ -42,4 +51,4 @@ def trained(config: TrainConfig, tf32: bool) -> Path:
     shutil.rmtree(out / FOLDER, ignore_errors=True)
     took = zip(("opened", "stepped", "exported"), pairwise(times), strict=True)
     console.stderr.print(", ".join(f"{what} in {end - began:.1f} s" for what, (began, end) in took))
-    return folder
+    return Trained(folder, began_at)
