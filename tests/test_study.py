@@ -14,9 +14,9 @@ from launching import launch
 from schemas.errors import StateError, UsageError
 from schemas.manifest import read_manifest
 from schemas.training import TrainConfig
-from study import jobs, page, run
+from study import jobs, page, plot, run
 from study.arms import ARMS, grid
-from study.compare import difference
+from study.compare import Difference, difference
 from study.profiles import PROFILES
 from study.run import at_once, opened
 from study.stages import Study
@@ -194,6 +194,16 @@ def test_the_page_tells_what_ended_and_why_the_rest_did_not():
     assert told[0] == "2 of 4 runs (an arm with a seed) ended, and 1 of 1 of what else is measured."
     assert "| ended | 2 | `srkl` 1, `ce` 1 | 1 | `teacher` |" in told
     assert "| out of memory | 2 | `srkl` 2 3 | 0 |  |" in told
+
+
+def test_a_difference_far_beyond_the_others_does_not_hide_them():
+    def gap(mean):
+        return Difference(mean, 0.01, mean - 0.02, mean + 0.02, (mean - 0.03, mean + 0.03))
+
+    near = [gap(mean) for mean in (-0.1, 0.1, 0.3, 0.4)]
+    assert plot._limit(near) == pytest.approx(1.1 * 0.43)
+    assert plot._limit([*near, gap(-9.0)]) == plot._limit(near)
+    assert plot._limit([]) == 1.0
 
 
 def test_the_page_in_the_repository_is_what_its_results_make():
