@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Int
 
 from schemas.errors import one_line
@@ -61,6 +60,8 @@ def numbers(column: pa.ChunkedArray | pa.Array) -> Int[np.ndarray, " rows"]:
 
 def place_of(column: pa.ChunkedArray, text: str) -> int | None:
     """The first row of a column of strings that has this text; None: none has. `pa.scalar` imports pandas."""
+    import pyarrow.compute as pc  # here, since most have no use for it
+
     encoded = text.encode("utf-8", "surrogatepass")
     ends = np.array([0, len(encoded)], dtype=np.int32)
     (wanted,) = pa.StringArray.from_buffers(1, pa.py_buffer(ends), pa.py_buffer(encoded))
