@@ -129,8 +129,12 @@ def contents():
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs `mta-prep` in this process: (exit code, standard output, standard error)."""
+    """Runs `mta-prep` in this process, without others but those it is told to start: (exit code, standard output, standard
+    error)."""
     from pipeline import cli
+    from pipeline.shards import pool
+
+    monkeypatch.setattr(pool, "default_workers", lambda: 1)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["mta-prep", *map(str, arguments)])
