@@ -155,20 +155,22 @@ def assert_close(found, expected):
         torch.testing.assert_close(found[name], each, rtol=0, atol=bound, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, (13,), (1,)])
 @pytest.mark.parametrize(
     ("name", "packing"), [*((name, True) for name in ALL), *((name, False) for name in ("llama", "gpt2", "opt"))]
 )
-def test_loss_and_gradients_are_the_plain_models(student_of, folder_of, name, packing, lengths):
-    student = student_of(name, packing=packing)
+def test_loss_and_gradients_are_the_plain_models(student_of, folder_of, name, packing):
+    student, model = student_of(name, packing=packing), plain_of(folder_of(name))
     assert student.packed == (packing and name in PACKED)
     assert student.training
-    batch, model = batch_of(lengths), plain_of(folder_of(name))
-    found, expected = loss_of(student, batch), plain_loss(model, batch)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
-    found.backward()
-    expected.backward()
-    assert_close(gradients_of(student.model), gradients_of(model))
+    for lengths in (LENGTHS, (13,), (1,)):
+        batch = batch_of(lengths)
+        student.zero_grad()
+        model.zero_grad()
+        loss, expected = loss_of(student, batch), plain_loss(model, batch)
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+        loss.backward()
+        expected.backward()
+        assert_close(gradients_of(student.model), gradients_of(model))
 
 
 #: With what may be done to queries, keys and scores: windows, caps small enough to matter, norms, groups of heads.
@@ -292,9 +294,7 @@ def test_dropout_of_attention_keeps_its_mean(options):
     value = torch.ones(1, 2, sum(lengths), 1)
     pack = Pack(pointers(lengths), 8)
     torch.manual_seed(0)
-    draws = [
-        attend(nn.Module(), query, key, value, None, dropout=0.4, mta_pack=pack, **options)[0] for _ in range(2000)
-    ]
+    draws = [attend(nn.Module(), query, key, value, None, dropout=0.4, mta_pack=pack, **options)[0] for _ in range(500)]
     every = torch.stack(draws)
     assert float(every.std(0).min()) > 0.1
     error = every.std(0) / len(draws) ** 0.5
