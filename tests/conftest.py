@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from browsing import browser  # noqa: F401  # a fixture
+from disks import small_disk  # noqa: F401  # a fixture
 from forks import forked_workers, killed_after, killed_at, on_full_disk, on_ranks, signalled_at  # noqa: F401  # fixtures
 from hub_stand_in import hub  # noqa: F401  # a fixture
 from same_folders import pytest_collect_directory  # noqa: F401  # a hook

@@ -2,13 +2,14 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import time
 
 import pytest
 
-from launching import compared, ended, launch, metrics, start, train_command, train_without
+from launching import compared, ended, launch, metrics, start, told, train_command, train_without
 from schemas.errors import Exit
 
 pytestmark = pytest.mark.xdist_group("trainer")
@@ -56,8 +57,9 @@ def test_killed_at_random_times(config, cache, tmp_path, kills):
     """In the same folder until the run is finished, then in the next; a checkpoint is written after every step."""
     settings = {"data": {"caches": [str(cache)]}, "objectives": TERMS, "checkpoint": {"every": 1}}
     whole, moments, unfinished = tmp_path / "whole", random.Random(11), 0
-    began = time.monotonic()
-    launch(1, train_command, "--config", config(whole, **settings))
+    pids = start(whole.with_suffix(".log"), 1, train_command, "--config", config(whole, **settings))
+    began = time.monotonic()  # what it is forked from has imported everything by now
+    assert ended(pids) == [0]
     took = time.monotonic() - began
     outs = iter(tmp_path / f"run-{number}" for number in range(kills + 1))
     out = next(outs)
@@ -75,6 +77,28 @@ def test_killed_at_random_times(config, cache, tmp_path, kills):
     assert unfinished > kills / 4, "hardly a run was killed before its end"
     launch(1, train_command, "--config", config(out, **settings))
     require_same(out, whole)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_any_moment(config, cache, small_disk, tmp_path):
+    """It grows each time; the first time there is no room for a log, then for one checkpoint after the other."""
+    (disk, sized), whole = small_disk, tmp_path / "whole"
+    settings = {"data": {"caches": [str(cache)]}, "objectives": TERMS, "checkpoint": {"every": 4}}
+    launch(1, train_command, "--config", config(whole, **settings))
+    checkpoint = sum(path.stat().st_size for path in (whole / "checkpoints" / "step-00000004").rglob("*"))
+    file = config(tmp_path / "run", **settings)
+    file.write_text(file.read_text().replace(str(tmp_path / "run"), str(disk / "out")))
+    for size, steps in ((4096, []), (checkpoint // 2, []), (checkpoint * 3 // 2, [4])):
+        sized(size)
+        ((code, said),) = told(file)
+        assert code == Exit.RESOURCE, said
+        assert re.search(r"No room left on the disk|cannot be written \(No space left on device\)", said)
+        assert "Traceback" not in said
+        assert [path.name for path in (disk / "out").glob("checkpoints/*")] == [f"step-{step:08d}" for step in steps]
+    sized("64m")
+    ((code, said),) = told(file)
+    assert code == 0, said
+    require_same(disk / "out", whole)
 
 
 def require_same(out, whole):
