@@ -6,7 +6,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -152,9 +152,15 @@ def _identified(config: GenerateConfig, out: Path, corpus: Corpus, sample: list[
 
 def _notes_on(config: GenerateConfig, sample: list[Record | Rejected]) -> tuple[str, ...]:
     """What `mta-prep parse` will say of the answered rows."""
-    naming = Naming.of(config.fields)
-    ready = {holds_something(naming.read(row.fields).get("prompt")) for row in sample if isinstance(row, Record)}
-    if config.conversations or len(ready) < 2:
+    if config.conversations:
+        return ()
+    ready = set()
+    for row in sample:
+        with suppress(RowError):
+            if isinstance(row, Record):
+                exchange = exchange_of(row, reading_of(config), None, Naming.of(config.fields))
+                ready.add(holds_something(exchange.fields.get("prompt")))
+    if len(ready) < 2:
         return ()
     return (
         "Some rows have a `prompt` and others none, and `mta-prep parse` reads one form of single prompts: keep them in two "

@@ -442,4 +442,7 @@ def test_dry_run_writes_nothing(command, model, tmp_path):
     code, said, _ = command(*line, "--json", "--template", "chatml")
     assert (code, json.loads(said)["rows"]) == (0, 7)
     assert json.loads(said)["notes"] == [], "all are conversations"
+    written(rows, [{"prompt": "The people"}, {"prompt": " "}, {"prompt": 5}, {"question": "What?"}])
+    code, said, _ = command(*line, "--json")
+    assert (code, json.loads(said)["notes"]) == (0, []), "the others cannot be asked"
     assert list(tmp_path.iterdir()) == [rows]
