@@ -15,7 +15,16 @@ from trainer.objectives.base import Rider
 from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.objectives.position_spans import PositionSpans
 from trainer.student.output_head import LogitWork
-from two_tokenizers import DOCUMENTS, SHARED, STUDENT_VOCABULARY, TwoTokenizers, aligned, chunked
+from two_tokenizers import (
+    DOCUMENTS,
+    SHARED,
+    STUDENT_VOCABULARY,
+    TEACHER,
+    TEACHER_VOCABULARY,
+    TwoTokenizers,
+    aligned,
+    chunked,
+)
 
 VARIOUS = (*DOCUMENTS, ((2, 3), (1, 0)), ((2, 0), (1, 3)), ((2, 9), (1, 8)), ((2, 3), (1, 1)))
 CAPPED = {"soft_cap": 3.0, "scale": 0.7}
@@ -90,6 +99,21 @@ def test_long_chunks_go_their_own_way(monkeypatch, named):
     assert rest == of_chunks * int(lengths[lengths > 2].sum()) > 0
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     problem.assert_same_gradients(loss, expected, terms[0], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(("name", "options"), [TERMS[0], TERMS[3], TERMS[5], TERMS[8]], ids=str)
+def test_no_matrix_of_all_logits(largest_tensor, monkeypatch, name, options):
+    """Of either side, whatever the number of positions."""
+    at_once, positions = 64, 600
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", at_once * STUDENT_VOCABULARY)
+    problem = problem_of((((1, positions), (1, positions)),))
+    (term,) = terms_of(problem, (name, options))
+    spans = torch.arange(0, positions, 2)[:, None] + torch.tensor([0, 2])
+    problem.batch = replace(problem.batch, chunks=Chunks(spans, spans, pointers([len(spans)])))
+    with largest_tensor:
+        beside(problem, term)[0].backward()
+    states = positions * TEACHER
+    assert largest_tensor.elements <= max(2 * at_once * TEACHER_VOCABULARY, states) < positions * STUDENT_VOCABULARY
 
 
 def test_texts_of_a_turn_in_another_order():
