@@ -3,6 +3,7 @@
 YAML knows more: infinity, sets, bytes, keys that are no text, and lists that hold themselves.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final
@@ -15,7 +16,7 @@ from schemas.errors import quoted
 _SCALARS: Final = (str, int, float, type(None))
 #: Levels and values of what may be anything. With aliases, a few lines of YAML make it endless.
 _DEPTH: Final = 64
-_MOST: Final = 100_000
+_MOST: Final = 10_000
 
 
 def _plain(value: Any) -> Any:
@@ -27,10 +28,10 @@ def _plain(value: Any) -> Any:
             raise ValueError(f"{where}{leaf}, no finite number" if key else "input should be a finite number")
         if not isinstance(leaf, _SCALARS):
             raise ValueError(f"{where}neither text nor a number, and no list or mapping of such")
-    return value
+    return json.loads(json.dumps(value))
 
 
-#: Any such value. Others are refused with their key.
+#: Any such value, with keys of text in its mappings. Others are refused with their key.
 Plain = Annotated[Any, BeforeValidator(_plain)]
 
 
@@ -41,7 +42,11 @@ def _leaves(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, An
         return
     if depth == _DEPTH:
         raise ValueError(f"it is nested deeper than {_DEPTH} levels, or holds itself")
-    for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
-        if not isinstance(name, str | int):
+    names = value if isinstance(value, Mapping) else range(len(value))
+    if len({str(name) for name in names}) < len(value):
+        raise ValueError("a key stands twice, as text and as a number")
+    for name in names:
+        inner = value[name]
+        if isinstance(name, bool) or not isinstance(name, str | int):
             raise ValueError(f"a key is {quoted(name)}, no text")
         yield from _leaves(inner, f"{key}.{name}" if key else str(name), depth + 1)
