@@ -104,7 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         token = self.headers.get("Authorization")
         self.signed = token == f"Bearer {TOKEN}"
-        routes = ((re.fullmatch(pattern, request), answer) for pattern, answer in self.ROUTES)
+        asked = request.replace("HEAD", "GET", 1) if self.command == "HEAD" else request  # the same without its body
+        routes = ((re.fullmatch(pattern, asked), answer) for pattern, answer in self.ROUTES)
         match, answer = next((route for route in routes if route[0]), (None, None))
         if isinstance(self.fault, int) or match is None:
             self._send(self.fault or 404, b"{}")
@@ -283,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
         (rf"POST {_API}/paths-info/(?P<rev>.+)", paths_info),
         (rf"POST {_FILES}\.git/info/lfs/objects/batch", batch),
         (r"PUT /objects/(?P<oid>\w+)", put),
-        (rf"(?:GET|HEAD) {_FILES}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", resolve),
+        (rf"GET {_FILES}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", resolve),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,24 +87,25 @@ def runs_section(folders: Sequence[Path], evaluations: Sequence[Path] = (), anch
     runs = [_run(folder, name, look) for folder, name, look in zip(folders, names, LOOKS, strict=False)]
     inside = [path for folder in folders for path in sorted(folder.glob("*.json")) if is_evaluation(path)]
     results = {path: read_result(path) for path in dict.fromkeys([*evaluations, *inside])}
-    compared, notes = _compared(results)
+    models = _models(results, runs)
+    compared, notes = _compared(results, models)
     return RunsSection(
         folder=", ".join(names or [str(path) for path in evaluations]),
         anchor=anchor,
         runs=[(run.name, run.look) for run in runs],
         panels=_panels(runs),
         ends=[_end(run) for run in runs],
-        scores=[_score(_model(result), file) for result in results.values() for file in result.files],
+        scores=[_score(models[path], file) for path, result in results.items() for file in result.files],
         held_out=[
             (
-                _model(result),
+                models[path],
                 held.dataset,
                 number(held.rows),
                 number(held.tokens),
                 f"{held.loss:.4f}",
                 f"{held.perplexity:.3f}",
             )
-            for result in results.values()
+            for path, result in results.items()
             if (held := result.held_out) is not None
         ],
         compared=compared,
@@ -149,8 +151,13 @@ def _end(run: Run) -> tuple[str, ...]:
     )
 
 
-def _model(result: Result) -> str:
-    return str(result.model["name"])
+def _models(results: Mapping[Path, Result], runs: Sequence[Run]) -> dict[Path, str]:
+    """What each evaluated model is called: by its run, in whose folder the file lies; else as it was, or by the file if
+    several were called so."""
+    of_runs = {run.folder: run.name for run in runs}
+    called = {path: of_runs.get(path.parent) or str(result.model["name"]) for path, result in results.items()}
+    twice = {name for name, count in Counter(called.values()).items() if count > 1} - {*of_runs.values()}
+    return {path: f"{name} ({path})" if name in twice else name for path, name in called.items()}
 
 
 def _score(model: str, file: FileResult) -> tuple[str, ...]:
@@ -172,7 +179,7 @@ def _score(model: str, file: FileResult) -> tuple[str, ...]:
     )
 
 
-def _compared(results: Mapping[Path, Result]) -> tuple[list[tuple[str, ...]], list[str]]:
+def _compared(results: Mapping[Path, Result], models: Mapping[Path, str]) -> tuple[list[tuple[str, ...]], list[str]]:
     """Every evaluation less the first, and why some cannot be compared."""
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
@@ -193,7 +200,7 @@ def _compared(results: Mapping[Path, Result]) -> tuple[list[tuple[str, ...]], li
         for measure, differences in (("ROUGE-L", comparison.rouge_l), ("EM", comparison.exact_match)):
             rows += [
                 (
-                    f"{_model(results[other])} − {_model(results[first])}",
+                    f"{models[other]} − {models[first]}",
                     difference.name,
                     measure,
                     f"{difference.difference:+.2f}",

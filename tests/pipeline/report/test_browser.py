@@ -60,6 +60,9 @@ def test_nothing_overflows(sample_page, width):
     page, events = sample_page
     with all_open(page):
         assert overflowing(page, width) == []
+        # no column of single letters
+        cells = "[...document.querySelectorAll('td:not(.n), th:not(.n)')].map(cell => cell.clientWidth)"
+        assert min(page.evaluate(cells)) > 60
         assert events == []
 
 

@@ -18,6 +18,7 @@ from schemas.errors import Exit
 from schemas.manifest import read_cache_manifest, read_manifest
 from trainer.cache import TeacherCache
 from trainer.engine.monitor import METRICS
+from trainer.evaluation.results import read_result
 
 
 def test_sizes_are_those_of_the_rows(prepared):
@@ -129,6 +130,21 @@ def test_evaluations_have_intervals_and_are_compared_with_the_first(runs):
     assert rouge_l[2:5] == ("ROUGE-L", "+1.00", "+1.00 to +1.00")
     assert exact[2:4] == ("EM", "+0.00")
     assert section.notes == []
+
+
+def test_evaluated_models_can_be_told_apart(runs, tmp_path):
+    """Exported students are all called by the name of their folder, `student`."""
+    paths = []
+    for name in ("a", "b", "other"):
+        result = read_result(runs[0] / "dolly.json")
+        paths.append(tmp_path / f"{name}.json")
+        model = {"name": "teacher" if name == "other" else "student"}
+        paths[-1].write_text(result.model_copy(update={"model": model}).model_dump_json(), encoding="utf-8")
+    section = runs_section(runs, paths)
+    a, b, _ = paths
+    names = [row[0] for row in section.scores]
+    assert names == [f"student ({a})", f"student ({b})", "teacher", "sft", "mta<b>"]
+    assert {row[0] for row in section.compared} == {f"{name} − student ({a})" for name in names[1:]}
 
 
 def test_a_run_that_diverged_says_so(runs, tmp_path):
