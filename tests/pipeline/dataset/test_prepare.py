@@ -13,7 +13,8 @@ from datasets import load_from_disk
 from pipeline.align.spans import Tokens
 from pipeline.dataset.prepare import estimate, prepare
 from pipeline.dataset.realign import realign
-from pipeline.dataset.verify import tree_problem, verify
+from pipeline.dataset.verify import verify
+from pipeline.dataset.verify_rows import tree_problem
 from pipeline.read.locating import Locator
 from schemas import embedded
 from schemas.columns import GRANULARITIES, SIDES, arrow_schema

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from chat_kinds import ALTERNATING, ENDING_ELSEWHERE, KINDS, conversation, exchanges
 from pipeline.align.spans import Ragged, Texts, Tokens
 from pipeline.dataset.decoding import Decoder
-from pipeline.dataset.verify import offset_problem, row_problem, token_problem
+from pipeline.dataset.verify_rows import offset_problem, row_problem, token_problem
 from pipeline.read.chat_tokenizer import ChatTokenizer
 from pipeline.read.contents import learnt_contents, placed
 from pipeline.read.segment import Segmenter
