@@ -184,19 +184,19 @@ def test_results_come_in_the_order_given(teacher_of, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("deepest", [0, 1, 3])
-def test_a_cut_teacher_gives_the_whole_ones_states(teacher_of, name, deepest):
-    request = Request(layers=(0, deepest), attention=(deepest,) if deepest else ())
-    assert request.deepest == deepest
-    cut = teacher_of(name, deepest)
-    assert len(cut.layers) == max(deepest, 1)
-    assert cut.depth == DEPTH
-    documents = documents_of(LENGTHS)
-    found, expected = Forward(cut, request)(documents), Forward(teacher_of(name), request)(documents)
-    for layer in request.layers:
-        assert torch.equal(found.states[layer], expected.states[layer])
-    for layer in request.attention:
-        assert torch.equal(found.attention[layer], expected.attention[layer])
+def test_a_cut_teacher_gives_the_whole_ones_states(teacher_of, name):
+    whole, documents = teacher_of(name), documents_of(LENGTHS)
+    for deepest in (0, 1, 3):
+        request = Request(layers=(0, deepest), attention=(deepest,) if deepest else ())
+        assert request.deepest == deepest
+        cut = teacher_of(name, deepest)
+        assert len(cut.layers) == max(deepest, 1)
+        assert cut.depth == DEPTH
+        captured, expected = Forward(cut, request)(documents), Forward(whole, request)(documents)
+        for layer in request.layers:
+            assert torch.equal(captured.states[layer], expected.states[layer])
+        for layer in request.attention:
+            assert torch.equal(captured.attention[layer], expected.attention[layer])
 
 
 def test_it_runs_no_deeper_than_asked_and_without_the_output_matrix(teacher_of):
