@@ -19,6 +19,7 @@ from disks import small_disk  # noqa: F401  # a fixture
 from forks import forked_workers, killed_after, killed_at, on_full_disk, on_ranks, signalled_at  # noqa: F401  # fixtures
 from hub_stand_in import hub  # noqa: F401  # a fixture
 from same_folders import pytest_collect_directory  # noqa: F401  # a hook
+from whole_files import pytest_xdist_make_scheduler  # noqa: F401  # a hook
 
 _ALWAYS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("project", max_examples=50, derandomize=True, **_ALWAYS)
