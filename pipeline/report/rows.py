@@ -14,6 +14,8 @@ from schemas.columns import GRANULARITIES, LABELLED, SIDES, Granularity, Side, l
 
 #: Characters of a row that are drawn, and the most rows: a page is to be looked at, not to be a copy of the dataset.
 DRAWN: Final = 2_400
+#: Characters of it by which a row is known while it is closed.
+_BEGINNING: Final = 80
 KINDS: Final[dict[Granularity, Kind]] = {"words": "word", "chunks": "chunk", "phrases": "phrase"}
 
 
@@ -64,7 +66,8 @@ def drawn(row: Row) -> DrawnRow:
         sentences.append(_sentence(number, said, values["text"], start, min(end, DRAWN), brackets))
         before = end
     learnt = row.spans("responses").tolist()
-    begins = values["text"][learnt[0][0] if learnt else 0 :][:80]
+    begins = values["text"][learnt[0][0] if learnt else 0 :]
+    begins = begins if len(begins) <= _BEGINNING else begins[:_BEGINNING].rstrip() + "…"
     special = {
         side: [
             values[side_column(side, "input_ids")][place]

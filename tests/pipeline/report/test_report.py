@@ -47,6 +47,8 @@ def test_rows_are_spread_and_drawn_with_every_token_and_unit(prepared):
     assert [row.row for row in section.rows] == [0, rows // 4, rows // 2, 3 * rows // 4]
     html = build.page([prepared], 1)
     row = section.rows[0]
+    assert row.begins.endswith("…")  # cut, and says so
+    assert len(row.begins) <= 81
     for side in SIDES:
         line = "".join(re.findall(rf"<span>{side}</span>(.*?)</div>", html, re.DOTALL))
         tokens = set(re.findall(r'title="token (\d+): id', line))
