@@ -4,6 +4,7 @@ And nothing waits for the device but where it is said here: what moves to the ho
 """
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,8 +33,10 @@ from trainer.models.loading import load_model
 from trainer.models.packed_attention import Pack, attend
 from trainer.objectives import build
 from trainer.objectives.base import Setting
+from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.student.distiller import Distiller
-from two_tokenizers import TwoTokenizers, aligned
+from trainer.student.output_head import LogitWork
+from two_tokenizers import TwoTokenizers, aligned, chunked
 
 TOKENS = ragged.pointers([5, 1, 0, 7, 3])
 SPANS = torch.tensor([[0, 2], [1, 4], [4, 5], [5, 6], [6, 9], [7, 8], [9, 13], [13, 16]])
@@ -213,6 +216,32 @@ def test_terms_for_two_tokenizers(objectives):
         for moved in (term, *(other for _, other in others)):
             there.give_matrices(moved)
         return there.value(term, divided_by=divided_by[name])
+
+    assert on_both(work, exactly=False) == set()
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+@pytest.mark.parametrize(
+    "objectives",
+    [{"uld": {"k": 4}}, {"uld": {"alignment": "chunks", "source": "sorted", "k": 4}}, {"gold": {}}, {"mined": {}}],
+    ids=str,
+)
+def test_terms_of_positions(objectives, beside):
+    """With products of their own, and by the logits that cross-entropy has."""
+    problem = chunked(aligned(TwoTokenizers(dtype=torch.float32)))
+    teacher = problem.batch.teacher
+    problem.batch = replace(problem.batch, teacher=replace(teacher, logprob=-torch.rand(len(teacher.targets))))
+    ((name, term),) = build(objectives, problem.setting(shared=problem.shared), "objectives").items()
+    problem.begun(term)
+    ce = CrossEntropy(CrossEntropy.options(), problem.setting())
+
+    def work(device):
+        there, moved = problem.on(device), copy.deepcopy(term).to(device)
+        there.give_matrices(moved)
+        batch, states = there.batch, {4: there.hidden}
+        riding, rest = moved.work_beside(states, batch, 0.5) if beside else (None, moved.work(states, batch, 0.5))
+        on_logits = LogitWork.of(batch, states, [ce], [0.25], None, riders=[] if riding is None else [riding])
+        return there.head(there.hidden[batch.positions], on_logits, [] if rest is None else [rest])
 
     assert on_both(work, exactly=False) == set()
 
