@@ -231,7 +231,7 @@ def test_terms_of_positions(objectives, beside):
     problem = chunked(aligned(TwoTokenizers(dtype=torch.float32)))
     teacher = problem.batch.teacher
     problem.batch = replace(problem.batch, teacher=replace(teacher, logprob=-torch.rand(len(teacher.targets))))
-    ((name, term),) = build(objectives, problem.setting(shared=problem.shared), "objectives").items()
+    (term,) = build(objectives, problem.setting(shared=problem.shared), "objectives").values()
     problem.begun(term)
     ce = CrossEntropy(CrossEntropy.options(), problem.setting())
 
