@@ -22,6 +22,15 @@ _POINTERS: Final[dict[Along, str]] = {
     "units": "unit_rows",
     "states": "state_rows",
 }
+#: Types of arrays, as safetensors names them; those of vectors that are stored in bf16 or fp8 are none.
+_ARRAYS: Final = {
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "F16": np.float16,
+    "F32": np.float32,
+}
 
 
 class Shard:
@@ -65,21 +74,32 @@ class Shard:
         rows = self.pointers(along, layer)
         if name not in self._parts:
             part = self._part(name)
-            elements = part.get_shape()[0]
+            shape = part.get_shape()
+            elements = shape[0] if shape else None
             if elements != int(rows[-1]):
                 raise self._damaged(f"{self._name} has {elements} elements of {name}, its pointers say {int(rows[-1])}")
             self._parts[name] = part[:] if self._mapped else part
         first, last = rows[place : place + 2].tolist()
-        return self._parts[name][first:last]
+        return self._parts[name][first:last] if self._mapped else self._array(name, first, last)
+
+    def _array(self, name: str, first: int, last: int) -> Any:
+        part = self._parts[name]
+        kind = _ARRAYS.get(part.get_dtype())
+        if kind is None:
+            raise self._damaged(f"{self._name}: {name} is of {part.get_dtype()}, which no array is")
+        if first == last:  # safetensors refuses to cut nothing from behind the last element
+            return np.zeros((0, *part.get_shape()[1:]), dtype=kind)
+        return part[first:last]
 
     def _read_pointers(self, along: Along, layer: int | None) -> Int64[np.ndarray, " pointers"]:
         if along == "pairs":
             counts = pair_count(np.diff(self.pointers("units", layer)), self._window)
             return np.concatenate([np.zeros(1, dtype=np.int64), counts.cumsum()])
         name = tensor_name(_POINTERS[along], layer)
-        rows = np.asarray(self._part(name)[:])
-        if rows.dtype != np.int64 or rows.shape != (self._rows + 1,):
+        part = self._part(name)
+        if part.get_dtype() != "I64" or part.get_shape() != [self._rows + 1]:
             raise self._damaged(f"{self._name} does not hold the {self._rows} rows of its manifest")
+        rows = np.asarray(part[:])
         if rows[0] != 0 or (rows[1:] < rows[:-1]).any():
             raise self._damaged(f"{self._name}: {name}: row pointers must begin at 0 and never fall")
         return rows

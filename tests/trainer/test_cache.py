@@ -9,10 +9,11 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from pipeline.cache.shard import LearntRows, ShardRows, ShardTensors, layer_rows, pack
@@ -20,14 +21,17 @@ from pipeline.cache.specs import Counts, LayerCounts, specs
 from schemas import files
 from schemas import signals as names
 from schemas.config import CacheConfig
-from schemas.errors import StateError, UsageError
-from schemas.manifest import CacheManifest, OtherFile, ShardFile, read_cache_manifest, read_manifest
-from schemas.signals import LAYER_SIGNALS, Signal
+from schemas.errors import DamagedError, StateError, UsageError
+from schemas.manifest import MANIFEST, CacheManifest, OtherFile, ShardFile, read_cache_manifest, read_manifest
+from schemas.signals import LAYER_SIGNALS, SCALARS, Signal
 from trainer.cache import TeacherCache
+from trainer.cache_folder import CacheFolder
 from trainer.maths.geometry import units_with_span
 from trainer.maths.layer_signals import layer_signals
+from trainer.maths.pairs import cosines_of, later_in_document
 from trainer.maths.quantization import DTYPES, decode, encode
 from trainer.maths.ragged import pointers
+from trainer.maths.triangle import later_units
 
 EVERY = get_args(Signal)
 LAYERS = {7: "chunks", 2: "words"}  # in no order but the config's
@@ -279,6 +283,45 @@ def test_every_signal_of_every_row(tmp_path, storage, state_tokens, response_onl
         index = cache.learnt_index(row)
         for (first, last), part in zip(before, cache.parts_of(row, torch.tensor(before)), strict=True):
             assert index[part].tolist() == list(range(first, last))
+
+
+@pytest.mark.parametrize("response_only", [False, True])
+def test_arrays_say_what_tensors_say(tmp_path, response_only):
+    """Also of rows that have nothing, wherever in their shard."""
+    config = config_of(signals=("relations", *SCALARS), response_only=response_only)
+    write_cache(tmp_path / "cache", config)
+    arrays, tensors = CacheFolder(tmp_path / "cache"), TeacherCache(tmp_path / "cache")
+    for row in range(len(LENGTHS)):
+        for layer in LAYERS:
+            for part in ("unit_index", "unit_weights", "relations"):
+                assert arrays.values(row, part, layer).tolist() == tensors.values(row, part, layer).tolist()
+            units = len(tensors.unit_index(row, layer))
+            assert np.array_equal(cosines_of(arrays.values(row, "relations", layer)), tensors.triangle(row, layer))
+            assert later_in_document(units, None).tolist() == later_units(pointers([units])).tolist()
+        for name in SCALARS:
+            assert arrays.values(row, name).tolist() == tensors.values(row, name).tolist()
+        assert arrays.learnt_tokens(row) == len(tensors.learnt_index(row))
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "numbers"),
+    [
+        (CacheFolder, "layer2.unit_rows", torch.zeros(3, dtype=torch.bfloat16)),
+        (TeacherCache, "layer2.unit_rows", torch.zeros(3, dtype=torch.bfloat16)),
+        (CacheFolder, "layer2.unit_weights", torch.zeros(3, dtype=torch.bfloat16)),
+        (CacheFolder, "layer2.unit_weights", torch.zeros(())),
+        (TeacherCache, "layer2.unit_weights", torch.zeros(())),
+    ],
+)
+def test_numbers_of_another_kind(folder, reader, name, numbers):
+    file = folder / names.SHARDS / "00002.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {name: numbers}, file)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest["shards"][2] |= file_entry(file)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DamagedError, match=r"00002.safetensors"):
+        reader(folder).values(5, "unit_weights", 2)
 
 
 def test_tokens_that_a_response_only_cache_lacks(tmp_path):
