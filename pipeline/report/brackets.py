@@ -93,14 +93,31 @@ def _atoms(start: int, end: int, brackets: Sequence[Bracket]) -> Iterator[tuple[
 def levels(spans: Sequence[tuple[int, int]]) -> list[int]:
     """Of each span, how many others lie one inside another in it, so that their lines do not fall on one another.
 
-    Of equal spans the first is the outer one.
+    Of equal spans the first is the outer one. None is empty. Only those that overlap are compared, which keeps it linear in
+    a text of many sentences.
     """
     heights = [0] * len(spans)
-    inner_first = sorted(range(len(spans)), key=lambda place: (spans[place][1] - spans[place][0], -place))
-    for rank, place in enumerate(inner_first):
-        start, end = spans[place]
-        heights[place] = 1 + max(
-            (heights[other] for other in inner_first[:rank] if start <= spans[other][0] and spans[other][1] <= end),
-            default=-1,
-        )
+    for group in _overlapping(spans):
+        inner_first = sorted(group, key=lambda place: (spans[place][1] - spans[place][0], -place))
+        for rank, place in enumerate(inner_first):
+            start, end = spans[place]
+            heights[place] = 1 + max(
+                (heights[other] for other in inner_first[:rank] if start <= spans[other][0] and spans[other][1] <= end),
+                default=-1,
+            )
     return heights
+
+
+def _overlapping(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """Places of spans in groups: those of one group overlap one after the other, those of two do not."""
+    group: list[int] = []
+    reach = 0
+    for place in sorted(range(len(spans)), key=lambda place: spans[place]):
+        start, end = spans[place]
+        if group and start >= reach:
+            yield group
+            group = []
+        group.append(place)
+        reach = max(reach, end)
+    if group:
+        yield group

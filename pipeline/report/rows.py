@@ -57,6 +57,7 @@ def drawn(row: Row) -> DrawnRow:
     brackets = {side: _brackets(row, side) for side in SIDES}
     sentences: list[DrawnSentence] = []
     stretches = _stretches(row, [bracket.start for side in SIDES for bracket in brackets[side]])
+    brackets = {side: [bracket for bracket in brackets[side] if bracket.start < DRAWN] for side in SIDES}
     marks = marks_of(row)
     before = 0
     for number, (start, end) in enumerate(stretches):

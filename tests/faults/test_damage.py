@@ -23,7 +23,7 @@ from pipeline.cache import report as cache_report
 from pipeline.cache import verify as cache_verify
 from pipeline.cache import view as cache_view
 from pipeline.cache.plan import cache as make
-from pipeline.dataset import report, verify, view
+from pipeline.dataset import report, verify, verify_rows, view
 from pipeline.read.inputs import open_inputs
 from schemas import files
 from schemas.columns import GRANULARITIES, arrow_schema
@@ -199,7 +199,7 @@ def fitted(folder, file, manifest):
 @pytest.mark.parametrize(("file", "count"), [(SHARD, FLIPS), (CACHE_SHARD, 30), ("index.arrow", 20)])
 def test_what_looks_for_damage_survives_it(small, cached, copied, monkeypatch, file, count):
     """`verify` and `inspect` of files whose checksums fit, so that everything in them is looked at."""
-    monkeypatch.setattr(verify, "_tokenizers", lambda *_: {})  # which read texts only
+    monkeypatch.setattr(verify_rows, "_tokenizers", lambda *_: {})  # which read texts only
     of_dataset = file == SHARD
     folder = copied(small if of_dataset else cached)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
