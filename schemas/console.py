@@ -288,12 +288,8 @@ def explain(error: BaseException, debug: bool) -> Exit:
         return error.exit_code
     if isinstance(error, OSError) and (told := os_problem(error)) is not None:
         return explain(told, debug=False)
-    stderr.print(
-        Text(
-            f"Internal error: {type(error).__name__}: {_cut(str(error))}. This is a bug in mta-prep; --debug shows where.",
-            "red",
-        )
-    )
+    what = f"{type(error).__name__}: {_cut(str(error)).removesuffix('.')}."
+    stderr.print(Text(f"Internal error: {what} This is a bug in mta-prep; --debug shows where.", "red"))
     return Exit.FAILED
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from launching import launch
-from schemas.errors import StateError, UsageError
+from schemas.errors import Exit, StateError, UsageError
 from schemas.manifest import read_manifest
 from schemas.training import TrainConfig
 from study import jobs, page, plot, run
@@ -20,6 +21,7 @@ from study.compare import Difference, difference
 from study.profiles import PROFILES
 from study.run import at_once, opened
 from study.stages import Study
+from trainer.run import Interrupted
 from trainer.step import Stepper
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,6 +176,26 @@ def test_what_ran_out_of_memory_is_tried_again_by_fewer(tmp_path, monkeypatch, f
     assert states["live-1"] == "UserError: not of memory"  # is not tried again
     assert states["srkl-1"] == (jobs.OUT_OF_MEMORY if fits == 0 else "not begun, or interrupted")
     assert states["rouge-srkl-1"] == "its run has not ended"
+
+
+@pytest.mark.parametrize("only", [None, "srkl"])
+def test_a_process_that_is_told_to_end_begins_nothing_more(tmp_path, monkeypatch, capfd, only):
+    """Whether it is at a cache, for which the teacher is tuned, or at a run."""
+    study, began = Study(PROFILES["tiny"], tmp_path, "cpu"), []
+
+    def interrupted(*_):
+        began.append(1)
+        raise Interrupted("Interrupted at step 3 of 5, which is saved.")
+
+    monkeypatch.setattr(Study, "tests", property(lambda _: ["test-a", "test-b"]))
+    monkeypatch.setattr(Study, "test_cache", interrupted)
+    monkeypatch.setattr(jobs, "_trained", interrupted)
+    monkeypatch.setattr("trainer.train.start_ranks", lambda _: None)
+    with pytest.raises(typer.Exit) as ended:
+        run._be_a_member(study, 0, only, float("inf"))
+    assert (ended.value.exit_code, began) == (Exit.INTERRUPTED, [1])
+    assert "Interrupted at step 3 of 5" in capfd.readouterr().err
+    assert not [*tmp_path.glob("failures/*")]
 
 
 def test_responses_wait_for_their_student(tmp_path):

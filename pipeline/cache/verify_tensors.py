@@ -167,9 +167,7 @@ def _problem(
     if part in _POINTERS_OF_INDEX:
         rows = tensors[tensor_name(_POINTERS_OF_INDEX[part], spec.layer)]
         return _index_problem(values, rows, tensors, of_tokens=part != "unit_index")
-    if name == names.TOPK_INDICES and bool(((values < 0) | (values >= shape.vocabulary)).any()):
-        return f"names tokens outside the vocabulary of {shape.vocabulary}"
-    if name == names.ARGMAX and bool(((values < 0) | (values >= shape.vocabulary)).any()):
+    if name in (names.TOPK_INDICES, names.ARGMAX) and bool(((values < 0) | (values >= shape.vocabulary)).any()):
         return f"names tokens outside the vocabulary of {shape.vocabulary}"
     if name == names.ENTROPY and bool(((values < 0) | (values > math.log(shape.vocabulary) + TOLERANCE)).any()):
         return f"holds entropies that a distribution over {shape.vocabulary} tokens cannot have"

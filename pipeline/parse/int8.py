@@ -4,7 +4,7 @@ Weights have one scale an output row, activations one a token, found as they pas
 `x W' + b ≈ s_x s_w (X W') + b` with an exact sum in the middle (Jacob et al. 2018, without zero points). A token's result
 does not depend on the other tokens of its batch. Activations take 7 bits and weights 8, those of a row scaled down where
 four neighbours would sum up to more than `LARGEST`: then AVX2 can add four products in 16 bits and loses none
-(`pipeline.parse.tiles`). Where there are instructions for dot products of bytes, oneDNN's are as exact.
+(`pipeline.parse.tiles`). What has other instructions for dot products of bytes, or oneDNN, is as exact.
 """
 
 import time
@@ -56,7 +56,7 @@ def _largest_sums(values: Float[np.ndarray, "out in"]) -> Float[np.ndarray, " ou
 class Int8Linear:
     """`before(x) W' + b` in 8-bit integers; `before`: `relu`, `gelu` or nothing.
 
-    `kernel`: `avx2` or `onednn`, by default the faster one here. Their results are equal.
+    `kernel`: `tiles` or `onednn`, by default the faster one here. Their results are equal.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Int8Linear:
         own = np.zeros(self.outputs, np.float32) if bias is None else bias.float().numpy()
         self.bias = np.pad(own, (0, lines))
         self.corrections = tiles.SHIFT * values.sum(1, dtype=np.int32)
-        self.weights: Any = tiles.packed(values) if self.kernel == "avx2" else torch.from_numpy(values.T.copy())
+        self.weights: Any = tiles.packed(values) if self.kernel == "tiles" else torch.from_numpy(values.T.copy())
 
     def __call__(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         """One product; float32 in and out."""
         rows = x.contiguous().numpy()
         out = np.empty((len(rows), len(self.bias)), np.float32)
-        (self._by_tiles if self.kernel == "avx2" else self._by_torch)(rows, out)
+        (self._by_tiles if self.kernel == "tiles" else self._by_torch)(rows, out)
         return torch.from_numpy(out)[:, : self.outputs].contiguous()
 
     def _by_tiles(self, x: Float[np.ndarray, "rows in"], out: Float[np.ndarray, "rows padded"]) -> None:
@@ -128,7 +128,7 @@ class Int8Head:
     ) -> Float[Tensor, "spans labels_but_empty"]:
         """See `network.label_scores`; `projected` is what `first_layer` gives."""
         out = np.empty((len(left), len(self._last.bias)), np.float32)
-        (self._by_tiles if self._last.kernel == "avx2" else self._by_torch)(
+        (self._by_tiles if self._last.kernel == "tiles" else self._by_torch)(
             projected.numpy(), left.numpy(), right.numpy(), out
         )
         return torch.from_numpy(out)[:, : self._last.outputs]
@@ -189,7 +189,7 @@ def speeds() -> Speeds:
     x, weight = (torch.randn(count, inputs, generator=generator) for count in (rows, outputs))
     bias = torch.zeros(outputs)
     with torch_threads(1):
-        names = ["avx2", "onednn"] if tiles.can_run() else ["onednn"]
+        names = ["tiles", "onednn"] if tiles.can_run() else ["onednn"]
         seconds = {name: _least_seconds(Int8Linear(weight, bias, kernel=name), x) for name in names}
         return Speeds(_least_seconds(lambda x: F.linear(x, weight, bias), x), seconds)
 

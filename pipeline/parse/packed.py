@@ -8,7 +8,7 @@ and are packed behind it.
 
 import copy
 from collections.abc import Callable, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pipeline.parse import network
+from pipeline.parse.attention import Attention, Run, attention, compiled_attention, runs_of
 from pipeline.parse.int8 import INSIDE as INSIDE_INT8
 from pipeline.parse.int8 import Int8Head, Int8Linear
 from pipeline.parse.network import Network
@@ -25,32 +26,6 @@ from pipeline.parse.stored import StoredBert
 from schemas.errors import UsageError
 
 Linear = Callable[[Tensor], Tensor]
-Run = tuple[int, int, int]  # tokens [first, last), and the length of each sentence among them
-
-
-def runs_of(lengths: Sequence[int]) -> list[Run]:
-    """Stretches of neighbouring sentences of one length."""
-    runs, first = [], 0
-    for length, group in groupby(lengths):
-        last = first + length * sum(1 for _ in group)
-        runs.append((first, last, length))
-        first = last
-    return runs
-
-
-def attention(
-    q: Float[Tensor, "tokens heads d"],
-    k: Float[Tensor, "tokens heads d"],
-    v: Float[Tensor, "tokens heads d"],
-    runs: Sequence[Run],
-    scale: float,
-) -> Float[Tensor, "tokens heads d"]:
-    """Self-attention within each sentence."""
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    for first, last, length in runs:
-        a, b, c = (x[first:last].view(-1, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-        out[first:last] = F.scaled_dot_product_attention(a, b, c, scale=scale).transpose(1, 2).flatten(0, 1)
-    return out
 
 
 def packable(encoder: nn.Module) -> bool:
@@ -99,8 +74,9 @@ def int8_linear(weight: Tensor, bias: Tensor | None, before: str | None = None) 
 class PackedBert:
     """BERT (Devlin et al. 2019) on packed tokens."""
 
-    def __init__(self, encoder: Any, linear: LinearOf) -> None:
+    def __init__(self, encoder: Any, linear: LinearOf, attention: Attention) -> None:
         self.embeddings = encoder.embeddings
+        self.attention = attention
         self.heads = encoder.config.num_attention_heads
         self.layers = []
         for layer in encoder.encoder.layer:
@@ -124,7 +100,7 @@ class PackedBert:
         x = table.LayerNorm(x + table.position_embeddings(positions))
         for qkv, output, up, down, norm_attention, norm in self.layers:
             q, k, v = qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
-            x = norm_attention(output(attention(q, k, v, runs, q.shape[-1] ** -0.5).flatten(1)) + x)
+            x = norm_attention(output(self.attention(q, k, v, runs, q.shape[-1] ** -0.5).flatten(1)) + x)
             x = norm(down(up(x)) + x)
         hidden: Tensor = x
         return hidden
@@ -133,8 +109,9 @@ class PackedBert:
 class PackedCharts:
     """benepar's partitioned transformer (Kitaev & Klein 2018, section 3) on packed words: content and position apart."""
 
-    def __init__(self, parser: Network, linear: LinearOf) -> None:
+    def __init__(self, parser: Network, linear: LinearOf, attention: Attention) -> None:
         self.timing = parser.add_timing
+        self.attention = attention
         self.layers = []
         for layer in parser.encoder.layers:
             own = layer.self_attn
@@ -156,7 +133,7 @@ class PackedCharts:
             halves = [part(half) for part, half in zip(qkv, x.chunk(2, -1), strict=True)]
             shape = (len(x), 3, self.heads, self.half)
             q, k, v = torch.cat([part.view(shape) for part in halves], -1).unbind(1)
-            mixed = attention(q, k, v, runs, self.scale)
+            mixed = self.attention(q, k, v, runs, self.scale)
             out = [part(half.flatten(1)) for part, half in zip(output, mixed.chunk(2, -1), strict=True)]
             x = norm_attention(x + torch.cat(out, -1))
             inner = [part(half) for part, half in zip(up, x.chunk(2, -1), strict=True)]
@@ -187,12 +164,12 @@ class PackedParser:
         self.parser = copy.deepcopy(parser).to(device, torch.bfloat16) if precision == "bf16" else parser.to(device)
         self.device = torch.device(device)
 
-        linear = int8_linear if precision == "int8" else float_linear
+        linear, attend = (int8_linear, compiled_attention) if precision == "int8" else (float_linear, attention)
         parser = self.parser
         bert = parser.pretrained_model
-        self.bert = PackedBert(bert, linear) if packable(bert) else None
+        self.bert = PackedBert(bert, linear, attend) if packable(bert) else None
         self.project = linear(parser.project_pretrained.weight, None)
-        self.charts = PackedCharts(parser, linear) if parser.encoder is not None else None
+        self.charts = PackedCharts(parser, linear, attend) if parser.encoder is not None else None
         self.head = Int8Head(parser.f_label) if precision == "int8" else None
 
     def first_layer(self, posts: Float[Tensor, "posts d_model"]) -> Float[Tensor, "posts d_label"]:

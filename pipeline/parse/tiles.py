@@ -1,125 +1,127 @@
 """8-bit products for CPUs with AVX2, and what stands around them: compiled, so import this only where it is used.
 
-Activations are bytes `a + 64` with `a` in [-63, 63], weights signed bytes. Where there is no instruction for whole dot
-products (VNNI), AVX2 multiplies 32 pairs of bytes and adds neighbours into 16 bits that saturate; two such vectors are
-added before they are widened to 32 bits, three multiplications for 64 products where float32 takes eight. Weights are
-scaled so that no such sum of four products leaves 16 bits (`pipeline.parse.int8`): every sum is exact, so whatever else
-computes it exactly gives the same.
+Activations are bytes `a + 64` with `a` in [-63, 63], weights signed bytes. Where there are instructions for dot products
+of bytes (VNNI), one of AVX-512 takes 64 products, where float32 takes four. AVX2 multiplies 32 pairs of bytes and adds
+neighbours into 16 bits that saturate; two such vectors are added before they are widened to 32 bits, three
+multiplications for 64 products where float32 takes eight. Weights are scaled so that no such sum of four products leaves
+16 bits (`pipeline.parse.int8`): every sum is exact, so whatever else computes it exactly gives the same.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int8
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
-from numba import njit, types
-from numba.core import cgutils, config
-from numba.extending import intrinsic
+from numba.core import cgutils
+
+from pipeline.parse.vectors import F32, I32, I64, Writer, compiled, features, inlined, instructions
 
 #: Largest absolute value of an activation, and what is added to it to make it a byte without sign.
 STEPS: Final = 63
 SHIFT: Final = 64
-#: Columns of a panel of weights: two vectors of eight sums.
-VECTORS: Final = 2
-PANEL: Final = 8 * VECTORS
+#: Columns of a panel of weights: one or two vectors of sums.
+PANEL: Final = 16
 #: Inputs that a step of the inner loop takes: four are in one vector, and two such are added in 16 bits.
 DEPTH: Final = 8
-#: Rows computed together, so that 6 sums, 6 lanes, 2 weights, an activation and ones fill the 16 registers of AVX2.
-ROWS: Final = 3
 #: Rows quantised at a time: they stay in the cache while every panel of weights passes.
 BLOCK: Final = 96
 #: Of `round_rows`: what is done to its input before.
 PLAIN, RELU, GELU = 0, 1, 2
 
-_I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_BYTES, _LANES = ir.VectorType(ir.IntType(8), 32), ir.VectorType(_I16, 16)
-_SUMS, _FLOATS = ir.VectorType(_I32, 8), ir.VectorType(_F32, 8)
+#: Rows computed together by each way to multiply, so that sums and what else a step needs fill its registers: 6 sums, 6
+#: lanes, 2 weights, an activation and ones the 16 of AVX2; 12 sums, 2 weights and an activation those of AVX-VNNI; AVX-512
+#: has 32, of which 12 sums, a weight and an activation are enough to keep two multipliers busy.
+ROWS: Final = {"avx2": 3, "avxvnni": 6, "avx512vnni": 12}
+
+_I16, _BYTE = ir.IntType(16), ir.IntType(8)
+_LANES, _SUMS = ir.VectorType(_I16, 16), ir.VectorType(I32, 8)
 
 
-class _Writer:
-    """LLVM instructions of one tile."""
+def ways() -> list[str]:
+    """Those of `ROWS` that this processor has the instructions for, the best first."""
+    here = features()
+    needed = {"avx512vnni": {"avx512vnni", "avx512f"}, "avxvnni": {"avxvnni"}, "avx2": {"avx2"}}
+    return [way for way, names in needed.items() if names <= here]
 
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
+
+class _Way:
+    """How four inputs of each column are multiplied and added: in vectors of `width` columns."""
+
+    def __init__(self, way: str, builder: Any) -> None:
+        self.width = 16 if way == "avx512vnni" else 8
+        self._whole = way != "avx2"  # dot products of four bytes, in one instruction
+        self._w = Writer(builder)
         module = builder.module
+        bytes_, sums = ir.VectorType(_BYTE, 4 * self.width), ir.VectorType(I32, self.width)
+        if self._whole:
+            name = f"llvm.x86.avx512.vpdpbusd.{32 * self.width}"
+            self._dot = cgutils.get_or_insert_function(module, ir.FunctionType(sums, [sums] * 3), name)
+            return
         # bytes without sign times signed bytes, neighbours added and saturated; 16-bit products, neighbours added
-        pairs, widen = ir.FunctionType(_LANES, [_BYTES, _BYTES]), ir.FunctionType(_SUMS, [_LANES, _LANES])
+        pairs, widen = ir.FunctionType(_LANES, [bytes_, bytes_]), ir.FunctionType(_SUMS, [_LANES, _LANES])
         self._pairs = cgutils.get_or_insert_function(module, pairs, "llvm.x86.avx2.pmadd.ub.sw")
         self._widen = cgutils.get_or_insert_function(module, widen, "llvm.x86.avx2.pmadd.wd")
 
-    def after(self, address: Any, *offsets: Any) -> Any:
-        """An address so many bytes on."""
-        for offset in offsets:
-            address = self.builder.add(address, _I64(offset) if isinstance(offset, int) else offset)
-        return address
-
-    def load(self, address: Any, kind: Any) -> Any:
-        """A value, wherever it lies."""
-        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=1)
-
-    def store(self, value: Any, address: Any) -> None:
-        """A value, wherever it is to lie."""
-        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=1)
-
-    def spread(self, value: Any) -> Any:
-        """Eight times a value of 32 bits."""
-        blank = ir.Constant(ir.VectorType(value.type, 8), ir.Undefined)
-        one = self.builder.insert_element(blank, value, _I32(0))
-        return self.builder.shuffle_vector(one, blank, ir.Constant(_SUMS, None))
-
-    def lanes(self, activations: Any, weights: Any, before: Any | None) -> Any:
-        """32 products in 16 sums, added to those before."""
-        sums = self.builder.call(self._pairs, [activations, weights])
-        return sums if before is None else self.builder.add(before, sums)
-
-    def widened(self, lanes: Any) -> Any:
-        """16 sums of 16 bits in 8 of 32."""
-        return self.builder.call(self._widen, [lanes, ir.Constant(_LANES, [_I16(1)] * 16)])
+    def add(self, total: Any, activations: Any, weights: Any) -> None:
+        """Products of two fours of bytes added to sums that lie at `total`."""
+        builder = self._w.builder
+        before = builder.load(total)
+        if self._whole:
+            for pair in zip(activations, weights, strict=True):
+                before = builder.call(self._dot, [before, *(builder.bitcast(part, before.type) for part in pair)])
+        else:
+            one, other = (builder.call(self._pairs, pair) for pair in zip(activations, weights, strict=True))
+            ones = ir.Constant(_LANES, [_I16(1)] * 16)
+            before = builder.add(before, builder.call(self._widen, [builder.add(one, other), ones]))
+        builder.store(before, total)
 
 
-def _write_tile(builder: Any, rows: int, args: Any) -> None:
+def _write_tile(way: str, rows: int) -> Callable[[Any, Any], None]:
     """`rows` x `PANEL` outputs: products over all inputs, then `(sums - correction) · (row's scale · column's) + bias`."""
-    a, stride, weights, steps, out, out_stride, row_scales, scales, corrections, bias = args
-    w, vectors = _Writer(builder), range(VECTORS)
-    sums = [[cgutils.alloca_once_value(builder, ir.Constant(_SUMS, None)) for _ in vectors] for _ in range(rows)]
-    starts = [w.after(a, builder.mul(stride, _I64(row))) for row in range(rows)]
-    with cgutils.for_range(builder, steps) as loop:
-        at, panel = builder.mul(loop.index, _I64(DEPTH)), builder.mul(loop.index, _I64(DEPTH * PANEL))
-        lanes: list[list[Any]] = [[None] * VECTORS for _ in range(rows)]
-        for four in range(DEPTH // 4):
-            four_weights = [w.load(w.after(weights, panel, 32 * (four * VECTORS + v)), _BYTES) for v in vectors]
-            for row in range(rows):
-                spread = builder.bitcast(w.spread(w.load(w.after(starts[row], at, 4 * four), _I32)), _BYTES)
-                lanes[row] = [w.lanes(spread, four_weights[v], lanes[row][v]) for v in vectors]
-        for row in range(rows):
-            for v in vectors:
-                builder.store(builder.add(builder.load(sums[row][v]), w.widened(lanes[row][v])), sums[row][v])
-    for v in vectors:
-        scale, shift = w.load(w.after(scales, 32 * v), _FLOATS), w.load(w.after(bias, 32 * v), _FLOATS)
-        correction = w.load(w.after(corrections, 32 * v), _SUMS)
-        for row in range(rows):
-            exact = builder.sitofp(builder.sub(builder.load(sums[row][v]), correction), _FLOATS)
-            step = builder.fmul(w.spread(w.load(w.after(row_scales, 4 * row), _F32)), scale)
-            place = w.after(out, builder.mul(out_stride, _I64(row)), 32 * v)
-            w.store(builder.fadd(builder.fmul(exact, step), shift), place)
+
+    def write(builder: Any, args: Any) -> None:
+        a, stride, weights, steps, out, out_stride, row_scales, scales, corrections, bias = args
+        w, kernel = Writer(builder), _Way(way, builder)
+        width, vectors = kernel.width, range(PANEL // kernel.width)
+        bytes_, whole = ir.VectorType(_BYTE, 4 * width), ir.VectorType(I32, width)
+        floats = ir.VectorType(F32, width)
+        sums = [[cgutils.alloca_once_value(builder, ir.Constant(whole, None)) for _ in vectors] for _ in range(rows)]
+        starts = [w.after(a, builder.mul(stride, I64(row))) for row in range(rows)]
+        with cgutils.for_range(builder, steps) as loop:
+            at, panel = builder.mul(loop.index, I64(DEPTH)), builder.mul(loop.index, I64(DEPTH * PANEL))
+            places = [w.after(weights, panel, 4 * four * PANEL) for four in range(DEPTH // 4)]
+            columns = [[w.load(w.after(place, 4 * width * v), bytes_) for place in places] for v in vectors]
+            for start, row_sums in zip(starts, sums, strict=True):
+                fours = [w.load(w.after(start, at, 4 * four), I32) for four in range(DEPTH // 4)]
+                spread = [builder.bitcast(w.spread(four, width), bytes_) for four in fours]
+                for total, column in zip(row_sums, columns, strict=True):
+                    kernel.add(total, spread, column)
+        for v in vectors:
+            aside = 4 * width * v
+            scale, shift = w.load(w.after(scales, aside), floats), w.load(w.after(bias, aside), floats)
+            correction = w.load(w.after(corrections, aside), whole)
+            for row, row_sums in enumerate(sums):
+                exact = builder.sitofp(builder.sub(builder.load(row_sums[v]), correction), floats)
+                step = builder.fmul(w.spread(w.load(w.after(row_scales, 4 * row), F32), width), scale)
+                place = w.after(out, builder.mul(out_stride, I64(row)), aside)
+                w.store(builder.fadd(builder.fmul(exact, step), shift), place)
+
+    return write
 
 
-def _tile(rows: int) -> Callable[..., None]:
+def _tile(way: str, rows: int) -> Any:
     """A function of ten addresses and strides, in bytes, that computes a tile of so many rows."""
 
     def tile(typing, a, stride, weights, steps, out, out_stride, row_scales, scales, corrections, bias):  # type: ignore[no-untyped-def]
-        def write(context: Any, builder: Any, signature: Any, args: Any) -> None:
-            _write_tile(builder, rows, args)
+        return instructions(_write_tile(way, rows), 10)
 
-        return types.void(*(types.uint64,) * 10), write
-
-    return intrinsic(inspect.unwrap(tile))  # type: ignore[no-any-return]
+    return inlined(tile)
 
 
-_whole_tile, _single_row = _tile(ROWS), _tile(1)
+_HERE: Final = next(iter(ways()), None)
+_TOGETHER: Final = ROWS[_HERE] if _HERE else 1
+_whole_tile, _single_row = (_tile(str(_HERE), rows) for rows in (_TOGETHER, 1))
 
 
 def _gelu(x):  # type: ignore[no-untyped-def]
@@ -191,16 +193,17 @@ def _tiles_of(values, row_scales, rows, weights, scales, corrections, bias, out)
         columns = np.uint64(4 * PANEL * panel)
         own_columns = np.uint64(scales.ctypes.data) + columns
         correction, shift = np.uint64(corrections.ctypes.data) + columns, np.uint64(bias.ctypes.data) + columns
-        row = 0
-        while row < rows:
+        together = np.int64(_TOGETHER if rows >= _TOGETHER else 1)
+        done = np.int64(0)
+        while done < rows:
+            row = min(done, rows - together)  # of the last rows some are computed again
             a, place = own + np.uint64(row) * stride, first_out + np.uint64(row) * out_stride + columns
             scale = own_scales + np.uint64(4 * row)
-            if row + ROWS <= rows:
+            if together > 1:
                 _whole_tile(a, stride, part, steps, place, out_stride, scale, own_columns, correction, shift)
-                row += ROWS
             else:
                 _single_row(a, stride, part, steps, place, out_stride, scale, own_columns, correction, shift)
-                row += 1
+            done += together
 
 
 def _product(x, before, weights, scales, corrections, bias, out):  # type: ignore[no-untyped-def]
@@ -229,37 +232,30 @@ def _scale_sums(sums, row_scales, scales, bias, out):  # type: ignore[no-untyped
             out[row, column] = np.float32(sums[row, column]) * step + bias[column]
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    # unwrapped, since run-time shape checks wrap every function and cannot be compiled
-    # of numpy: a division by zero would be asked about at every step, which no loop in vectors can
-    return njit(cache=True, nogil=True, error_model="numpy", **options)(inspect.unwrap(function))
-
-
 #: Without these two flags the largest of a row is not searched in vectors; what is computed is the same for all numbers.
 _VECTORS: Final = {"nnan", "nsz"}
-gelu = _compiled(_gelu, fastmath=_VECTORS)
+gelu = compiled(_gelu, fastmath=_VECTORS)
 #: (x [rows, inputs], one of `PLAIN`, `RELU`, `GELU`, values, scales): bytes `a + SHIFT` with `x ≈ a · scale` of each row.
-round_rows = _compiled(_round_rows, fastmath=_VECTORS)
+round_rows = compiled(_round_rows, fastmath=_VECTORS)
 #: (projected [posts, inputs], left, right, shift, gain, offset, smallest, values, scales): the same of
 #: `relu(norm(projected[right] - projected[left] + shift))`, sums in any order.
-norm_rows = _compiled(_norm_rows, fastmath=True)
-tiles_of = _compiled(_tiles_of)
+norm_rows = compiled(_norm_rows, fastmath=True)
+tiles_of = compiled(_tiles_of)
 #: (x, before, packed weights, their scales, corrections, bias, out): all of it, for processors with AVX2.
-product = _compiled(_product)
+product = compiled(_product)
 #: (projected, left, right, [shift, gain, offset], smallest, packed weights, …, out): that of `norm_rows`, and `product`.
-span_scores = _compiled(_span_scores)
+span_scores = compiled(_span_scores)
 #: (sums, row scales, scales, bias, out): the last step alone, for sums that were computed elsewhere.
-scale_sums = _compiled(_scale_sums)
+scale_sums = compiled(_scale_sums)
 
 
 def can_run() -> bool:
     """Whether `product` can be compiled for this processor."""
-    chosen = config.CPU_FEATURES  # by the environment, in place of the processor's own
-    return "+avx2" in (get_host_cpu_features().flatten() if chosen is None else chosen).split(",")
+    return _HERE is not None
 
 
 def packed(weights: Int8[np.ndarray, "outputs inputs"]) -> Int8[np.ndarray, "panels steps bytes"]:
     """Weights as `product` reads them: of `PANEL` outputs, four inputs of each of them after the other."""
     outputs, inputs = weights.shape
-    vectors = weights.reshape(outputs // PANEL, VECTORS, 8, inputs // 4, 4).transpose(0, 3, 1, 2, 4)
+    vectors = weights.reshape(outputs // PANEL, PANEL, inputs // 4, 4).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(vectors).reshape(outputs // PANEL, inputs // DEPTH, DEPTH * PANEL)

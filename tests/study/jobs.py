@@ -67,6 +67,8 @@ def share_caches(study: Study, member: int, members: int) -> None:
     for make in caches[member::members]:
         try:
             make()
+        except Interrupted:
+            raise
         except Exception as error:  # told by everything that needs it
             console.stderr.print(f"No cache: {error}")
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import typer
 
 from schemas import console
-from schemas.errors import StateError, UsageError
+from schemas.errors import Exit, StateError, UsageError
 from schemas.files import write_text
 from schemas.keys import assignment
 from study.profiles import PROFILES, Profile
@@ -159,13 +159,18 @@ def _be_a_member(ready: Study, number: int, only: str | None, until: float) -> N
     import torch
 
     from study.jobs import share_caches, work
+    from trainer.run import Interrupted
     from trainer.train import start_ranks
 
     torch.set_num_threads(ready.profile.threads)
     start_ranks(0)
-    if only is None:
-        share_caches(ready, number, ready.profile.workers)
-    work(ready, None if only is None else frozenset(only.split(",")), until)
+    try:
+        if only is None:
+            share_caches(ready, number, ready.profile.workers)
+        work(ready, None if only is None else frozenset(only.split(",")), until)
+    except Interrupted as ended:
+        console.stderr.print(str(ended))
+        raise typer.Exit(Exit.INTERRUPTED) from None
 
 
 def _device() -> str:

@@ -5,12 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.parse import network
 from pipeline.parse.engine import Engine
-from pipeline.parse.packed import PackedParser, attention, runs_of
+from pipeline.parse.packed import PackedParser
 from pipeline.parse.threads import torch_threads
 from pipeline.text import Words
 from schemas.errors import ResourceError, UsageError
@@ -67,20 +65,6 @@ def test_no_sentence_feels_its_neighbours(embedded_parser):
         a, b = packed.fenceposts(one)[0], packed.fenceposts(other)[0]
     assert torch.equal(a[:count], b[:count])
     assert not torch.equal(a[count:], b[count:])
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
-def test_attention_on_runs_is_attention_on_each_sentence(lengths):
-    torch.manual_seed(sum(lengths))
-    q, k, v = (torch.randn(sum(lengths), 2, 4, dtype=torch.float64) for _ in range(3))
-    got = attention(q, k, v, runs_of(lengths), scale=0.5)
-    first = 0
-    for length in lengths:
-        part = slice(first, first + length)
-        for head in range(2):
-            weights = torch.softmax(0.5 * q[part, head] @ k[part, head].T, -1)
-            assert torch.allclose(got[part, head], weights @ v[part, head], atol=1e-12)
-        first += length
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -1,5 +1,8 @@
 """8-bit layers: exact sums whatever computes them, no token felt by another, refused where they would be slow."""
 
+import os
+import subprocess
+import sys
 from functools import cache
 
 import numpy as np
@@ -19,7 +22,7 @@ from schemas.config import ParserConfig
 from schemas.errors import Exit, UsageError
 
 KERNELS = [
-    pytest.param("avx2", marks=pytest.mark.skipif(not tiles.can_run(), reason="a processor without AVX2")),
+    pytest.param("tiles", marks=pytest.mark.skipif(not tiles.can_run(), reason="a processor without AVX2")),
     "onednn",
 ]
 TEXTS = ["Go !", "Write a poem about the sea .", "What 's the capital of Portugal ?", "The cat that I saw slept ."]
@@ -91,8 +94,36 @@ def test_a_token_does_not_depend_on_its_batch(kernel, order, taken):
 def test_all_kernels_give_the_same_bits(weight, rows):
     torch.manual_seed(rows)
     x, bias = torch.randn(rows, weight.shape[1]), torch.randn(len(weight))
-    one, other = (Int8Linear(weight, bias, "gelu", kernel)(x) for kernel in ("avx2", "onednn"))
+    one, other = (Int8Linear(weight, bias, "gelu", kernel)(x) for kernel in ("tiles", "onednn"))
     assert torch.equal(one, other)
+
+
+#: Products of whole tiles, of some rows more and of fewer than a tile has, compiled for some of the processor's instructions.
+BY_INSTRUCTIONS = """
+import hashlib, sys
+import numpy as np, torch
+from pipeline.parse import vectors
+here = vectors.features()
+vectors.features = lambda: here & set(sys.argv[1:]) if sys.argv[1:] else here
+from pipeline.parse.int8 import Int8Linear
+torch.manual_seed(0)
+told = hashlib.sha256()
+for rows in (1, 5, 12, 29, 97):
+    for inputs, outputs in ((24, 20), (256, 112)):
+        layer = Int8Linear(torch.randn(outputs, inputs), torch.randn(outputs), "gelu", "tiles")
+        told.update(layer(torch.randn(rows, inputs)).numpy().tobytes())
+print(told.hexdigest())
+"""
+
+
+@pytest.mark.skipif("avx512vnni" not in tiles.ways(), reason="a processor without AVX-512's dot products of bytes")
+def test_tiles_give_the_same_bits_by_any_instructions(tmp_path):
+    def told(*instructions):
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "-".join(["tiles", *instructions]))}
+        command = [sys.executable, "-c", BY_INSTRUCTIONS, *instructions]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert len({told(), told("avx2"), told("avx2", "avxvnni", "avx512vl")}) == 1
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
