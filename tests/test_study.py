@@ -228,9 +228,10 @@ def test_a_difference_far_beyond_the_others_does_not_hide_them():
     assert plot._limit([]) == 1.0
 
 
-def test_the_page_in_the_repository_is_what_its_results_make():
-    told = page.text(DOCS / "results")
-    assert f"{page.BEGIN}\n\n{told}\n\n{page.END}" in (DOCS.parent / "study.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("results", "where"), [("results", "../study.md"), ("results-full", "second-pair.md")])
+def test_the_page_in_the_repository_is_what_its_results_make(results, where):
+    told = page.text(DOCS / results)
+    assert f"{page.BEGIN}\n\n{told}\n\n{page.END}" in (DOCS / where).read_text(encoding="utf-8")
 
 
 def test_a_folder_is_of_one_study(tmp_path):

@@ -16,6 +16,7 @@ from pipeline.parse import scoring
 from pipeline.parse.treebank import GoldTree, bracketings, parsed_tree, words_of
 from pipeline.text import Words
 from schemas.errors import UserError
+from schemas.processes import end_with_parent
 
 #: Trees that a process reads at a time, about a second's work.
 TREES_AT_ONCE = 500
@@ -62,7 +63,7 @@ def read_sentences(path: Path, max_words: int, processes: int = 1) -> list[GoldS
         return list(chain.from_iterable(map(work, parts)))
     # forked where that can be, since to import what reads trees takes each process longer than its share of them
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context(method)) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context(method), end_with_parent) as pool:
         return list(chain.from_iterable(pool.map(work, parts)))
 
 

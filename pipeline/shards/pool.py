@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from pipeline.shards.workspace import Output, Workspace
 from schemas.errors import ResourceError, UserError
+from schemas.processes import end_with_parent
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -82,6 +83,7 @@ def _ctrl_c_ignored() -> Iterator[None]:
 
 def _start(make: Callable[[], Stage], workspace: Workspace, started: "Synchronized[int]") -> None:
     global _stage, _refusal, _workspace, _number
+    end_with_parent()
     with started.get_lock():
         _number = started.value
         started.value += 1

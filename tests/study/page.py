@@ -232,7 +232,7 @@ def costs(results: Results, folder: Path) -> list[str]:
 def drawn(results: Results) -> dict[str, dict[str, Difference]]:
     """What is plotted: by measure, every arm against its base on the first test set."""
     test = tests_of(results)[0]
-    return {
+    panels = {
         f"{told}, nats a token, {test.removeprefix('test-')}": {
             f"{name} − {arm.base}": gap
             for name, arm in ARMS.items()
@@ -240,6 +240,7 @@ def drawn(results: Results) -> dict[str, dict[str, Difference]]:
         }
         for measure, told in _MEASURES.items()
     }
+    return {measure: gaps for measure, gaps in panels.items() if gaps}
 
 
 def text(folder: Path) -> str:
@@ -247,18 +248,12 @@ def text(folder: Path) -> str:
     results = read(folder)
     if not any("arm" in result for result in results.values()):
         return "No run has ended yet."
-    lines = [
-        *ended(read_beside(folder, RECORD)),
-        "### First pair",
-        "",
-        *scores(results, cross=False),
-        *differences(results, cross=False),
-        *elsewhere(results, cross=False),
-        *responses(results),
-    ]
-    if any(ARMS[result["arm"]].cross for result in results.values() if "arm" in result):
-        lines += ["### Second pair", "", *scores(results, cross=True), *differences(results, cross=True)]
-        lines += elsewhere(results, cross=True)
+    lines = ended(read_beside(folder, RECORD))
+    for cross, title in ((False, "First pair"), (True, "Second pair")):
+        if any(ARMS[result["arm"]].cross == cross for result in results.values() if "arm" in result):
+            parts = (scores, differences, elsewhere)
+            lines += [f"### {title}", "", *(line for part in parts for line in part(results, cross))]
+            lines += [] if cross else responses(results)
     return "\n".join([*lines, "### What it took", "", *costs(results, folder)]).rstrip()
 
 
@@ -270,10 +265,10 @@ def write(folder: Path, page: Path) -> None:
     _, _, after = rest.partition(END)
     write_text(page, f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
     results = read(folder)
-    if any("arm" in result for result in results.values()):
+    if any("arm" in result for result in results.values()) and (panels := drawn(results)):
         from study.plot import plot  # slow to import
 
-        plot(drawn(results), folder / PLOT)
+        plot(panels, folder / PLOT)
 
 
 if __name__ == "__main__":

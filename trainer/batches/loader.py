@@ -9,11 +9,8 @@ Where they are joined, their streams are of the same pairs (`trainer.batches.joi
 """
 
 import multiprocessing
-import multiprocessing.connection
-import os
 import shlex
 import signal
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from schemas.errors import UsageError, UserError
+from schemas.processes import end_with_parent
 from schemas.training import DataConfig
 from trainer.batches.batch import Batch
 from trainer.batches.documents import Documents
@@ -271,11 +269,4 @@ def _settle(_worker: int) -> None:
     """In a worker: leave signals to the training process, which may want batches still, and end when it does."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
