@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
+
+from trainer.maths.loops import machine_code
 
 I32: Final = ir.IntType(32)
 I64: Final = ir.IntType(64)
@@ -17,9 +19,8 @@ F32: Final = ir.FloatType()
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """A loop as machine code, kept on disk until its own file changes (numba looks at no other: after changes here, clear it)."""
-    # unwrapped, since run-time shape checks wrap every function and cannot be compiled
     # of numpy: a division by zero would be asked about at every step, which no loop in vectors can
-    return njit(cache=True, nogil=True, error_model="numpy", **options)(inspect.unwrap(function))
+    return machine_code(function, error_model="numpy", **options)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -38,6 +39,8 @@ def instructions(write: Callable[[Any, Any], None], count: int) -> tuple[Any, Ca
 
 def features() -> frozenset[str]:
     """What loops are compiled for: instructions as LLVM calls them, without those that numba's environment switches off."""
+    if config.DISABLE_JIT:
+        return frozenset()
     listed = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
     return frozenset(name[1:] for name in listed.split(",") if name.startswith("+"))
 

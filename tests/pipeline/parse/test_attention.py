@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.parse import attention_loops
+from pipeline.parse import attention_loops, vectors
 from pipeline.parse.attention import attention, compiled_attention, runs_of
 
 lengths = st.lists(st.one_of(st.integers(1, 9), st.integers(1, 70)), min_size=1, max_size=6)
@@ -73,6 +73,12 @@ def test_heads_of_odd_widths_go_by_torch():
     q, k, v = inputs([3, 5], 2, 12)
     runs = runs_of([3, 5])
     assert torch.equal(compiled_attention(q, k, v, runs, 0.3), attention(q, k, v, runs, 0.3))
+
+
+@pytest.mark.parametrize(("setting", "value"), [("DISABLE_JIT", 1), ("ENABLE_AVX", 0), ("CPU_FEATURES", "")])
+def test_what_numba_may_not_use_is_not_asked_of_it(monkeypatch, setting, value):
+    monkeypatch.setattr(vectors.config, setting, value)
+    assert not {name for name in vectors.features() if name.startswith("avx")}
 
 
 BY_INSTRUCTIONS = """
