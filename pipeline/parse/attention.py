@@ -53,8 +53,9 @@ def compiled_attention(
     """
     from pipeline.parse import attention_loops as loops
 
-    if not loops.can_run() or q.shape[-1] % loops.LANES:
+    fit = all(part.dtype == torch.float32 and part.stride(-1) == 1 and part.device.type == "cpu" for part in (q, k, v))
+    if not (loops.can_run() and fit and q.shape[-1] % loops.LANES == 0 and scale > 0):
         return attention(q, k, v, runs, scale)
-    out = torch.empty(q.shape)
+    out = torch.empty(q.shape, dtype=q.dtype)
     loops.attend(q.numpy(), k.numpy(), v.numpy(), np.array(runs, np.int64).reshape(-1, 3), scale, out.numpy())
     return out

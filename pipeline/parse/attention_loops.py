@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Float, Int64
 from llvmlite import ir
 from numba.core import cgutils
 
@@ -57,12 +58,12 @@ def _write_product(rows: int) -> Callable[[Any, Any], None]:
 
 
 def _write_exp(w: Writer, x: Any) -> Any:
-    """`exp(x)` for x <= 0, to 2 units in the last place; below -87 some 1e-38.
+    """`exp(x)` for x <= 0, to 2 units in the last place; below -87 some 1e-38, of no number none.
 
     By powers of two and a polynomial of the rest (figures: Moshier's Cephes, `expf`).
     """
     builder = w.builder
-    x = w.call(f"llvm.maxnum.v{LANES}f32", x, _floats(-87.0))
+    x = w.call(f"llvm.maximum.v{LANES}f32", x, _floats(-87.0))
     whole = w.call(f"llvm.rint.v{LANES}f32", builder.fmul(x, _floats(1 / math.log(2))))
     # ln 2 in two parts, the first of few digits, so that its multiples are exact
     rest = _fused(w, whole, _floats(-0.693359375), x)
@@ -104,7 +105,7 @@ def _write_softmax(rows: int) -> Callable[[Any, Any], None]:
         counts = builder.icmp_signed("<", places, w.spread(builder.trunc(last, I32), LANES))
 
         def bigger(one: Any, other: Any) -> Any:
-            return w.call(f"llvm.maxnum.v{LANES}f32", one, other)
+            return w.call(f"llvm.maximum.v{LANES}f32", one, other)
 
         def each(change: Callable[[int, Any], Any]) -> None:
             with cgutils.for_range(builder, vectors) as loop:
@@ -192,15 +193,8 @@ def _product(a, a_stride, rows, b, b_stride, depth, columns, out, out_stride):  
 product = compiled(_product)
 
 
-def _attend(q, k, v, runs, scale, out):  # type: ignore[no-untyped-def]
+def _attend(q, k, v, runs, factor, keys, weights, out):  # type: ignore[no-untyped-def]
     heads, d = q.shape[1], q.shape[2]
-    longest = 0
-    for run in range(len(runs)):
-        longest = max(longest, runs[run, 2])
-    vectors = (longest + LANES - 1) // LANES
-    keys = np.zeros((d, vectors * LANES), np.float32)  # a head's, features first
-    weights = np.zeros((ROWS, vectors * LANES), np.float32)
-    factor = np.full(1, scale, np.float32)
     stride = np.uint64(weights.strides[0])
     own, others, factor_at = np.uint64(weights.ctypes.data), np.uint64(keys.ctypes.data), np.uint64(factor.ctypes.data)
     token, to = np.uint64(q.strides[0]), np.uint64(out.strides[0])
@@ -235,8 +229,24 @@ def _attend(q, k, v, runs, scale, out):  # type: ignore[no-untyped-def]
                     done += rows
 
 
-#: (q, k, v, each [tokens, heads, d], runs [runs, 3], scale, out [tokens, heads, d]): see `pipeline.parse.attention`.
-attend = compiled(_attend)
+#: See `attend`. All that it works in are arguments: of an array of its own numba would let go after the last line that
+#: names it, while addresses in it are still in use.
+_attention = compiled(_attend)
+
+
+def attend(
+    q: Float[np.ndarray, "tokens heads d"],
+    k: Float[np.ndarray, "tokens heads d"],
+    v: Float[np.ndarray, "tokens heads d"],
+    runs: Int64[np.ndarray, "runs 3"],
+    scale: float,
+    out: Float[np.ndarray, "tokens heads d"],
+) -> None:
+    """`pipeline.parse.attention.attention` of float32, for widths of whole vectors whose numbers are neighbours; `scale` > 0."""
+    columns = -(-int(runs[:, 2].max(initial=1)) // LANES) * LANES
+    keys = np.zeros((q.shape[2], columns), np.float32)  # a head's, features first
+    weights = np.zeros((ROWS, columns), np.float32)
+    _attention(q, k, v, runs, np.full(1, scale, np.float32), keys, weights, out)
 
 
 @cache

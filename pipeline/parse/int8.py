@@ -214,7 +214,8 @@ def refuse_where_slow(precision: str, device: str) -> None:
     """Raises `UsageError` for 8-bit layers on a processor where they would take longer than those in float32."""
     if precision == "int8" and device == "cpu" and slowdown() > 1:
         raise UsageError(
-            f"Parser precision int8 would be slower than float32 here: on this processor, which has neither AVX2 nor "
-            f"instructions for dot products of bytes (VNNI) that are of use, its layers take {slowdown():.1f} times as long. "
+            "Parser precision int8 would be slower than float32 here: it needs AVX2 or instructions for dot products of bytes "
+            "(VNNI), which this processor lacks or NUMBA_ variables switch off, and its layers take "
+            f"{slowdown():.1f} times as long. "
             "Use float32, the default."
         )

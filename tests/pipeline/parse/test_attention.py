@@ -91,6 +91,43 @@ print(hashlib.sha256(compiled_attention(q, k, v, runs_of(lengths), 0.2).numpy().
 """
 
 
+BESIDE_WHAT_IS_FREED = """
+import torch
+from pipeline.parse.attention import attention, compiled_attention, runs_of
+torch.manual_seed(0)
+lengths = [1, 5, 6, 29, 40]
+q, k, v = torch.randn(sum(lengths), 3, 4, 32).unbind(1)
+given = q, k, v, runs_of(lengths), 0.2
+for _ in range(5):
+    assert torch.allclose(compiled_attention(*given), attention(*given), atol=1e-5)
+"""
+
+
+@compiled_here
+def test_loops_work_in_nothing_that_was_freed():
+    """With an allocator that overwrites what it is given back at once."""
+    settings = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.perturb=165"}
+    subprocess.run([sys.executable, "-c", BESIDE_WHAT_IS_FREED], env=os.environ | settings, check=True)
+
+
+@compiled_here
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none(broken):
+    q, k, v = (part.clone() for part in inputs([7, 3], 1, 16))
+    k[2, 0, 0] = broken
+    given = q, k, v, [(0, 7, 7), (7, 10, 3)], 0.25
+    got = compiled_attention(*given)
+    assert torch.equal(got.isfinite(), attention(*given).isfinite())
+    assert got.isnan().any()
+    assert got[7:].isfinite().all()
+
+
+def test_numbers_that_are_no_neighbours_go_by_torch():
+    q, k, v = (part.transpose(1, 2).contiguous().transpose(1, 2) for part in inputs([4, 4], 2, 16))
+    runs = runs_of([4, 4])
+    assert torch.equal(compiled_attention(q, k, v, runs, 0.3), attention(q, k, v, runs, 0.3))
+
+
 @pytest.mark.skipif("avx512f" not in attention_loops.features(), reason="a processor without AVX-512")
 def test_loops_give_the_same_bits_by_any_instructions(tmp_path):
     def told(**settings):
