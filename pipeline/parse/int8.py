@@ -4,7 +4,7 @@ Weights have one scale an output row, activations one a token, found as they pas
 `x W' + b ≈ s_x s_w (X W') + b` with an exact sum in the middle (Jacob et al. 2018, without zero points). A token's result
 does not depend on the other tokens of its batch. Activations take 7 bits and weights 8, those of a row scaled down where
 four neighbours would sum up to more than `LARGEST`: then AVX2 can add four products in 16 bits and loses none
-(`pipeline.parse.tiles`). What has other instructions for dot products of bytes, or oneDNN, is as exact.
+(`pipeline.parse.tiles`). Instructions for whole dot products of bytes, and oneDNN, are as exact.
 """
 
 import time

@@ -35,7 +35,7 @@ PLAIN, RELU, GELU = 0, 1, 2
 ROWS: Final = {"avx2": 3, "avxvnni": 6, "avx512vnni": 12}
 
 _I16, _BYTE = ir.IntType(16), ir.IntType(8)
-_LANES, _SUMS = ir.VectorType(_I16, 16), ir.VectorType(I32, 8)
+_LANES = ir.VectorType(_I16, 16)
 
 
 def ways() -> list[str]:
@@ -45,36 +45,20 @@ def ways() -> list[str]:
     return [way for way, names in needed.items() if names <= here]
 
 
-class _Way:
-    """How four inputs of each column are multiplied and added: in vectors of `width` columns."""
-
-    def __init__(self, way: str, builder: Any) -> None:
-        self.width = 16 if way == "avx512vnni" else 8
-        self._whole = way != "avx2"  # dot products of four bytes, in one instruction
-        self._w = Writer(builder)
-        module = builder.module
-        bytes_, sums = ir.VectorType(_BYTE, 4 * self.width), ir.VectorType(I32, self.width)
-        if self._whole:
-            name = f"llvm.x86.avx512.vpdpbusd.{32 * self.width}"
-            self._dot = cgutils.get_or_insert_function(module, ir.FunctionType(sums, [sums] * 3), name)
-            return
+def _added(w: Writer, way: str, before: Any, activations: Any, weights: Any) -> Any:
+    """Products of two fours of bytes, added to sums."""
+    if way == "avx2":
         # bytes without sign times signed bytes, neighbours added and saturated; 16-bit products, neighbours added
-        pairs, widen = ir.FunctionType(_LANES, [bytes_, bytes_]), ir.FunctionType(_SUMS, [_LANES, _LANES])
-        self._pairs = cgutils.get_or_insert_function(module, pairs, "llvm.x86.avx2.pmadd.ub.sw")
-        self._widen = cgutils.get_or_insert_function(module, widen, "llvm.x86.avx2.pmadd.wd")
-
-    def add(self, total: Any, activations: Any, weights: Any) -> None:
-        """Products of two fours of bytes added to sums that lie at `total`."""
-        builder = self._w.builder
-        before = builder.load(total)
-        if self._whole:
-            for pair in zip(activations, weights, strict=True):
-                before = builder.call(self._dot, [before, *(builder.bitcast(part, before.type) for part in pair)])
-        else:
-            one, other = (builder.call(self._pairs, pair) for pair in zip(activations, weights, strict=True))
-            ones = ir.Constant(_LANES, [_I16(1)] * 16)
-            before = builder.add(before, builder.call(self._widen, [builder.add(one, other), ones]))
-        builder.store(before, total)
+        pairs = zip(activations, weights, strict=True)
+        one, other = (w.call("llvm.x86.avx2.pmadd.ub.sw", *pair, kind=_LANES) for pair in pairs)
+        ones = ir.Constant(_LANES, [_I16(1)] * 16)
+        return w.builder.add(
+            before, w.call("llvm.x86.avx2.pmadd.wd", w.builder.add(one, other), ones, kind=before.type)
+        )
+    for pair in zip(activations, weights, strict=True):  # dot products of four bytes, in one instruction
+        fours = (w.builder.bitcast(part, before.type) for part in pair)
+        before = w.call(f"llvm.x86.avx512.vpdpbusd.{32 * before.type.count}", before, *fours)
+    return before
 
 
 def _write_tile(way: str, rows: int) -> Callable[[Any, Any], None]:
@@ -82,8 +66,8 @@ def _write_tile(way: str, rows: int) -> Callable[[Any, Any], None]:
 
     def write(builder: Any, args: Any) -> None:
         a, stride, weights, steps, out, out_stride, row_scales, scales, corrections, bias = args
-        w, kernel = Writer(builder), _Way(way, builder)
-        width, vectors = kernel.width, range(PANEL // kernel.width)
+        w, width = Writer(builder), 16 if way == "avx512vnni" else 8
+        vectors = range(PANEL // width)
         bytes_, whole = ir.VectorType(_BYTE, 4 * width), ir.VectorType(I32, width)
         floats = ir.VectorType(F32, width)
         sums = [[cgutils.alloca_once_value(builder, ir.Constant(whole, None)) for _ in vectors] for _ in range(rows)]
@@ -96,7 +80,7 @@ def _write_tile(way: str, rows: int) -> Callable[[Any, Any], None]:
                 fours = [w.load(w.after(start, at, 4 * four), I32) for four in range(DEPTH // 4)]
                 spread = [builder.bitcast(w.spread(four, width), bytes_) for four in fours]
                 for total, column in zip(row_sums, columns, strict=True):
-                    kernel.add(total, spread, column)
+                    builder.store(_added(w, way, builder.load(total), spread, column), total)
         for v in vectors:
             aside = 4 * width * v
             scale, shift = w.load(w.after(scales, aside), floats), w.load(w.after(bias, aside), floats)

@@ -71,7 +71,7 @@ class Writer:
         one = self.builder.insert_element(blank, value, I32(0))
         return self.builder.shuffle_vector(one, blank, ir.Constant(ir.VectorType(I32, lanes), None))
 
-    def call(self, name: str, *args: Any) -> Any:
-        """One of LLVM's own functions, whose result is of its first argument's kind."""
-        kind = ir.FunctionType(args[0].type, [argument.type for argument in args])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), args)
+    def call(self, name: str, *args: Any, kind: Any = None) -> Any:
+        """One of LLVM's own functions, whose result is of `kind`, by default its first argument's."""
+        taken = ir.FunctionType(kind or args[0].type, [argument.type for argument in args])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, taken, name), args)
