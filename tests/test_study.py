@@ -115,7 +115,7 @@ def some_arms(folder: Path) -> None:
     start_ranks(0)
     study = opened(PROFILES["tiny"], folder, "cpu")
     study.take_rows(None)
-    only = frozenset({"teacher", "srkl", "srkl-mta", "cross-ce"})
+    only = frozenset({"teacher", "srkl", "srkl-mta", "cross-ce", "rouge-srkl"})
     with pytest.MonkeyPatch.context() as patch:
         out_of_memory_in(patch, "srkl-mta-1")
         jobs.work(study, only)
@@ -134,7 +134,12 @@ def test_the_command_trains_measures_and_tells(tmp_path):
     launch(1, some_arms, folder)
     assert not [*(folder / "failures").glob("*")]
     results = {file.stem: json.loads(file.read_text()) for file in (folder / "results").glob("*.json")}
-    assert results.keys() == {"teacher", "srkl-1", "srkl-mta-1", "cross-ce-1"}
+    assert results.keys() == {"teacher", "srkl-1", "srkl-mta-1", "cross-ce-1", "rouge-srkl-1"}
+    responses = results["rouge-srkl-1"]["tests"]["test-sample"]
+    assert {kind: np.shape(scored["rouge_l"]) for kind, scored in responses.items()} == {
+        "greedy": (6, 1),
+        "sampled": (6, 2),
+    }
     teacher, student = (results[name]["tests"]["test-sample"] for name in ("teacher", "srkl-mta-1"))
     assert len(student["kl"]) == PROFILES["tiny"].test_rows
     assert max(teacher["kl"]) < 1e-3 < min(student["kl"])  # a teacher is itself
@@ -144,6 +149,7 @@ def test_the_command_trains_measures_and_tells(tmp_path):
     assert (limits["max_length"], limits["max_prompt_length"]) == PROFILES["tiny"].lengths
     told = (folder / "study.md").read_text(encoding="utf-8")
     assert "| `srkl-mta` | `srkl` | KL(teacher ‖ student) |" in told
+    assert "| `srkl` | sampled | 1 |" in told
     assert (folder / "results" / page.PLOT).is_file()
 
 
@@ -251,3 +257,35 @@ def test_a_page_keeps_what_stands_around_its_tables(tmp_path):
     file.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n", encoding="utf-8")
     page.write(tmp_path, file)
     assert file.read_text(encoding="utf-8") == f"before\n{page.BEGIN}\n\nNo run has ended yet.\n\n{page.END}\nafter\n"
+
+
+def scored(values: np.ndarray, *draws: float) -> dict:
+    """A result whose rows have these scores, each draw so much more."""
+    of_draws = {"greedy": values[:, None], "sampled": values[:, None] + np.array(draws)}
+    told = {
+        kind: {"rouge_l": rows.tolist(), "tokens": 7.4, "stopped": 0.25} for kind, rows in of_draws.items() if rows.size
+    }
+    return {"tests": {"test-dolly": told}}
+
+
+def test_responses_are_compared_row_by_row_and_draws_by_their_mean():
+    rows = 40
+    random = np.random.default_rng(3)
+    base, gain = random.uniform(0, 60, rows), random.normal(1.5, 0.5, rows)
+    results = {f"rouge-srkl-{seed}": scored(base + seed, -3, 0, 3) for seed in (1, 2)}
+    results |= {f"rouge-srkl-mta-{seed}": scored(base + seed + gain, -5, 5) for seed in (1, 2, 3)}
+    results["rouge-teacher"] = scored(base + 9, 0)
+    told = page.responses(results)
+    assert told[0] == "| arm | responses | seeds | ROUGE-L, dolly | by seed | tokens | ended |"
+    for kind in ("greedy", "sampled"):
+        assert f"| teacher | {kind} |  | {base.mean() + 9:.2f} | {base.mean() + 9:.2f} | 7 | 25% |" in told
+        by_seed = " ".join(f"{base.mean() + seed:.2f}" for seed in (1, 2))
+        assert f"| `srkl` | {kind} | 1 2 | {base.mean() + 1.5:.2f} | {by_seed} | 7 | 25% |" in told
+        (line,) = [line for line in told if line.startswith(f"| `srkl-mta` | `srkl` | {kind} | {gain.mean():+.2f} |")]
+        assert line.endswith(f"| {gain.mean():+.2f} {gain.mean():+.2f} | better |")  # on the seeds that both have
+
+
+def test_without_draws_only_greedy_responses_are_told():
+    told = page.responses({"rouge-ce-1": scored(np.array([1.0, 2.0]))})
+    assert told[2:] == ["| `ce` | greedy | 1 | 1.50 | 1.50 | 7 | 25% |", ""]
+    assert page.responses({}) == []

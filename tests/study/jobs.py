@@ -208,7 +208,9 @@ def _rouge(study: Study, model: Path) -> dict[str, Any]:
     profile = study.profile
     return {
         "tests": {
-            test: rouge(model, study.device, study.rows(test), profile.test_lengths, profile.rouge_batch)
+            test: rouge(
+                model, study.device, study.rows(test), profile.test_lengths, profile.rouge_batch, profile.rouge_draws
+            )
             for test in tests
         }
     }

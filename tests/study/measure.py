@@ -1,4 +1,4 @@
-"""How far a model is from the teacher and from the references: row by row, without sampling; and ROUGE-L of greedy responses."""
+"""How far a model is from the teacher and from the references, row by row, without sampling; and ROUGE-L of its responses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,19 +77,25 @@ def _per_token(
     return {name: torch.cat(values) for name, values in parts.items() if values}
 
 
-def rouge(model: Path | str, device: str, rows: Path, lengths: tuple[int, int], batch_size: int) -> dict[str, Any]:
-    """ROUGE-L of greedy responses to a file of test rows."""
+def rouge(
+    model: Path | str, device: str, rows: Path, lengths: tuple[int, int], batch_size: int, draws: int
+) -> dict[str, dict[str, Any]]:
+    """ROUGE-L of responses to a file of test rows: the `greedy` one of each, and `draws` of each `sampled` at temperature 1."""
     # what scores responses is not needed for anything else
     from trainer.evaluation.generate import Sampling
     from trainer.evaluation.questions import Reading, read_questions
     from trainer.evaluation.responses import Evaluation, load
 
     loaded = load(ModelConfig(model=str(model), device=device, dtype="float32"))
-    evaluation = Evaluation(loaded, [None], Sampling(), *lengths, batch_size, quiet=True)
     questions = read_questions(rows, 0, None, Reading(False, False, False))
-    result = evaluation.file_result(rows.stem, questions, evaluation.asked(questions), keep_texts=False)
-    return {
-        "rouge_l": [round(score, 3) for (score,) in result.scores],
-        "tokens": round(result.tokens, 2),
-        "stopped": round(result.stopped, 4),
-    }
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind, seeds in (("greedy", [None]), ("sampled", [*range(10, 10 * draws + 1, 10)])):
+        if seeds:
+            evaluation = Evaluation(loaded, seeds, Sampling(), *lengths, batch_size, quiet=True)
+            result = evaluation.file_result(rows.stem, questions, evaluation.asked(questions), keep_texts=False)
+            kinds[kind] = {
+                "rouge_l": [[round(score, 3) for score in of_row] for of_row in result.scores],
+                "tokens": round(result.tokens, 2),
+                "stopped": round(result.stopped, 4),
+            }
+    return kinds

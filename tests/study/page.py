@@ -27,6 +27,8 @@ PLOT: Final = "differences.png"
 #: Beside the results: what was made once, and what has ended.
 COSTS: Final = "costs"
 RECORD: Final = "record"
+#: How results begin that hold scores of responses.
+SCORES: Final = "rouge-"
 _MEASURES: Final[Mapping[str, str]] = {
     "kl": "KL(teacher ‖ student)",
     "ce": "cross-entropy",
@@ -137,6 +139,19 @@ def scores(results: Results, cross: bool) -> list[str]:
     return table(["arm", "seeds", *headings], rows)
 
 
+_TOLD: Final = ("difference", "standard error", "95 %", "by seed", "")
+
+
+def _told(gap: Difference, digits: int, more: str, less: str) -> list[str]:
+    """Cells of a difference, and what the plan's rule makes of it; `more` is what a larger value is called."""
+    verdict = (more if gap.mean > 0 else less) if gap.shown else "not shown"
+    if len(gap.by_seed) == 1:
+        verdict = "one seed: over rows only, undecided"
+    interval = f"{gap.low:+.{digits}f} to {gap.high:+.{digits}f}"
+    by_seed = " ".join(f"{value:+.{digits}f}" for value in gap.by_seed)
+    return [f"{gap.mean:+.{digits}f}", f"{gap.error:.{digits}f}", interval, by_seed, verdict]
+
+
 def differences(results: Results, cross: bool) -> list[str]:
     """Every arm against its base on the first test set."""
     test = tests_of(results)[0]
@@ -145,26 +160,8 @@ def differences(results: Results, cross: bool) -> list[str]:
         for measure in _measures(cross):
             gap = compared(results, name, test, measure) if arm.cross == cross else None
             if gap is not None:
-                by_seed = " ".join(f"{value:+.4f}" for value in gap.by_seed)
-                interval = f"{gap.low:+.4f} to {gap.high:+.4f}"
-                verdict = ("better" if gap.mean < 0 else "worse") if gap.shown else "not shown"
-                if len(gap.by_seed) == 1:
-                    verdict = "one seed: over rows only, undecided"
-                cells = [f"{gap.mean:+.4f}", f"{gap.error:.4f}", interval, by_seed, verdict]
-                rows.append([f"`{name}`", f"`{arm.base}`", _MEASURES[measure], *cells])
-    return table(
-        [
-            "arm",
-            "base",
-            f"nats a token, {test.removeprefix('test-')}",
-            "difference",
-            "standard error",
-            "95 %",
-            "by seed",
-            "",
-        ],
-        rows,
-    )
+                rows.append([f"`{name}`", f"`{arm.base}`", _MEASURES[measure], *_told(gap, 4, "worse", "better")])
+    return table(["arm", "base", f"nats a token, {test.removeprefix('test-')}", *_TOLD], rows)
 
 
 def elsewhere(results: Results, cross: bool) -> list[str]:
@@ -182,24 +179,38 @@ def elsewhere(results: Results, cross: bool) -> list[str]:
 
 
 def responses(results: Results) -> list[str]:
-    """ROUGE-L of greedy responses."""
-    scored = {name.removeprefix("rouge-"): result for name, result in results.items() if name.startswith("rouge-")}
-    if not scored:
+    """ROUGE-L of responses: what each arm came to, how far seeds lie apart, and how far the arm is from its base."""
+    by_kind: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}  # then by arm and seed
+    for name, result in results.items():
+        if name.startswith(SCORES):
+            arm, _, seed = name.removeprefix(SCORES).rpartition("-")
+            ((test, kinds),) = result["tests"].items()
+            for kind, scored in kinds.items():  # what has no seed is the teacher
+                by_kind.setdefault(kind, {}).setdefault(arm or seed, {})[int(seed) if arm else 0] = scored
+    if not by_kind:
         return []
-    test = next(iter(next(iter(scored.values()))["tests"]))
-    by_arm: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, result in scored.items():
-        arm, _, seed = ("teacher", "", "") if name == "teacher" else name.rpartition("-")
-        by_arm.setdefault(arm, {})[seed] = result["tests"][test]
-    rows = []
-    for name, by_seed in by_arm.items():
-        runs = list(by_seed.values())
-        means = [float(np.mean(run["rouge_l"])) for run in runs]
-        cells = [f"{np.mean([run[key] for run in runs]):.2f}" for key in ("tokens", "stopped")]
-        rows.append(
-            [name, " ".join(by_seed), f"{np.mean(means):.2f}", " ".join(f"{value:.2f}" for value in means), *cells]
-        )
-    return table(["", "seeds", f"ROUGE-L, {test.removeprefix('test-')}", "by seed", "tokens", "ended"], rows)
+    means, gaps = [], []
+    for kind, by_arm in by_kind.items():
+        for name in (each for each in ("teacher", *ARMS) if each in by_arm):
+            runs = by_arm[name].values()
+            by_seed = [float(np.mean(run["rouge_l"])) for run in runs]
+            seeds = " ".join(map(str, by_arm[name])) if name in ARMS else ""
+            cells = [f"{np.mean(by_seed):.2f}", " ".join(f"{value:.2f}" for value in by_seed)]
+            cells += [
+                f"{np.mean([run['tokens'] for run in runs]):.0f}",
+                f"{np.mean([run['stopped'] for run in runs]):.0%}",
+            ]
+            means.append([f"`{name}`" if name in ARMS else name, kind, seeds, *cells])
+            base = ARMS[name].base if name in ARMS else None
+            if base and (shared := sorted(by_arm[name].keys() & by_arm.get(base, {}).keys())):
+                arm_rows, base_rows = (
+                    np.array([np.mean(by_arm[side][seed]["rouge_l"], axis=1) for seed in shared])
+                    for side in (name, base)
+                )
+                gap = difference(arm_rows, base_rows, np.ones(arm_rows.shape[1]))
+                gaps.append([f"`{name}`", f"`{base}`", kind, *_told(gap, 2, "better", "worse")])
+    headings = ["arm", "responses", "seeds", f"ROUGE-L, {test.removeprefix('test-')}", "by seed", "tokens", "ended"]
+    return table(headings, means) + (table(["arm", "base", "responses", *_TOLD], gaps) if gaps else [])
 
 
 def costs(results: Results, folder: Path) -> list[str]:

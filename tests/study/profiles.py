@@ -34,6 +34,7 @@ class Profile:
     seeds: int = 3
     seeds_of_primary: int = 5
     rouge_seeds: int = 3  # of how many students of an arm responses are scored; 0: none
+    rouge_draws: int = 5  # responses drawn to each row, beside the greedy one
     rouge_batch: int = 16
     workers: int = 1  # processes, at most
     gpu_gb: float = (
@@ -71,18 +72,18 @@ PROFILES: Final[Mapping[str, Profile]] = {
     # what the tests run
     "tiny": Profile(
         **_EMBEDDED, rows=24, test_rows=6, lengths=(64, 32), test_lengths=(64, 32), epochs=1, batch_size=8,
-        teacher_epochs=1, teacher_held_out=4, seeds=1, seeds_of_primary=1, rouge_seeds=0, threads=1, gpu_gb=2.0,
+        teacher_epochs=1, teacher_held_out=4, seeds=1, seeds_of_primary=1, rouge_seeds=1, rouge_draws=2, threads=1, gpu_gb=2.0,
     ),
     # minutes on two cores, on what is embedded
     "quick": Profile(
         **_EMBEDDED, rows=160, test_rows=40, lengths=(128, 64), test_lengths=(128, 64), epochs=1, batch_size=8,
         optim={"lr": 1e-3, "projector_lr": 1e-3, "warmup": 0.1}, teacher_lr=1e-4, teacher_held_out=16, seeds=2,
-        seeds_of_primary=3, rouge_seeds=1, workers=2, threads=1, gpu_gb=2.0,
+        seeds_of_primary=3, rouge_seeds=1, rouge_draws=2, workers=2, threads=1, gpu_gb=2.0,
     ),
     # eight hours on two cores
     "full": Profile(
         **_SMOLLM2, rows=480, test_rows=100, lengths=(160, 80), test_lengths=(256, 128), epochs=1, batch_size=8,
-        teacher_epochs=1, rouge_seeds=0, workers=1, threads=2,
+        teacher_epochs=1, workers=1, threads=2,
     ),
     # minutes on one large GPU
     "card": Profile(**_SMOLLM2, rouge_batch=256, workers=10, threads=1, tf32=True, gpu_gb=6.8),
