@@ -8,8 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from schemas.errors import ResourceError
+
 #: Suffix of files being written; a leftover belongs to nobody and is cleared at the next start.
 PARTIAL = ".partial"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that somebody named, and those above it, unless they are there.
+
+    Raises `ResourceError` where there cannot be one: below a file, in place of one or of a link to nowhere, among what
+    the system shows as files; `OSError` for want of permission or room.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        raise ResourceError(f"There can be no folder {folder} ({error.strerror}); choose another place.") from None
 
 
 @contextmanager

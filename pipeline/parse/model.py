@@ -23,7 +23,7 @@ from pipeline.parse import network
 from pipeline.parse.places import WEIGHTS, locate
 from pipeline.parse.stored import StoredParser, is_bert, open_tokenizer
 from schemas.errors import UserError
-from schemas.files import written
+from schemas.files import make_folder, written
 from trainer.models.pickles import read_pickle
 
 #: benepar builds the encoder with BERT's pooler, which no parser reads; our files leave it out.
@@ -97,7 +97,7 @@ def unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save(parser: network.Network, encoder: Path, folder: Path) -> None:
     """Write `parser` in our format; `encoder` is the folder its tokenizer and encoder config came from."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)
     settings = {key: parser.config[key] for key in ("label_vocab", "tag_vocab", "char_vocab")}
@@ -112,7 +112,7 @@ def save(parser: network.Network, encoder: Path, folder: Path) -> None:
 
 def export_for_benepar(folder: Path, target: Path) -> None:
     """Write a model of ours as stock benepar's release folder: `benepar.Parser(str(target))` opens it."""
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folder / name, target / name)
     torch.save(_from_folder(folder).state_dict(), target / "benepar_model.bin")

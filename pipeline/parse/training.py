@@ -29,7 +29,7 @@ from pipeline.parse.loss import loss_of
 from pipeline.parse.recipe import VOCABULARY, Recipe, opened, quality, vocabularies
 from pipeline.parse.treebank import GoldTree, gold_trees, words_of
 from schemas.errors import ResourceError, UsageError, UserError
-from schemas.files import write_text, written
+from schemas.files import make_folder, write_text, written
 from trainer.models.memory import out_of_memory
 from trainer.models.pickles import read_pickle
 
@@ -76,7 +76,7 @@ class Run:
         self.began = time.monotonic()
         self.recipe = recipe
         self.device = torch.device(recipe.device)
-        recipe.out.mkdir(parents=True, exist_ok=True)
+        make_folder(recipe.out)
         random.seed(recipe.seed)
         torch.manual_seed(recipe.seed)
         fixed, rotating = self._read(recipe.train), self._read(recipe.rotating)

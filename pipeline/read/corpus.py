@@ -13,6 +13,7 @@ from pipeline.read.sources import Source, read_rows
 from schemas import embedded
 from schemas.config import CorpusConfig
 from schemas.errors import UserError
+from schemas.files import make_folder
 from schemas.manifest import InputFile
 
 
@@ -68,6 +69,6 @@ def spool_beside(out: Path, inputs: Sequence[str]) -> Iterator[Path]:
     if STDIN not in inputs:
         yield out
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-stdin-") as folder:
         yield Path(folder)

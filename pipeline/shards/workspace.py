@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from schemas import files
 from schemas.config import Strict
 from schemas.errors import StateError
-from schemas.files import flush
+from schemas.files import flush, make_folder
 from schemas.keys import differences
 from schemas.manifest import CONFIG, MANIFEST, OtherFile, ShardFile, is_finished
 
@@ -231,7 +231,8 @@ def workspace(
     """Hold `out` for a run described by `record`; yields None if that very run has already finished there.
 
     Raises `StateError` if another run is writing there, if the folder holds files that are not ours, or if it
-    holds a run of other content (unless `overwrite`, which removes that one).
+    holds a run of other content (unless `overwrite`, which removes that one); as `schemas.files.make_folder` does where
+    there can be no folder.
     """
     if out.exists() and not out.is_dir():
         raise StateError(f"{out} is a file; --out names a folder.")
@@ -239,7 +240,8 @@ def workspace(
     if foreign:
         raise StateError(f"{out} already holds other files ({', '.join(foreign[:3])}); choose an empty or a new --out.")
     work, new = out / WORK, not out.exists()
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
+    work.mkdir(exist_ok=True)
     lock = FileLock(work / LOCK)
     try:
         lock.acquire(timeout=0)

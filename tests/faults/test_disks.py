@@ -5,6 +5,7 @@
 """
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +123,38 @@ def test_a_read_only_disk_is_told(small_disk, hub, rows, prepared, tiny_teacher,
     assert f"{folder}/" in told
     assert "Traceback" not in told
     assert told.count("Error: ") == 1
+
+
+PLACES = {
+    "a file": lambda folder: folder / "file",
+    "below a file": lambda folder: folder / "file" / "below",
+    "a link to nowhere": lambda folder: folder / "link",
+    "below a link to nowhere": lambda folder: folder / "link" / "below",
+    "where files are the system's": lambda _: Path("/proc/below"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["parse", "ROWS", *SIDES, "--parser", "spacy"],
+        ["align", "PREPARED", "--student", "embedded:bytelevel-bpe"],
+        ["cache-teacher", "PREPARED", "--teacher", "TEACHER", "--signals", "final"],
+        ["export-parser"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_where_there_can_be_no_folder_a_command_says_so(
+    arguments, place, rows, prepared, tiny_teacher, command, tmp_path
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "at" / "all")
+    out = PLACES[place](tmp_path)
+    known = {"ROWS": rows, "PREPARED": prepared, "TEACHER": tiny_teacher}
+    asked = [known.get(argument, argument) for argument in arguments]
+    code, _, said = command(*asked, *([] if arguments[0] == "export-parser" else ["-o"]), out)
+    assert code in (Exit.STATE, Exit.RESOURCE), said
+    assert str(out) in said.replace("\n", "")
+    assert "Internal error" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "rows.jsonl"]

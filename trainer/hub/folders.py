@@ -61,7 +61,7 @@ def _copy(name: HubName) -> Path:
     from trainer.hub.pulling import Snapshot, pull_commit
 
     place = _place(name)
-    place.mkdir(parents=True, exist_ok=True)
+    files.make_folder(place)
     with FileLock(place / ".lock"), own_progress():
         commit = _commit(name)
         folder = place / commit

@@ -111,7 +111,7 @@ def pull_commit(snapshot: Snapshot, out: Path, *, quiet: bool) -> Pulled:
     already = _require_room(out, listing)
     if not already:
         part = out.with_name(f".{out.name}.pull")
-        part.mkdir(parents=True, exist_ok=True)
+        files.make_folder(part)
         files.clear_partial(part)
         _Fetching(snapshot, listing, part, quiet).run()
         _publish(part, out)
@@ -248,7 +248,7 @@ def _publish(part: Path, out: Path) -> None:
 def _held(out: Path) -> Iterator[None]:
     """Keep other pulls out of a folder. Raises `StateError` if one is at work in it."""
     path = out.with_name(f".{out.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
