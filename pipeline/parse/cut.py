@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from pipeline.parse.model import reading
 from pipeline.parse.places import WEIGHTS
 from pipeline.parse.vocabulary import kept_pieces, write_tokenizer
 from schemas.errors import UserError
@@ -66,25 +67,26 @@ def _without_layers(weights: dict[str, Tensor], encoder_layers: int, layers: int
 def cut(source: Path, target: Path, size: Size, texts: Iterable[str]) -> dict[str, int]:
     """Write the stored parser at `source` (a BERT encoder) to `target` in this size; returns what it has of each.
 
-    Raises `UserError` where more is wanted than there is.
+    Raises `UserError` where more is wanted than there is, or `source` is damaged.
     """
-    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    hparams = config["benepar"]["hparams"]
-    config["num_hidden_layers"] = _smaller("--encoder-layers", size.encoder_layers, config["num_hidden_layers"])
-    hparams["num_layers"] = _smaller("--layers", size.layers, hparams["num_layers"])
-    hparams["d_label_hidden"] = _smaller("--label-hidden", size.label_hidden, hparams["d_label_hidden"])
-    weights = _without_layers(load_file(source / WEIGHTS), config["num_hidden_layers"], hparams["num_layers"])
-    units = _units(weights, hparams["d_label_hidden"])
-    weights |= {name: weights[name][units] for name in _UNITS}
-    weights[f"{_OUTPUTS}.int8"] = weights[f"{_OUTPUTS}.int8"][:, units].contiguous()
-    pieces = kept_pieces(source, texts, size.frequent)
-    rows = torch.tensor([old for old, _ in pieces])
-    weights |= {f"{_PIECES}.{part}": weights[f"{_PIECES}.{part}"][rows] for part in ("int8", "scale")}
-    config["vocab_size"] = len(pieces)
-    write_tokenizer(source, target, pieces)
-    (target / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    with written(target / WEIGHTS) as stream:
-        stream.write(serialise(weights))
+    with reading(source):
+        config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        hparams, stored = config["benepar"]["hparams"], load_file(source / WEIGHTS)
+        config["num_hidden_layers"] = _smaller("--encoder-layers", size.encoder_layers, config["num_hidden_layers"])
+        hparams["num_layers"] = _smaller("--layers", size.layers, hparams["num_layers"])
+        hparams["d_label_hidden"] = _smaller("--label-hidden", size.label_hidden, hparams["d_label_hidden"])
+        weights = _without_layers(stored, config["num_hidden_layers"], hparams["num_layers"])
+        units = _units(weights, hparams["d_label_hidden"])
+        weights |= {name: weights[name][units] for name in _UNITS}
+        weights[f"{_OUTPUTS}.int8"] = weights[f"{_OUTPUTS}.int8"][:, units].contiguous()
+        pieces = kept_pieces(source, texts, size.frequent)
+        rows = torch.tensor([old for old, _ in pieces])
+        weights |= {f"{_PIECES}.{part}": weights[f"{_PIECES}.{part}"][rows] for part in ("int8", "scale")}
+        config["vocab_size"] = len(pieces)
+        write_tokenizer(source, target, pieces)
+        (target / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        with written(target / WEIGHTS) as stream:
+            stream.write(serialise(weights))
     return {
         "encoder_layers": config["num_hidden_layers"],
         "layers": hparams["num_layers"],

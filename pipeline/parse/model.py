@@ -10,6 +10,8 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from torch import Tensor
 from pipeline.parse import network
 from pipeline.parse.places import WEIGHTS, locate
 from pipeline.parse.stored import StoredParser, is_bert, open_tokenizer
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from schemas.files import make_folder, written
 from trainer.models.pickles import read_pickle
 
@@ -37,6 +39,22 @@ class LoadedParser:
     network: network.Network
     name: str
     sha256: str
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises `UserError` for whatever a damaged parser, or something else in its place, makes libraries and us raise."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # without a number it is a library's own
+            raise
+        raise UserError(
+            f"The parser model {path} is damaged, or no parser ({type(error).__name__}: {first_line(error)}). Copy or download "
+            "it again, or choose another one."
+        ) from error
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +133,7 @@ def export_for_benepar(folder: Path, target: Path) -> None:
     make_folder(target)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folder / name, target / name)
-    torch.save(_from_folder(folder).state_dict(), target / "benepar_model.bin")
+    torch.save(_network(folder).state_dict(), target / "benepar_model.bin")
 
 
 def _build(settings: dict[str, Any], folder: Path | None, state: dict[str, Tensor]) -> network.Network:
@@ -156,6 +174,11 @@ def _from_file(path: Path) -> network.Network:
     return _build(data["config"], None, data["state_dict"])
 
 
+def _network(path: Path) -> network.Network:
+    with reading(path):
+        return _from_folder(path) if path.is_dir() else _from_file(path)
+
+
 def digest(path: Path) -> str:
     """sha256 over the names and bytes of all that decides a model's output."""
     total = hashlib.sha256()
@@ -176,15 +199,19 @@ def _stored(folder: Path) -> StoredParser | None:
     """The parser of a folder in our format with a BERT encoder; None for all else, and for what is damaged."""
     if not (folder / WEIGHTS).is_file() or not (folder / "config.json").is_file():
         return None
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tokenizer = open_tokenizer(folder) if is_bert(config) else None
-    return None if tokenizer is None else StoredParser(config, tokenizer, unpack(load_file(folder / WEIGHTS)))
+    try:
+        with reading(folder):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            tokenizer = open_tokenizer(folder) if is_bert(config) else None
+            return None if tokenizer is None else StoredParser(config, tokenizer, unpack(load_file(folder / WEIGHTS)))
+    except UserError:  # `load` says what is wrong with it, if anything is
+        return None
 
 
 def load(model: str) -> LoadedParser:
     """Load `model` (see `locate`) in float32 on the CPU; raises `UserError` where it is missing or not a parser."""
     path = locate(model)
-    parser = _from_folder(path) if path.is_dir() else _from_file(path)
+    parser = _network(path)
     if parser.pretrained_model is None:
         raise UserError(f"Parser model {model!r} has no pretrained encoder; character-LSTM models are not supported.")
     return LoadedParser(parser, _name(model, path), digest(path))

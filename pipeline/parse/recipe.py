@@ -122,8 +122,9 @@ def vocabularies(recipe: Recipe, sentences: Sequence[GoldSentence]) -> tuple[dic
         return names["labels"], names["tags"]
     stored = recipe.labels or recipe.encoder
     if (stored / WEIGHTS).exists():
-        settings = json.loads((stored / "config.json").read_text(encoding="utf-8"))["benepar"]
-        return settings["label_vocab"], settings["tag_vocab"]
+        with model.reading(stored):
+            settings = json.loads((stored / "config.json").read_text(encoding="utf-8"))["benepar"]
+            return settings["label_vocab"], settings["tag_vocab"]
 
     def frequent(names: Iterator[str]) -> list[str]:
         return sorted(name for name, count in Counter(names).items() if count >= recipe.min_label_count)

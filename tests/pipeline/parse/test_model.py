@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.parse import model, network
 from pipeline.parse.benepar import split_points
+from pipeline.parse.cut import Size, cut
 from pipeline.parse.engine import Engine
 from pipeline.parse.places import EMBEDDED
 from pipeline.text import Words
@@ -52,6 +53,38 @@ def test_a_folder_that_is_no_parser_is_named(tmp_path, missing):
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(UserError, match=tmp_path.name):
         model.load(str(tmp_path))
+
+
+DAMAGE = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda _: b"",
+    "no text": lambda data: data[:20] + b"\xff\xfe" + data[22:],
+    "deep": lambda _: b"[" * 100_000,
+    "a list": lambda _: b"[]",
+    "nothing in it": lambda _: b"{}",
+    "something else": lambda _: b'{"benepar": 3, "model": [], "architectures": ["X"]}',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "parser.safetensors"])
+def test_a_damaged_parser_is_named_or_parses(tmp_path, name, damage):
+    for file in EMBEDDED.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_bytes(DAMAGE[damage]((EMBEDDED / name).read_bytes()))
+    uses = [
+        lambda: Engine(model.load_for_inference(str(tmp_path)).network).constituents([Words(("Yes",), (False,))]),
+        lambda: model.export_for_benepar(tmp_path, tmp_path / "released"),
+        lambda: cut(tmp_path, tmp_path / "small", Size(encoder_layers=1), ["Yes ."]),
+    ]
+    for use in uses:
+        try:
+            use()
+        except UserError as error:
+            assert str(tmp_path) in str(error)  # noqa: PT017  # or it is of no use for that
+        else:
+            assert name.startswith("tokenizer"), use
 
 
 def test_no_path_and_no_published_name():
