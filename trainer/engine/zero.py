@@ -1,6 +1,5 @@
 """DeepSpeed: its config, the optimizer, the engine."""
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,6 +7,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from pydantic_core import from_json
 from torch import Tensor, nn
 
 from schemas.errors import UsageError
@@ -43,8 +43,8 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         known = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.json")))
         raise UsageError(f"`deepspeed`: there is no file {config.deepspeed}; name one, or one of {known}.")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = from_json(path.read_bytes())
+    except ValueError as error:
         raise UsageError(f"{path} is no JSON ({error}).") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} is no JSON object.")

@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import huggingface_hub  # by its parts' whole names: it loads each when it is named, which takes a quarter of a second
+from pydantic_core import from_json
 
 from schemas import embedded, errors
 from schemas.config import ModelConfig
@@ -147,7 +147,7 @@ def _files(config: ModelConfig, source: ModelFiles, role: str, weights: bool) ->
     name, path = listed
     if not name.endswith(".index.json"):
         return files | {name: path}
-    for shard in sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())):
+    for shard in _shards(path):
         where = _find(source, shard)
         if where is None:
             raise _nothing(config, source, role, shard)
@@ -167,6 +167,25 @@ def _find(source: ModelFiles, name: str) -> Path | None:
         _raise_exceptions_for_connection_errors=False,
     )
     return None if path is None else Path(path)
+
+
+def _shards(index: Path) -> list[str]:
+    """The files of weights that an index names, all in its folder. Raises `UserError` for one that is damaged."""
+    try:
+        values = from_json(index.read_bytes())
+    except ValueError:
+        values = None
+    named = values.get("weight_map") if isinstance(values, dict) else None
+    shards = set(named.values()) if isinstance(named, dict) and all(map(_is_file_name, named.values())) else set()
+    if not shards:
+        raise UserError(
+            f"{index} is damaged: it says in which files beside it the weights are. Download the model again."
+        )
+    return sorted(shards)
+
+
+def _is_file_name(value: object) -> bool:
+    return isinstance(value, str) and value == Path(value).name and value not in {"", ".."}
 
 
 def folder_of(source: ModelFiles) -> Path | None:

@@ -47,6 +47,7 @@ def test_ones_own_file(tmp_path):
         ('{"train_batch_size": 8}', "`train_batch_size` is set by `data.batch_size`"),
         ("[]", "no JSON object"),
         ("{", "is no JSON"),
+        ("[" * 9999, "is no JSON"),
         (None, "one of zero0, zero1, zero2, zero2-offload, zero3, zero3-offload"),
     ],
 )

@@ -211,6 +211,19 @@ def test_no_such_folder(tmp_path):
         teacher(tmp_path, gguf_file="two.gguf")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "[" * 100_000, "\udcff", "{}", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"w": 3}}']
+    + [f'{{"weight_map": {{"w": "{name}"}}}}' for name in ("", "..", "../weights.safetensors", "/etc/hosts")],
+)
+def test_an_index_that_is_damaged_or_leads_out_of_its_folder(llama, text):
+    (llama / "model.safetensors").unlink()
+    index = llama / "model.safetensors.index.json"
+    index.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=rf"{index.name} is damaged"):
+        who(llama)
+
+
 def test_a_hub_id_without_a_network():
     with pytest.raises(ResourceError, match=r"'nobody/nothing'.*hub cannot be reached"):
         teacher("nobody/nothing")
