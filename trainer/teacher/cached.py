@@ -118,18 +118,13 @@ class CachedTeacher:
         if self._demand.teacher_tokens:
             teacher = self._teacher_tokens(chosen)
         return replace(
-            batch,
+            self._demand.aligned(batch, self.documents),
             layers=layers,
             final=final,
             topk_indices=indices,
             topk_logprobs=logprobs,
             teacher=teacher,
-            pairs=self.documents.exact_pairs(chosen) if self._demand.pairs else None,
-            mined=None
-            if (mined := self._demand.mined) is None
-            else self.documents.mined_pairs(chosen, mined.vocabulary, same_prefix=mined.prefix == "exact"),
             spans=None if self._demand.spans is None else self._spans(self._demand.spans, chosen, batch.rows),
-            chunks=self.documents.chunks(chosen) if self._demand.chunks else None,
         )
 
     def _spans(self, need: SpanNeed, rows: Rows, student_rows: Int64[Tensor, " pointers"]) -> SpanTargets:

@@ -7,6 +7,7 @@ from schemas.columns import Granularity
 from schemas.errors import UsageError
 from schemas.signals import Weights
 from schemas.training import PairConfig
+from trainer.batches.batch import Batch
 from trainer.batches.documents import Documents
 from trainer.objectives.base import LayerNeed, MinedNeed, Needs, SpanNeed
 
@@ -37,6 +38,17 @@ class TeacherNeeds:
     mined: MinedNeed | None = None
     spans: SpanNeed | None = None
     chunks: bool = False
+
+    def aligned(self, batch: Batch, documents: Documents) -> Batch:
+        """The batch with what its dataset says of both tokenizations, as far as terms look at it."""
+        rows, mined = batch.documents.numpy(), self.mined
+        same_prefix = mined is not None and mined.prefix == "exact"
+        return replace(
+            batch,
+            pairs=documents.exact_pairs(rows) if self.pairs else None,
+            mined=None if mined is None else documents.mined_pairs(rows, mined.vocabulary, same_prefix=same_prefix),
+            chunks=documents.chunks(rows) if self.chunks else None,
+        )
 
     @property
     def nothing(self) -> bool:
