@@ -234,7 +234,7 @@ def test_a_difference_far_beyond_the_others_does_not_hide_them():
     assert plot._limit([]) == 1.0
 
 
-@pytest.mark.parametrize(("results", "where"), [("results", "../study.md"), ("results-full", "second-pair.md")])
+@pytest.mark.parametrize(("results", "where"), [("results", "../study.md"), ("results-full", "two-cores.md")])
 def test_the_page_in_the_repository_is_what_its_results_make(results, where):
     told = page.text(DOCS / results)
     assert f"{page.BEGIN}\n\n{told}\n\n{page.END}" in (DOCS / where).read_text(encoding="utf-8")
