@@ -2,9 +2,14 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import typer
@@ -247,9 +252,174 @@ def test_a_folder_is_of_one_study(tmp_path):
         opened(PROFILES["quick"], tmp_path, "cpu")
 
 
-def test_rows_that_are_not_there_are_told(tmp_path):
-    with pytest.raises(UsageError, match=r"train\.jsonl"):
-        Study(PROFILES["tiny"], tmp_path / "work", "cpu").take_rows(tmp_path)
+def test_a_study_goes_on_with_more_seeds_and_under_keys_that_it_did_not_have(tmp_path):
+    opened(PROFILES["tiny"], tmp_path, "cpu")
+    opened(PROFILES["tiny"].model_copy(update={"seeds": 3, "workers": 2}), tmp_path, "cpu")
+    record = tmp_path / "study.json"
+    told = json.loads(record.read_text(encoding="utf-8"))
+    record.write_text(json.dumps({key: value for key, value in told.items() if key != "rouge_draws"}), encoding="utf-8")
+    opened(PROFILES["tiny"], tmp_path, "cpu")
+    assert json.loads(record.read_text(encoding="utf-8"))["rouge_draws"] == PROFILES["tiny"].rouge_draws
+    record.write_text("{", encoding="utf-8")
+    with pytest.raises(StateError, match=r"study\.json is damaged"):
+        opened(PROFILES["tiny"], tmp_path, "cpu")
+
+
+def rows_in(folder: Path, train: str | bytes = "{}\n", test: str | bytes = "{}\n") -> Path:
+    (folder / "test").mkdir(parents=True)
+    for file, text in ((folder / "train.jsonl", train), (folder / "test" / "one.jsonl", test)):
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def test_a_folder_is_of_one_set_of_rows(tmp_path):
+    work = tmp_path / "work"
+    opened(PROFILES["tiny"], work, "cpu", rows_in(tmp_path / "rows", "{}\n{}\n"))
+    opened(PROFILES["tiny"], work, "cpu")  # they are there
+    opened(PROFILES["tiny"], work, "cpu", rows_in(tmp_path / "moved", "{}\n{}\n"))
+    with pytest.raises(StateError, match="another `data`"):
+        opened(PROFILES["tiny"], work, "cpu", rows_in(tmp_path / "others"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"test": " \n"}, r"one\.jsonl is empty"),
+        ({"train": b"\xff\n"}, r"train\.jsonl is no UTF-8"),
+        (None, r"wants train\.jsonl"),
+    ],
+)
+def test_rows_that_are_none_are_told_before_anything_is_written(tmp_path, texts, message):
+    folder = tmp_path / "rows"
+    if texts is not None:
+        rows_in(folder, **texts)
+    for attempt in (
+        lambda: opened(PROFILES["tiny"], tmp_path / "work", "cpu", folder),
+        lambda: Study(PROFILES["tiny"], tmp_path / "work", "cpu").take_rows(folder),
+    ):
+        with pytest.raises(UsageError, match=message):
+            attempt()
+    assert not [*tmp_path.glob("work/rows/*")]
+
+
+def test_a_row_is_a_line_whatever_else_stands_in_it(tmp_path):
+    rows = "".join(json.dumps({"output": text}, ensure_ascii=False) + "\n" for text in ("a\u2028b", "c\x85d", "e"))
+    study = Study(PROFILES["tiny"].model_copy(update={"rows": 2}), tmp_path / "work", "cpu")
+    study.take_rows(rows_in(tmp_path / "rows", rows, rows))
+    taken = (tmp_path / "work" / "rows" / "train.jsonl").read_text(encoding="utf-8")
+    assert taken.split("\n")[:-1] == rows.split("\n")[:2]
+
+
+def test_the_largest_test_set_is_the_one_that_is_answered(tmp_path):
+    study = Study(PROFILES["tiny"], tmp_path, "cpu")
+    (tmp_path / "rows").mkdir()
+    for name, count in (("test-a", 3), ("test-c", 6), ("test-b", 6)):
+        (tmp_path / "rows" / f"{name}.jsonl").write_text("{}\n" * count, encoding="utf-8")
+    assert study.largest_test == "test-b"
+
+
+@pytest.mark.parametrize(
+    ("only", "runs"),
+    [
+        ("srkl", {"srkl-1", "srkl-2"}),
+        (" srkl-2 , teacher", {"srkl-2", "teacher"}),
+        ("cross-ce,cross-untrained", {"cross-ce-1", "cross-untrained"}),
+        ("rouge-srkl", {"rouge-srkl-1"}),
+        (None, {"teacher", "cross-untrained", "srkl-1", "srkl-2", "cross-ce-1", "rouge-teacher", "rouge-srkl-1"}),
+    ],
+)
+def test_runs_are_named_by_themselves_or_by_their_arms(only, runs):
+    names = ["teacher", "srkl-1", "srkl-2", "cross-untrained", "cross-ce-1", "rouge-teacher", "rouge-srkl-1"]
+    assert run._wanted(names, only) == runs
+    for wrong in ("srlk", "cross", "rouge", "srkl-3"):
+        with pytest.raises(UsageError, match=f"'{wrong}'"):
+            run._wanted(names, f"teacher,{wrong}")
+
+
+@pytest.mark.parametrize(
+    "text", ["rows=0", "rows=abc", "seeds=two", "optim=5", "optim.lr=fast", "workers=0", "threads=true", "epoch=2"]
+)
+def test_what_a_key_cannot_be_is_told(text):
+    with pytest.raises(UsageError, match="--profile tiny"):
+        run._changed("tiny", {}, [text])
+    assert run._changed("tiny", {"teacher": "other"}, ["optim.lr=2e-4", "rows=7"]).optim["lr"] == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("states", "late", "code", "said"),
+    [
+        ({"ce-1": jobs.ENDED, "srkl-1": "UserError: no"}, False, None, ""),
+        ({"ce-1": "UserError: no row"}, False, Exit.FAILED, "ce-1: UserError: no row"),
+        ({"ce-1": "UserError: no row"}, True, Exit.FAILED, "ce-1: UserError: no row"),
+        ({"ce-1": jobs.NOT_BEGUN}, True, None, "1 run left, from ce-1 on"),
+        ({"ce-1": jobs.NOT_BEGUN}, False, Exit.FAILED, "1 run left, from ce-1 on"),
+    ],
+)
+def test_what_has_not_ended_is_told(tmp_path, monkeypatch, capfd, states, late, code, said):
+    monkeypatch.setattr(jobs, "record", lambda _: states)
+    study = Study(PROFILES["tiny"], tmp_path, "cpu")
+    with nullcontext() if code is None else pytest.raises(typer.Exit) as ended:
+        run._tell(study, frozenset({"ce-1"}), late)
+    assert code is None or ended.value.exit_code == code
+    assert said in capfd.readouterr().err
+    assert "| 1 |" in (tmp_path / "study.md").read_text(encoding="utf-8")  # the table of what ended, whatever did
+
+
+def test_results_of_other_rows_are_not_compared(tmp_path):
+    def result(tokens, **more):
+        return {"arm": "ce", "seed": 1, "tests": {"test-a": {"ce": [1.0] * len(tokens), "tokens": tokens}}} | more
+
+    results = {"ce-1": result([3, 4]), "srkl-1": result([3, 4], arm="srkl")}
+    assert page.compared(results, "srkl", "test-a", "ce").mean == 0
+    for tokens in ([3, 5], [3, 4, 5]):
+        with pytest.raises(StateError, match=r"srkl-1 and ce-1 are not of the same rows \(test-a\)"):
+            page.compared(results | {"ce-1": result(tokens)}, "srkl", "test-a", "ce")
+    one, two = ({"rouge-ce-1": scored(np.ones(count), 0)} for count in (2, 3))
+    with pytest.raises(StateError, match="not of the same rows and draws"):
+        page.responses(one | {"rouge-teacher": two["rouge-ce-1"]})
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"seed": NaN}', "[" * 9999])
+def test_a_damaged_result_is_named(tmp_path, text):
+    (tmp_path / "ce-1.json").write_text(text, encoding="utf-8")
+    with pytest.raises(StateError, match=r"ce-1\.json is damaged"):
+        page.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", f"{page.BEGIN}\nold", f"old\n{page.END}"])
+def test_a_page_without_both_marks_stays_as_it_is(tmp_path, text):
+    file = tmp_path / "page.md"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(StateError, match="lacks the marks"):
+        page.write(tmp_path, file)
+    assert file.read_text(encoding="utf-8") == text
+
+
+def test_a_killed_command_leaves_no_process_and_goes_on(tmp_path):
+    """The command itself, as `make study` runs it."""
+    work = tmp_path / "work"
+    command = [sys.executable, run.__file__, "--profile", "tiny", "--work", str(work), "--only", "ce,teacher"]
+    killed = subprocess.Popen(command, start_new_session=True)
+    while not (log := work / "member-0.log").exists() or "teacher …" not in log.read_text(encoding="utf-8"):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    killed.kill()
+    killed.wait()
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(each.pid) for each in members_of(work)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    subprocess.run(command, check=True)
+    assert {"teacher", "ce-1"} <= page.read(work / "results").keys()
+    assert "| `ce` | 1 |" in (work / "study.md").read_text(encoding="utf-8")
+    refused = subprocess.run([*command, "--set", "rows=9"], capture_output=True, text=True, check=False)
+    assert refused.returncode == Exit.STATE
+    assert "holds a study of another `rows`" in " ".join(refused.stderr.split())
+
+
+def members_of(work: Path) -> list[psutil.Process]:
+    """Processes that work in this folder."""
+    return [each for each in psutil.process_iter(["cmdline"]) if str(work) in (each.info["cmdline"] or [])]
 
 
 def test_a_page_keeps_what_stands_around_its_tables(tmp_path):
@@ -273,8 +443,8 @@ def test_responses_are_compared_row_by_row_and_draws_by_their_mean():
     random = np.random.default_rng(3)
     base, gain = random.uniform(0, 60, rows), random.normal(1.5, 0.5, rows)
     results = {f"rouge-srkl-{seed}": scored(base + seed, -3, 0, 3) for seed in (1, 2)}
-    results |= {f"rouge-srkl-mta-{seed}": scored(base + seed + gain, -5, 5) for seed in (1, 2, 3)}
-    results["rouge-teacher"] = scored(base + 9, 0)
+    results |= {f"rouge-srkl-mta-{seed}": scored(base + seed + gain, -5, 0, 5) for seed in (1, 2, 3)}
+    results["rouge-teacher"] = scored(base + 9, 0, 0, 0)
     told = page.responses(results)
     assert told[0] == "| arm | responses | seeds | ROUGE-L, dolly | by seed | tokens | ended |"
     for kind in ("greedy", "sampled"):

@@ -27,6 +27,9 @@ from trainer.run import Interrupted
 SCORED: Final = (*PRIMARY, "ce")
 #: How a failure begins that may not be one where fewer processes share the memory.
 OUT_OF_MEMORY: Final = "out of memory"
+#: States of what there is to do (`record`).
+ENDED: Final = "ended"
+NOT_BEGUN: Final = "not begun, or interrupted"
 
 
 class Job(NamedTuple):
@@ -105,10 +108,10 @@ def record(study: Study) -> dict[str, str]:
 def _state(study: Study, job: Job) -> str:
     failure = _failure_of(study, job.name)
     if _result_of(study, job.name).is_file():
-        return "ended"
+        return ENDED
     if job.needs is not None and not _result_of(study, job.needs).is_file():
         return "its run has not ended"
-    return _told(failure) if failure.is_file() else "not begun, or interrupted"
+    return _told(failure) if failure.is_file() else NOT_BEGUN
 
 
 def _told(failure: Path) -> str:
@@ -204,16 +207,11 @@ def _untrained(study: Study, cross: bool) -> dict[str, Any]:
 
 
 def _rouge(study: Study, model: Path) -> dict[str, Any]:
-    tests = study.tests[:1]
-    profile = study.profile
-    return {
-        "tests": {
-            test: rouge(
-                model, study.device, study.rows(test), profile.test_lengths, profile.rouge_batch, profile.rouge_draws
-            )
-            for test in tests
-        }
-    }
+    test, profile = study.largest_test, study.profile
+    scored = rouge(
+        model, study.device, study.rows(test), profile.test_lengths, profile.rouge_batch, profile.rouge_draws
+    )
+    return {"tests": {test: scored}}
 
 
 def config_of(study: Study, arm: Arm, seed: int) -> dict[str, Any]:

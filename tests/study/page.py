@@ -6,17 +6,20 @@ In a page that has the two marks, what stands between them is replaced; without 
 written beside the results.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
+import typer
+from pydantic_core import from_json
 
+from schemas import console
+from schemas.errors import StateError, UsageError
 from schemas.files import write_text
 from study.arms import ARMS
 from study.compare import Difference, difference
@@ -38,15 +41,24 @@ Results = dict[str, dict[str, Any]]  # by name of the run
 
 
 def read(folder: Path) -> Results:
-    """Every result in a folder."""
+    """Every result in a folder. Raises `StateError` for one that is damaged."""
     files = [file for file in sorted(folder.glob("*.json")) if file.stem not in (COSTS, RECORD)]
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    return {file.stem: _values(file) for file in files}
 
 
 def read_beside(folder: Path, name: str) -> dict[str, Any]:
-    """What is told of all of them together; empty where it is not."""
+    """What is told of all of them together; empty where it is not. Raises as `read`."""
     file = folder / f"{name}.json"
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return _values(file) if file.is_file() else {}
+
+
+def _values(file: Path) -> dict[str, Any]:
+    try:
+        values = from_json(file.read_bytes(), allow_inf_nan=False)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise StateError(f"{file} is damaged; remove it, and the study makes it again.")
     return values
 
 
@@ -67,9 +79,20 @@ def compared(results: Results, arm: str, test: str, measure: str) -> Difference 
     shared = [] if base is None else [seed for seed in seeds_of(results, arm) if seed in seeds_of(results, base)]
     if not shared or measure not in results[f"{arm}-{shared[0]}"]["tests"][test]:
         return None
-    sides = [np.array([results[f"{name}-{seed}"]["tests"][test][measure] for seed in shared]) for name in (arm, base)]
-    tokens = np.array(results[f"{arm}-{shared[0]}"]["tests"][test]["tokens"], dtype=float)
-    return difference(*sides, tokens)
+    names = [[f"{name}-{seed}" for seed in shared] for name in (arm, base)]
+    require_same_rows(results, [name for side in names for name in side], test)
+    sides = [np.array([results[name]["tests"][test][measure] for name in side]) for side in names]
+    return difference(*sides, np.array(results[names[0][0]]["tests"][test]["tokens"], dtype=float))
+
+
+def require_same_rows(results: Results, names: Sequence[str], test: str) -> None:
+    """Raises `StateError` unless these results are of the same tokens of the same rows."""
+    tokens = {name: results[name]["tests"].get(test, {}).get("tokens") for name in names}
+    for name in names:
+        if tokens[name] != tokens[names[0]] or tokens[name] is None:
+            raise StateError(
+                f"The results {names[0]} and {name} are not of the same rows ({test}); one is of another study."
+            )
 
 
 def tests_of(results: Results) -> list[str]:
@@ -181,14 +204,18 @@ def elsewhere(results: Results, cross: bool) -> list[str]:
 def responses(results: Results) -> list[str]:
     """ROUGE-L of responses: what each arm came to, how far seeds lie apart, and how far the arm is from its base."""
     by_kind: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}  # then by arm and seed
+    shapes = set()
     for name, result in results.items():
         if name.startswith(SCORES):
             arm, _, seed = name.removeprefix(SCORES).rpartition("-")
             ((test, kinds),) = result["tests"].items()
+            shapes.add((test, *((kind, *np.shape(scored["rouge_l"])) for kind, scored in kinds.items())))
             for kind, scored in kinds.items():  # what has no seed is the teacher
                 by_kind.setdefault(kind, {}).setdefault(arm or seed, {})[int(seed) if arm else 0] = scored
     if not by_kind:
         return []
+    if len(shapes) > 1:
+        raise StateError(f"The results {SCORES}… are not of the same rows and draws; some are of another study.")
     means, gaps = [], []
     for kind, by_arm in by_kind.items():
         for name in (each for each in ("teacher", *ARMS) if each in by_arm):
@@ -256,10 +283,9 @@ def drawn(results: Results) -> dict[str, dict[str, Difference]]:
 
 def text(folder: Path) -> str:
     """All tables of the results in a folder."""
-    results = read(folder)
+    results, lines = read(folder), ended(read_beside(folder, RECORD))
     if not any("arm" in result for result in results.values()):
-        return "No run has ended yet."
-    lines = ended(read_beside(folder, RECORD))
+        return "\n".join(["No run has ended yet.", "", *lines]).rstrip()
     for cross, title in ((False, "First pair"), (True, "Second pair")):
         if any(ARMS[result["arm"]].cross == cross for result in results.values() if "arm" in result):
             parts = (scores, differences, elsewhere)
@@ -269,11 +295,13 @@ def text(folder: Path) -> str:
 
 
 def write(folder: Path, page: Path) -> None:
-    """The tables into a page, and the plot beside the results."""
+    """The tables into a page, and the plot beside the results. Raises `StateError` for a page without the two marks."""
     tables = text(folder)
     old = page.read_text(encoding="utf-8") if page.is_file() else f"# The study\n\n{BEGIN}\n{END}\n"
-    before, _, rest = old.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, begins, rest = old.partition(BEGIN)
+    _, ends, after = rest.partition(END)
+    if not begins or not ends:
+        raise StateError(f"{page} lacks the marks {BEGIN} and {END}, between which the tables go.")
     write_text(page, f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
     results = read(folder)
     if any("arm" in result for result in results.values()) and (panels := drawn(results)):
@@ -282,5 +310,19 @@ def write(folder: Path, page: Path) -> None:
         plot(panels, folder / PLOT)
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def tables_into_page(
+    results: Annotated[Path, typer.Argument(help="Folder of results.", show_default=False)],
+    page: Annotated[Path, typer.Argument(help="Markdown file.", show_default=False)],
+) -> None:
+    """Write the tables of some results into a page."""
+    if not any(results.glob("*.json")):
+        raise UsageError(f"There are no results in {results}.")
+    write(results, page)
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), Path(sys.argv[2]))
+    console.run(app, "page", None)

@@ -1,46 +1,50 @@
 """Sizes of the study: the same grid on an embedded model in minutes, on two cores in hours, on a GPU, and as published."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-Pairs = tuple[tuple[int, int], ...]  # layers of student and teacher, lowest first
+from pydantic import Field
+
+from schemas.config import Name, Strict
+
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]  # or none
+Amount = Annotated[float, Field(gt=0)]
+Pairs = tuple[tuple[Whole, Whole], ...]  # layers of student and teacher, lowest first
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(Strict):
     """Everything in which one run of the study differs from another."""
 
-    teacher: str  # before it is tuned: a folder, hub id, or an embedded one's name
-    cross_tokenizer: str  # of the second pair's student
+    teacher: Name  # before it is tuned: a folder, hub id, or an embedded one's name
+    cross_tokenizer: Name  # of the second pair's student
     layers: Pairs
     cross_layers: Pairs
     #: layers of the teacher that the student keeps; None: the student is a model of its own, `student`
-    kept: tuple[int, ...] | None = None
-    student: str | None = None
-    cross_student: str | None = None  # likewise of the second pair; None: the first one's, with other embeddings
-    descent: Pairs | None = None  # layers paired by where the student's come from
-    rows: int | None = None  # of training; None: all
-    test_rows: int | None = None  # of each test set
-    lengths: tuple[int, int] = (256, 128)  # tokens of a row, and of its prompt
-    test_lengths: tuple[int, int] = (512, 256)
-    epochs: float = 3
-    batch_size: int = 16
-    micro_batches: int = 1
-    optim: Mapping[str, float] = field(default_factory=lambda: {"lr": 3e-4, "projector_lr": 1e-3, "warmup": 0.1})
-    teacher_epochs: float = 3
-    teacher_lr: float = 5e-5
-    teacher_held_out: int = 64
-    seeds: int = 3
-    seeds_of_primary: int = 5
-    rouge_seeds: int = 3  # of how many students of an arm responses are scored; 0: none
-    rouge_draws: int = 5  # responses drawn to each row, beside the greedy one
-    rouge_batch: int = 16
-    workers: int = 1  # processes, at most
-    gpu_gb: float = (
-        14.0  # of a GPU's memory for each process: its largest run, what torch keeps at hand, and CUDA's own
-    )
-    threads: int = 2  # of each
+    kept: tuple[Whole, ...] | None = None
+    student: Name | None = None
+    cross_student: Name | None = None  # likewise of the second pair; None: the first one's, with other embeddings
+    descent: Pairs | None = None  # each of the student's layers with what the one above it got in the teacher
+    rows: Count | None = None  # of training; None: all
+    test_rows: Count | None = None  # of each test set
+    lengths: tuple[Count, Count] = (256, 128)  # tokens of a row, and of its prompt
+    test_lengths: tuple[Count, Count] = (512, 256)
+    epochs: Amount = 3
+    batch_size: Count = 16
+    micro_batches: Count = 1
+    optim: Mapping[str, float] = Field(default_factory=lambda: {"lr": 3e-4, "projector_lr": 1e-3, "warmup": 0.1})
+    teacher_epochs: Amount = 3
+    teacher_lr: Amount = 5e-5
+    teacher_held_out: Count = 64
+    seeds: Count = 3
+    seeds_of_primary: Count = 5
+    rouge_seeds: Whole = 3  # of how many students of an arm responses are scored; 0: none
+    rouge_draws: Whole = 5  # responses drawn to each row, beside the greedy one
+    rouge_batch: Count = 16
+    workers: Count = 1  # processes, at most
+    #: of a GPU's memory for each process: its largest run, what torch keeps at hand, and CUDA's own
+    gpu_gb: Amount = 14.0
+    threads: Count = 2  # of each
     tf32: bool = False  # whether a GPU may shorten the factors of products in training; nothing is measured with it
 
 

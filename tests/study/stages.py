@@ -6,6 +6,7 @@ Each is made under a lock and has a receipt in `costs/` when it is whole, so any
 an interrupted study goes on.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from filelock import FileLock
 
 from schemas import embedded
 from schemas.errors import UsageError
-from schemas.files import write_text
+from schemas.files import sha256_of, write_text
 from study.arms import Arm
 from study.profiles import Profile
 
@@ -59,6 +60,11 @@ class Study:
         """Names of the test sets."""
         return sorted(file.stem for file in (self.work / "rows").glob(f"{TEST}*.jsonl"))
 
+    @property
+    def largest_test(self) -> str:
+        """The test set with the most rows, of several the first."""
+        return min(self.tests, key=lambda test: (-len(_lines(self.rows(test))), test))
+
     def rows(self, name: str) -> Path:
         """A file of rows: `train`, or a test set."""
         return self.work / "rows" / f"{name}.jsonl"
@@ -73,21 +79,14 @@ class Study:
         profile = self.profile
         if source is None:
             sample = Path(embedded.resolve("embedded:sample"))
-            lines = sample.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = _lines(sample)
             held = set(range(0, len(lines), 4))  # the sample goes by subjects
             parts = {
                 "train": [line for number, line in enumerate(lines) if number not in held],
                 f"{TEST}sample": [line for number, line in enumerate(lines) if number in held],
             }
         else:
-            files = {"train": source / "train.jsonl"}
-            files |= {f"{TEST}{file.stem}": file for file in sorted((source / "test").glob("*.jsonl"))}
-            if len(files) == 1 or not files["train"].is_file():
-                raise UsageError(
-                    f"{source} is not what the study learns from: it wants train.jsonl and a folder test of files of test rows "
-                    "there, one JSON object a line, each with `instruction`, `input` and `output` as Dolly has them."
-                )
-            parts = {name: file.read_text(encoding="utf-8").splitlines(keepends=True) for name, file in files.items()}
+            parts = {name: _lines(file) for name, file in sources(source).items()}
         for name, lines in parts.items():
             most = profile.rows if name == "train" else profile.test_rows
             write_text(target / f"{name}.jsonl", "".join(lines[:most]))
@@ -265,6 +264,38 @@ class Study:
             plan.cache(plan.plan_cache(config, [], shape_of(config.teacher)), folder, workers=1, quiet=True)
 
         return self.once(name, folder, make)
+
+
+def sources(folder: Path) -> dict[str, Path]:
+    """The files of rows in a folder, by their names in the study. Raises `UsageError` for a folder without them."""
+    files = {"train": folder / "train.jsonl"}
+    files |= {f"{TEST}{file.stem}": file for file in sorted((folder / "test").glob("*.jsonl"))}
+    if len(files) == 1 or not files["train"].is_file():
+        raise UsageError(
+            f"{folder} is not what the study learns from: it wants train.jsonl and a folder test of files of test rows "
+            "there, one JSON object a line, each with `instruction`, `input` and `output` as Dolly has them."
+        )
+    return files
+
+
+def digest(folder: Path) -> str:
+    """sha256 over the names and bytes of a folder's files of rows. Raises `UsageError` for what is none, or has no row."""
+    total = hashlib.sha256()
+    for name, file in sources(folder).items():
+        _lines(file)
+        total.update(f"{sha256_of(file)}  {name}\n".encode())
+    return total.hexdigest()
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        with file.open(encoding="utf-8", newline="\n") as stream:  # other line ends may stand inside a row
+            lines = list(stream)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is no UTF-8 ({error.reason} at byte {error.start}).") from None
+    if not any(map(str.strip, lines)):
+        raise UsageError(f"{file} is empty; the study wants rows in each of its files.")
+    return lines
 
 
 def size_of(path: Path) -> int:
