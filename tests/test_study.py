@@ -370,10 +370,10 @@ def test_results_of_other_rows_are_not_compared(tmp_path):
         return {"arm": "ce", "seed": 1, "tests": {"test-a": {"ce": [1.0] * len(tokens), "tokens": tokens}}} | more
 
     results = {"ce-1": result([3, 4]), "srkl-1": result([3, 4], arm="srkl")}
-    assert page.compared(results, "srkl", "test-a", "ce").mean == 0
+    assert page.compared(results, "srkl", "ce", "test-a", "ce").mean == 0
     for tokens in ([3, 5], [3, 4, 5]):
         with pytest.raises(StateError, match=r"srkl-1 and ce-1 are not of the same rows \(test-a\)"):
-            page.compared(results | {"ce-1": result(tokens)}, "srkl", "test-a", "ce")
+            page.compared(results | {"ce-1": result(tokens)}, "srkl", "ce", "test-a", "ce")
     one, two = ({"rouge-ce-1": scored(np.ones(count), 0)} for count in (2, 3))
     with pytest.raises(StateError, match="not of the same rows and draws"):
         page.responses(one | {"rouge-teacher": two["rouge-ce-1"]})

@@ -37,6 +37,11 @@ _MEASURES: Final[Mapping[str, str]] = {
     "ce": "cross-entropy",
     "reverse_kl": "KL(student ‖ teacher)",
 }
+#: Arms that the tables compare: each with its base, and beyond the plan MTA with its better half.
+_PAIRS: Final = (
+    *((name, arm.base) for name, arm in ARMS.items() if arm.base is not None),
+    ("srkl-mta", "srkl-hidden"),
+)
 Results = dict[str, dict[str, Any]]  # by name of the run
 
 
@@ -73,10 +78,9 @@ def mean(results: Results, name: str, test: str, measure: str) -> float | None:
     return sum(values[measure]) / sum(values["tokens"]) if measure in values else None
 
 
-def compared(results: Results, arm: str, test: str, measure: str) -> Difference | None:
-    """An arm against its base, on the seeds that both have."""
-    base = ARMS[arm].base
-    shared = [] if base is None else [seed for seed in seeds_of(results, arm) if seed in seeds_of(results, base)]
+def compared(results: Results, arm: str, base: str, test: str, measure: str) -> Difference | None:
+    """An arm against another, on the seeds that both have. Raises as `require_same_rows`."""
+    shared = [seed for seed in seeds_of(results, arm) if seed in seeds_of(results, base)]
     if not shared or measure not in results[f"{arm}-{shared[0]}"]["tests"][test]:
         return None
     names = [[f"{name}-{seed}" for seed in shared] for name in (arm, base)]
@@ -176,14 +180,14 @@ def _told(gap: Difference, digits: int, more: str, less: str) -> list[str]:
 
 
 def differences(results: Results, cross: bool) -> list[str]:
-    """Every arm against its base on the first test set."""
+    """Every arm against its base on the largest test set."""
     test = tests_of(results)[0]
     rows = []
-    for name, arm in ARMS.items():
+    for name, base in _PAIRS:
         for measure in _measures(cross):
-            gap = compared(results, name, test, measure) if arm.cross == cross else None
+            gap = compared(results, name, base, test, measure) if ARMS[name].cross == cross else None
             if gap is not None:
-                rows.append([f"`{name}`", f"`{arm.base}`", _MEASURES[measure], *_told(gap, 4, "worse", "better")])
+                rows.append([f"`{name}`", f"`{base}`", _MEASURES[measure], *_told(gap, 4, "worse", "better")])
     return table(["arm", "base", f"nats a token, {test.removeprefix('test-')}", *_TOLD], rows)
 
 
@@ -191,12 +195,12 @@ def elsewhere(results: Results, cross: bool) -> list[str]:
     """The same differences on the other test sets, each with its standard error; in bold what is larger than two of them."""
     tests, measures = tests_of(results)[1:], _measures(cross)
     rows = []
-    for name, arm in ARMS.items():
-        gaps = [compared(results, name, test, measure) for measure in measures for test in tests]
-        if arm.cross == cross and any(gaps):
+    for name, base in _PAIRS:
+        gaps = [compared(results, name, base, test, measure) for measure in measures for test in tests]
+        if ARMS[name].cross == cross and any(gaps):
             cells = ["" if gap is None else f"{gap.mean:+.4f} ± {gap.error:.4f}" for gap in gaps]
             marked = [f"**{cell}**" if gap and gap.shown else cell for gap, cell in zip(gaps, cells, strict=True)]
-            rows.append([f"`{name}`", f"`{arm.base}`", *marked])
+            rows.append([f"`{name}`", f"`{base}`", *marked])
     headings = [f"{_MEASURES[measure]}, {test.removeprefix('test-')}" for measure in measures for test in tests]
     return table(["arm", "base", *headings], rows) if tests else []
 
@@ -274,7 +278,7 @@ def drawn(results: Results) -> dict[str, dict[str, Difference]]:
         f"{told}, nats a token, {test.removeprefix('test-')}": {
             f"{name} − {arm.base}": gap
             for name, arm in ARMS.items()
-            if (gap := compared(results, name, test, measure)) is not None
+            if arm.base and (gap := compared(results, name, arm.base, test, measure)) is not None
         }
         for measure, told in _MEASURES.items()
     }
