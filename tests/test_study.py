@@ -279,6 +279,9 @@ def test_a_folder_is_of_one_set_of_rows(tmp_path):
     opened(PROFILES["tiny"], work, "cpu", rows_in(tmp_path / "moved", "{}\n{}\n"))
     with pytest.raises(StateError, match="another `data`"):
         opened(PROFILES["tiny"], work, "cpu", rows_in(tmp_path / "others"))
+    opened(PROFILES["tiny"], tmp_path / "embedded", "cpu")
+    with pytest.raises(StateError, match="another `data`"):
+        opened(PROFILES["tiny"], tmp_path / "embedded", "cpu", tmp_path / "others")
 
 
 @pytest.mark.parametrize(

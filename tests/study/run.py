@@ -43,9 +43,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def opened(profile: Profile, work: Path, device: str, data: Path | None = None) -> Study:
     """The study in a folder. Raises `StateError` for one that was begun otherwise, or on other rows than those of `data`."""
     record = work / "study.json"
-    told = profile.model_dump(mode="json") | {"device": device}
-    if data is not None:
-        told["data"] = digest(data)
+    told = profile.model_dump(mode="json") | {"device": device, "data": None if data is None else digest(data)}
     if record.is_file():
         try:
             before = from_json(record.read_bytes())
@@ -53,6 +51,8 @@ def opened(profile: Profile, work: Path, device: str, data: Path | None = None) 
             before = None
         if not isinstance(before, dict):
             raise StateError(f"{record} is damaged; choose another --work.")
+        if data is None:  # the rows are there
+            told["data"] = before.get("data")
         # a key that a profile did not have yet is none that differs
         differing = [key for key in told if key in before and key not in _MAY_DIFFER and told[key] != before[key]]
         if differing:
