@@ -1,5 +1,6 @@
 """Typed configs: YAML in, frozen objects, resolved YAML out. Of an unknown key the nearest known one is named."""
 
+import datetime
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -58,6 +59,8 @@ class Strict(BaseModel):
             values = keys.load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"No config file at {path}.") from None
+        except IsADirectoryError:
+            raise UsageError(f"{path} is a folder; a config is a YAML file, such as {path / 'config.yaml'}.") from None
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot be read as YAML ({one_line(error)}).") from None
         if values is None:
@@ -185,7 +188,16 @@ class ConversationsConfig(Strict):
     merge_turns: bool = False  # neighbours of one role become one message
     system_into_user: bool = False  # a system prompt stands at the beginning of the first message of the user
     #: what a template is told that asks for the day, so that a dataset does not depend on when it is made
-    date: str = Field(default="2024-07-26", pattern=r"^\d{4}-\d{2}-\d{2}$")
+    date: str = Field(default="2024-07-26", pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")
+
+    @field_validator("date")
+    @classmethod
+    def _a_day(cls, value: str) -> str:
+        try:
+            datetime.date.fromisoformat(value)
+        except ValueError as error:
+            raise ValueError(f"a day is wanted, and this is none ({error})") from None
+        return value
 
 
 class CorpusConfig(Strict):

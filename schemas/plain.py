@@ -19,7 +19,8 @@ _DEPTH: Final = 64
 _MOST: Final = 10_000
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value as JSON gives it back. Raises `ValueError` for what JSON cannot hold, or only without end."""
     for count, (key, leaf) in enumerate(_leaves(value)):
         where = f"`{key}` is " if key else ""
         if count == _MOST:
@@ -32,7 +33,7 @@ def _plain(value: Any) -> Any:
 
 
 #: Any such value, with keys of text in its mappings. Others are refused with their key.
-Plain = Annotated[Any, BeforeValidator(_plain)]
+Plain = Annotated[Any, BeforeValidator(plain)]
 
 
 def _leaves(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -112,5 +112,7 @@ def type_of(value: Any) -> str:
         return "true or false"
     if isinstance(value, int | float):
         return "a number"
+    if isinstance(value, Unusable):
+        return f"no text ({value.reason})"
     names = {str: "a string", list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), f"a value of type {type(value).__name__}")

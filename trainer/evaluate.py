@@ -44,6 +44,8 @@ app = typer.Typer(
 )
 
 SEEDS: Final = "10,20,30,40,50"
+#: As in `schemas.config.SamplingConfig`.
+_LARGEST_SEED: Final = (1 << 63) - 1
 INTERRUPTED: Final = "Interrupted; nothing was kept."
 
 
@@ -258,8 +260,8 @@ def _seeds(text: str) -> list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"--seeds {text!r}: whole numbers with commas between them are wanted.") from None
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UsageError(f"--seeds {text!r}: each may stand there once, and none is below 0.")
+    if min(seeds) < 0 or max(seeds) > _LARGEST_SEED or len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text!r}: each may stand there once, and they are from 0 to {_LARGEST_SEED}.")
     return seeds
 
 

@@ -6,10 +6,13 @@ from typing import Any, Final, get_args
 
 from schemas.columns import GRANULARITIES, Granularity
 from schemas.config import CacheConfig, LayerConfig
-from schemas.errors import UsageError
+from schemas.errors import UsageError, quoted
 from schemas.signals import LAYER_SIGNALS, RECIPES, WINDOW, Signal, StateTokens
 from trainer.teacher.pairing import teacher_layer
 from trainer.teacher.shape import TeacherShape
+
+#: Of the number of a layer.
+_DIGITS: Final = 9
 
 #: Recipes whose losses look at tokens outside of units as well: FDD and SRA, at all that are learnt.
 STATE_TOKENS: Final[dict[str, StateTokens]] = {"fdd": "all", "sra": "all"}
@@ -132,8 +135,8 @@ def listed_layers(text: str) -> tuple[LayerConfig, ...]:
 
 
 def _number(word: str, flag: str) -> int:
-    if not word.isascii() or not word.isdigit():
-        raise UsageError(f"{flag}: {word!r} is no layer; layers are numbers from 0, the embeddings.")
+    if not word.isascii() or not word.isdigit() or len(word) > _DIGITS:
+        raise UsageError(f"{flag}: {quoted(word)} is no layer; layers are numbers from 0, the embeddings.")
     return int(word)
 
 

@@ -82,11 +82,10 @@ def warnings_of(manifest: Manifest, out: Path, before: Manifest | None = None) -
     if lost:
         warnings.append(f"{counted(lost, 'row')} left out; see {out / REJECTED} for place and reason.")
     read = manifest.counts["fields"]["used"]
-    for part in ("input", "id"):  # the others are missed in every row
-        name = manifest.config["fields"][part]
+    fields = FieldsConfig.model_validate(manifest.config.get("fields", {}))
+    for part, name in (("input", fields.input), ("id", fields.id)):  # the others are missed in every row
         if name is not None and name not in read:
             warnings.append(f"No row has the field `{name}` (--{part}-field).")
-    fields = FieldsConfig.model_validate(manifest.config["fields"])
     for field, count in manifest.counts["fields"]["unused"].items():
         if (like := part_like(field, fields)) is not None:
             part, name = like

@@ -36,7 +36,7 @@ class Corpus:
         first = next((index for index in range(shards) if wanted(index)), shards)
         rows = self.read(first * shard_rows, self.rows)  # one pass, whatever the number of shards
         for index in range(first, shards):
-            item = list(islice(rows, shard_rows))
+            item = list(islice(rows, min(shard_rows, self.rows)))
             if wanted(index):
                 yield index, item
 

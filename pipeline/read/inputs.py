@@ -87,8 +87,12 @@ class _Opener:
             return [self._hub_url(given)]
         if path.is_dir():
             return self._folder(path)
-        if path.exists():
+        if path.is_file():
             return [self._file(path)]
+        if path.exists():  # of a pipe nothing is left for who reads it a second time
+            raise UsageError(
+                f"{path.as_posix()} is no file but a pipe, socket or device; pipe what comes out of it into `{STDIN}`."
+            )
         if glob.has_magic(given):
             return self._glob(given)
         if _HUB_ID.fullmatch(given) and not is_data_file(path) and not path.parent.exists():

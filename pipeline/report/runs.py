@@ -13,10 +13,11 @@ from pydantic_core import from_json
 
 from pipeline.report.curves import Panel, panel
 from pipeline.report.shown import Shown
-from schemas.errors import UsageError, UserError
+from schemas.errors import StateError, UsageError, UserError
 from schemas.html import number
 from schemas.keys import dump, flat
 from schemas.manifest import CONFIG
+from schemas.plain import plain
 from schemas.training import TrainConfig
 from trainer.engine.monitor import METRICS, curves_of, read_metrics, worth_a_panel
 from trainer.evaluation.bootstrap import interval, resampled_means
@@ -122,7 +123,11 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _run(folder: Path, name: str, look: str) -> Run:
-    return Run(folder, name, look, TrainConfig.from_yaml(folder / CONFIG), read_metrics(folder / METRICS))
+    try:
+        config = plain(TrainConfig.from_yaml(folder / CONFIG))
+    except ValueError as error:
+        raise StateError(f"{folder / CONFIG} is damaged: {error}.") from None
+    return Run(folder, name, look, config, read_metrics(folder / METRICS))
 
 
 def _panels(runs: Sequence[Run]) -> list[Panel]:

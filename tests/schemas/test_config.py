@@ -51,6 +51,18 @@ def test_a_broken_file_is_named(tmp_path, text, message):
         ParseConfig.from_yaml(path)
     with pytest.raises(UsageError, match="No config file"):
         ParseConfig.from_yaml(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="is a folder; a config is a YAML file"):
+        ParseConfig.from_yaml(tmp_path)
+
+
+@pytest.mark.parametrize("date", ["2024-99-99", "2023-02-29", "0000-01-01", "٢٠٢٤-٠١-٠١", "2024-1-1", ""])
+def test_a_day_that_is_none(date):
+    with pytest.raises(UsageError, match=r"`conversations\.date`"):
+        ParseConfig.parse(MINIMAL | {"conversations": {"date": date}}, "here")
+    assert (
+        ParseConfig.parse(MINIMAL | {"conversations": {"date": "2024-02-29"}}, "here").conversations.date
+        == "2024-02-29"
+    )
 
 
 @pytest.mark.parametrize(

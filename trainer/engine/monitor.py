@@ -252,8 +252,8 @@ def _lines(path: Path) -> list[str]:
     """Whole lines of a metrics file; one that a crash cut off is left out."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+    whole, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+    return [f"{line}\n" for line in whole.split("\n") if line.strip()]
 
 
 def _told(record: Record) -> list[str]:

@@ -115,6 +115,8 @@ def test_the_command_line_goes_before_the_file():
         (Choice(layers="3:sentences"), "words, chunks, phrases"),
         (Choice(layers="-1:words"), "'-1' is no layer"),
         (Choice(layers="³:words"), "is no layer"),
+        (Choice(layers="9" * 5000 + ":words"), "is no layer"),
+        (Choice(student_layers="9" * 5000, student_depth=12), "--student-layers: '9+[^ ]* is no layer"),
         (Choice(layers="3:words,3:chunks"), "Teacher layer 3 is asked for with words and with chunks"),
         (Choice(layers="3:words", student_layers="1", student_depth=2), "--layers and --student-layers"),
         (Choice(student_layers="1"), "go together"),

@@ -23,7 +23,7 @@ from pipeline.read.json_rows import JsonArray
 from pipeline.read.records import RAW_LIMIT, Record, Rejected
 from pipeline.read.sources import Source, read_rows
 from schemas.config import CsvConfig
-from schemas.errors import ResourceError, UsageError, UserError
+from schemas.errors import Exit, ResourceError, UsageError, UserError
 from schemas.manifest import CACHE_FORMAT, DATASET_FORMAT, MANIFEST
 from schemas.rows import Unusable, unusable_in
 
@@ -743,3 +743,29 @@ def test_a_row_larger_than_the_window_is_whole() -> None:
     rows = [{"a": "x" * 300_000}, {"a": "y"}]
     split = JsonArray(window=7).split(io.BufferedReader(io.BytesIO(json.dumps(rows).encode())), "a.json")
     assert [row for _, (row, _) in split] == rows
+
+
+def test_a_pipe_is_no_file_that_can_be_read_twice(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(UsageError, match=r"rows\.jsonl is no file but a pipe, .*pipe what comes out of it into `-`"):
+        opened(str(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("line", [r'{"instruction": "\ud800", "output": "b"}', '{"instruction": NaN, "output": "b"}'])
+def test_why_a_value_is_no_text_is_told(tmp_path: Path, command, line: str) -> None:
+    write("rows.jsonl", [])
+    Path("rows.jsonl").write_text(line + "\n", encoding="utf-8")
+    sides = ("--teacher", "embedded:bytelevel-bpe", "--student", "embedded:bytelevel-bpe", "--parser", "spacy")
+    code, _, said = command("parse", "rows.jsonl", *sides, "-o", "out")
+    assert code == Exit.INPUT
+    told = " ".join(said.split())
+    assert "`instruction` is no text (" in told
+    assert "unpaired surrogate: \\ud800" in told or "NaN is not JSON" in told
+
+
+@pytest.mark.parametrize("shard_rows", [1 << 63, 10**40])
+def test_shards_may_be_larger_than_any_number_of_rows(command, shard_rows: int) -> None:
+    write("rows.jsonl", [{"instruction": "Say hi.", "output": "The old man saw a dog."}])
+    sides = ("--teacher", "embedded:bytelevel-bpe", "--student", "embedded:bytelevel-bpe", "--parser", "spacy")
+    code, _, said = command("parse", "rows.jsonl", *sides, "-o", "out", "--set", f"shard_rows={shard_rows}")
+    assert code in (Exit.OK, Exit.USAGE), said

@@ -232,3 +232,22 @@ def test_notebooks_show_the_same(prepared, make_cache, runs):
     assert "2: words, 4: chunks" in cache._repr_html_()
     for html in (shown, cache._repr_html_()):
         assert "<script" not in html
+
+
+@pytest.mark.parametrize("key", ["fields", "id", "input"])
+def test_a_key_of_a_manifests_config_may_be_left_to_its_default(prepared, tmp_path, key):
+    folder = tmp_path / "dataset"
+    shutil.copytree(prepared, folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del (manifest["config"] if key == "fields" else manifest["config"]["fields"])[key]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert dataset_section(folder, "part-1", 1).warnings == dataset_section(prepared, "part-1", 1).warnings
+
+
+def test_a_runs_config_that_holds_itself_is_named(runs, tmp_path, command):
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    (folder / "config.yaml").write_text("a: &a [*a]\n", encoding="utf-8")
+    code, _, said = command("report", folder, "-o", tmp_path / "page.html")
+    assert code == Exit.STATE
+    assert "config.yaml is damaged: it is nested deeper than 64 levels" in " ".join(said.split())

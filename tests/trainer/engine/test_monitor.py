@@ -68,6 +68,8 @@ def test_a_run_that_goes_on_forgets_what_came_after_its_checkpoint(tmp_path):
     "line",
     [
         "[{}",
+        "[]",
+        "3",
         '{"loss": 3.0}',
         '{"step": "2"}',
         '{"step": 1.5}',

@@ -293,6 +293,7 @@ def test_a_dataset_of_another_tokenizer_is_refused(run, prepared, tmp_path):
         ((), Exit.USAGE, "Nothing to evaluate on"),
         (("FILE", "--seeds", "1,x"), Exit.USAGE, "whole numbers"),
         (("FILE", "--seeds", "1,1"), Exit.USAGE, "once"),
+        (("FILE", "--seeds", "1,9223372036854775808"), Exit.USAGE, "from 0 to 9223372036854775807"),
         (("FILE", "--temperature", "0"), Exit.USAGE, "for the likeliest token always, pass --greedy"),
         (("FILE", "--temperature", "-1"), Exit.USAGE, "above 0"),
         (("FILE", "--temperature", "nan"), Exit.USAGE, "nan is no finite number above 0"),
