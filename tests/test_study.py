@@ -412,7 +412,8 @@ def test_a_killed_command_leaves_no_process_and_goes_on(tmp_path):
     while any(psutil.pid_exists(each.pid) for each in members_of(work)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    subprocess.run(command, check=True)
+    ended = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "ended with exit code" not in ended.stderr
     assert {"teacher", "ce-1"} <= page.read(work / "results").keys()
     assert "| `ce` | 1 |" in (work / "study.md").read_text(encoding="utf-8")
     refused = subprocess.run([*command, "--set", "rows=9"], capture_output=True, text=True, check=False)

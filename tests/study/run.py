@@ -220,7 +220,8 @@ def _end_with_parent() -> None:
     """End when standard input does, which is the command's: it may be killed outright, and who is left keeps its memory."""
 
     def follow() -> None:
-        sys.stdin.buffer.read()
+        while os.read(sys.stdin.fileno(), 1):  # not by the stream, whose lock the interpreter asks for when it ends
+            pass
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
