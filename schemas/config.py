@@ -27,6 +27,8 @@ from schemas.problems import first_problem
 from schemas.signals import Signal, StateTokens, Storage, Weights
 
 Config = TypeVar("Config", bound="Strict")
+#: Of random numbers.
+LARGEST_SEED: Final = (1 << 63) - 1
 #: A name, a path, a word: an empty one names nothing, and as a path would be the current folder.
 Name = Annotated[str, Field(min_length=1)]
 
@@ -311,7 +313,7 @@ class SamplingConfig(Strict):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)  # 0: all
-    seed: int = Field(default=42, ge=0, lt=1 << 63)
+    seed: int = Field(default=42, ge=0, le=LARGEST_SEED)
 
     @field_validator("temperature")
     @classmethod

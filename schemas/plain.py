@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator
+from pydantic_core import from_json
 
 from schemas.errors import quoted
 
@@ -34,6 +35,15 @@ def plain(value: Any) -> Any:
 
 #: Any such value, with keys of text in its mappings. Others are refused with their key.
 Plain = Annotated[Any, BeforeValidator(plain)]
+
+
+def json_object(text: bytes) -> dict[str, Any] | None:
+    """The object that a JSON text is; None for what is damaged, or is none."""
+    try:
+        value = from_json(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _leaves(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import typer
 
 from schemas import console
-from schemas.config import ModelConfig
+from schemas.config import LARGEST_SEED, ModelConfig
 from schemas.errors import ResourceError, UsageError
 from schemas.files import write_text
 from schemas.manifest import read_manifest
@@ -44,8 +44,6 @@ app = typer.Typer(
 )
 
 SEEDS: Final = "10,20,30,40,50"
-#: As in `schemas.config.SamplingConfig`.
-_LARGEST_SEED: Final = (1 << 63) - 1
 INTERRUPTED: Final = "Interrupted; nothing was kept."
 
 
@@ -260,8 +258,8 @@ def _seeds(text: str) -> list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"--seeds {text!r}: whole numbers with commas between them are wanted.") from None
-    if min(seeds) < 0 or max(seeds) > _LARGEST_SEED or len(set(seeds)) < len(seeds):
-        raise UsageError(f"--seeds {text!r}: each may stand there once, and they are from 0 to {_LARGEST_SEED}.")
+    if min(seeds) < 0 or max(seeds) > LARGEST_SEED or len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text!r}: each may stand there once, and they are from 0 to {LARGEST_SEED}.")
     return seeds
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from pydantic_core import from_json
 
 from pipeline.report.curves import Panel, panel
 from pipeline.report.shown import Shown
@@ -17,7 +16,7 @@ from schemas.errors import StateError, UsageError, UserError
 from schemas.html import number
 from schemas.keys import dump, flat
 from schemas.manifest import CONFIG
-from schemas.plain import plain
+from schemas.plain import json_object, plain
 from schemas.training import TrainConfig
 from trainer.engine.monitor import METRICS, curves_of, read_metrics, worth_a_panel
 from trainer.evaluation.bootstrap import interval, resampled_means
@@ -70,11 +69,8 @@ def is_run(path: Path) -> bool:
 
 def is_evaluation(path: Path) -> bool:
     """Whether a file is what `mta-prep evaluate run --out` leaves."""
-    try:
-        values = from_json(path.read_bytes()) if path.suffix == ".json" and path.is_file() else None
-    except ValueError:
-        return False
-    return isinstance(values, dict) and values.get("format") == FORMAT
+    values = json_object(path.read_bytes()) if path.suffix == ".json" and path.is_file() else None
+    return values is not None and values.get("format") == FORMAT
 
 
 def runs_section(folders: Sequence[Path], evaluations: Sequence[Path] = (), anchor: str = "runs") -> RunsSection:

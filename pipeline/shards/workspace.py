@@ -15,7 +15,6 @@ from typing import IO, Any, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from schemas import files
 from schemas.config import Strict
@@ -23,6 +22,7 @@ from schemas.errors import StateError
 from schemas.files import flush, make_folder
 from schemas.keys import differences
 from schemas.manifest import CONFIG, MANIFEST, OtherFile, ShardFile, is_finished
+from schemas.plain import json_object
 
 WORK = ".mta-prep"
 RUN = "run.json"
@@ -282,11 +282,8 @@ def require_same_run(out: Path, layout: Layout, record: dict[str, Any], path: Pa
 
 def _record_in(path: Path) -> dict[str, Any]:
     """What an earlier run noted of itself."""
-    try:
-        record = from_json(path.read_bytes())
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
+    record = json_object(path.read_bytes())
+    if record is None:
         raise StateError(f"{path} is damaged. Choose another --out, or pass --overwrite to begin anew.")
     return record
 

@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import typer
-from pydantic_core import from_json
 
 from schemas import console
 from schemas.console import counted
 from schemas.errors import Exit, StateError, UsageError, nearest, quoted
 from schemas.files import make_folder, write_text
 from schemas.keys import assign, assignment
+from schemas.plain import json_object
 from study.profiles import PROFILES, Profile
 from study.stages import Study, digest
 
@@ -45,11 +45,8 @@ def opened(profile: Profile, work: Path, device: str, data: Path | None = None) 
     record = work / "study.json"
     told = profile.model_dump(mode="json") | {"device": device, "data": None if data is None else digest(data)}
     if record.is_file():
-        try:
-            before = from_json(record.read_bytes())
-        except ValueError:
-            before = None
-        if not isinstance(before, dict):
+        before = json_object(record.read_bytes())
+        if before is None:
             raise StateError(f"{record} is damaged; choose another --work.")
         if data is None:  # the rows are there
             told["data"] = before.get("data")

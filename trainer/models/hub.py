@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import huggingface_hub  # by its parts' whole names: it loads each when it is named, which takes a quarter of a second
-from pydantic_core import from_json
 
 from schemas import embedded, errors
 from schemas.config import ModelConfig
 from schemas.errors import ResourceError, UserError, sentence
 from schemas.files import sha256_of, write_text
+from schemas.plain import json_object
 
 _PROBE_SECONDS: Final = 10.0
 #: A file that was changed so recently may change again within one tick of the clock that its times are told by.
@@ -171,11 +171,7 @@ def _find(source: ModelFiles, name: str) -> Path | None:
 
 def _shards(index: Path) -> list[str]:
     """The files of weights that an index names, all in its folder. Raises `UserError` for one that is damaged."""
-    try:
-        values = from_json(index.read_bytes())
-    except ValueError:
-        values = None
-    named = values.get("weight_map") if isinstance(values, dict) else None
+    named = (json_object(index.read_bytes()) or {}).get("weight_map")
     shards = set(named.values()) if isinstance(named, dict) and all(map(_is_file_name, named.values())) else set()
     if not shards:
         raise UserError(
